@@ -1,0 +1,45 @@
+"""Handwritten digits, long-tailed: 1,797 real 8 x 8 images that come with scikit-learn, so nothing is downloaded.
+
+Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test part). The last 50 images of every
+class in file order, which other people wrote than the first ones, are the test set; the training classes are cut from
+124 images downwards.
+"""
+
+import numpy as np
+from sklearn.datasets import load_digits as sklearn_digits
+
+from datasets.long_tail import Augmentation, LongTailedData, Split, long_tail_counts, make_long_tailed
+
+NUM_CLASSES = 10
+TEST_PER_CLASS = 50
+TRAIN_MAX = 124  # the smallest class has 174 images, 50 of which are for the test
+
+# A mirrored digit is another sign: no mirroring. Constants of the whole set, ink scaled from 0..16 to 0..240.
+AUGMENTATION = Augmentation(padding=1, mirror=False, mean=(0.287, 0.287, 0.287), std=(0.354, 0.354, 0.354))
+
+
+def load_digits(
+    imb_ratio: float, imb_type: str, subset: str, subset_seed: int, holdout: float, holdout_seed: int
+) -> LongTailedData:
+    """Load the digits and cut the training part down to its long-tailed profile."""
+    counts = long_tail_counts(TRAIN_MAX, NUM_CLASSES, imb_ratio, imb_type)
+    digits = sklearn_digits()
+    ink = np.clip(digits.images * 15, 0, 255).astype(np.uint8)
+    images = np.repeat(ink[..., None], 3, axis=3)
+    labels = digits.target.astype(np.int64)
+    whole = Split(images, labels, np.arange(len(labels)))
+    is_test = np.zeros(len(labels), dtype=bool)
+    for label in range(NUM_CLASSES):
+        is_test[np.flatnonzero(labels == label)[-TEST_PER_CLASS:]] = True
+    return make_long_tailed(
+        "digits",
+        whole.take(np.flatnonzero(~is_test)),
+        whole.take(np.flatnonzero(is_test)),
+        [str(label) for label in range(NUM_CLASSES)],
+        counts,
+        AUGMENTATION,
+        subset=subset,
+        subset_seed=subset_seed,
+        holdout=holdout,
+        holdout_seed=holdout_seed,
+    )

@@ -1,0 +1,185 @@
+"""What a data set is here, and how a balanced one is made long-tailed.
+
+`LongTailedData` is what every data set function returns. Profiles follow Cui et al., "Class-Balanced Loss Based on
+Effective Number of Samples", CVPR 2019 (exponential) and Buda et al., "A systematic study of the class imbalance
+problem", 2018 (step), in the form that Cao et al. (LDAM, NeurIPS 2019) made the field's convention.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.errors import UserError
+
+IMB_TYPES = ["exp", "step"]
+SUBSETS = ["first", "shuffle"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, H, W, 3) uint8, labels (N,) int64, and ids (N,) int64: each image's index in the original files."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """Return the rows given by integer positions, in that order."""
+        return Split(self.images[rows], self.labels[rows], self.ids[rows])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What a training image of a data set may undergo, and the constants that normalise it.
+
+    `padding`: zero pixels added on every side before a crop back to the image's size. `mirror`: whether a mirrored image
+    still shows its class; without it neither training nor evaluation mirrors. `mean` and `std` are in units of [0, 1].
+    """
+
+    padding: int
+    mirror: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class LongTailedData:
+    """A long-tailed training set, the images held out of it (perhaps none), and a test set.
+
+    `class_counts` (K,) are the images of each class in `train`. `subset` identifies the chosen images: see
+    `subset_identity`.
+    """
+
+    name: str
+    train: Split
+    holdout: Split
+    test: Split
+    class_names: list[str]
+    class_counts: np.ndarray
+    augmentation: Augmentation
+    subset: dict[str, str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def long_tail_counts(n_max: int, num_classes: int, imb_ratio: float, imb_type: str = "exp") -> list[int]:
+    """Return the images per class, largest class first.
+
+    "exp": int(n_max * (1 / imb_ratio) ** (c / (K - 1))). "step": n_max for the first K // 2 classes, int(n_max /
+    imb_ratio) for the others. Raises UserError for a ratio below 1 or one that leaves a class without images.
+    """
+    if imb_type not in IMB_TYPES:
+        raise UserError(f"unknown --imb_type '{imb_type}'; known: {', '.join(IMB_TYPES)}")
+    if not 1 <= imb_ratio < float("inf"):
+        raise UserError(f"--imb_ratio must be a finite number >= 1, not {imb_ratio:g}")
+    share = 1 / imb_ratio
+    if imb_type == "exp":
+        counts = [int(n_max * share ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
+    else:
+        counts = [n_max if c < num_classes // 2 else int(n_max * share) for c in range(num_classes)]
+    if min(counts) < 1:
+        raise UserError(
+            f"--imb_ratio {imb_ratio:g} leaves {counts.count(0)} of {num_classes} classes without an image; "
+            f"the largest class has {n_max} images, so use at most {n_max}"
+        )
+    return counts
+
+
+def select_subset(labels: np.ndarray, counts: list[int], subset: str = "first", seed: int = 0) -> np.ndarray:
+    """Choose counts[c] images of every class c; return their indices, ascending.
+
+    "first" takes a class's first images in file order, as the released code of LOS does. "shuffle" shuffles each class
+    with NumPy's legacy generator, class after class: with seed 0 the images that LDAM's code chooses.
+    """
+    if subset not in SUBSETS:
+        raise UserError(f"unknown --subset '{subset}'; known: {', '.join(SUBSETS)}")
+    generator = np.random.RandomState(seed)
+    chosen = []
+    for label, count in enumerate(counts):
+        members = np.flatnonzero(labels == label)
+        if len(members) < count:
+            raise UserError(f"class {label} has {len(members)} images where the profile needs {count}")
+        if subset == "shuffle":
+            generator.shuffle(members)
+        chosen.append(members[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split positions 0..N-1 into (kept, held out), `fraction` of every class out, both ascending.
+
+    Of a class with two images or more at least one is held out and at least one kept; a single image is kept.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"--holdout must be at least 0 and below 1, not {fraction:g}")
+    out = np.zeros(len(labels), dtype=bool)
+    if fraction > 0:
+        generator = np.random.RandomState(seed)
+        for label in np.unique(labels):
+            members = generator.permutation(np.flatnonzero(labels == label))
+            share = min(max(round(len(members) * fraction), 1), len(members) - 1)
+            out[members[:share]] = True
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def subset_identity(split: Split) -> dict[str, str]:
+    """Return two sha256: of the sorted index list, and over the sorted (label, sha256 of the pixels) pairs.
+
+    The second one does not depend on the order of the files: copies of a data set can hold the same label at every
+    index and yet other images, and then the same index list means other pictures.
+    """
+    pairs = sorted(
+        (int(label), hashlib.sha256(image.tobytes()).hexdigest())
+        for label, image in zip(split.labels, split.images, strict=True)
+    )
+    content = "".join(f"{label} {digest}\n" for label, digest in pairs)
+    return {
+        "index_sha256": hashlib.sha256(np.sort(split.ids).astype("<i8").tobytes()).hexdigest(),
+        "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
+    }
+
+
+def refuse_blank_images(split: Split, what: str) -> None:
+    """Raise UserError where an image of the split is all zeros: the mark of an incomplete copy of a data set."""
+    blank = np.flatnonzero(~split.images.reshape(len(split), -1).any(axis=1))
+    if len(blank):
+        raise UserError(
+            f"{len(blank)} of {len(split)} chosen {what} images are all zeros (first: index {split.ids[blank[0]]}), so this copy "
+            "of the data is incomplete; unpack it again in full, or choose a subset that the copy holds"
+        )
+
+
+def make_long_tailed(
+    name: str,
+    train: Split,
+    test: Split,
+    class_names: list[str],
+    counts: list[int],
+    augmentation: Augmentation,
+    *,
+    subset: str,
+    subset_seed: int,
+    holdout: float,
+    holdout_seed: int,
+) -> LongTailedData:
+    """Cut `train` down to `counts` images a class, take the held-out share off, check the images."""
+    chosen = train.take(select_subset(train.labels, counts, subset, subset_seed))
+    refuse_blank_images(chosen, "training")
+    refuse_blank_images(test, "test")
+    kept, out = split_holdout(chosen.labels, holdout, holdout_seed)
+    return LongTailedData(
+        name=name,
+        train=chosen.take(kept),
+        holdout=chosen.take(out),
+        test=test,
+        class_names=class_names,
+        class_counts=np.bincount(chosen.labels[kept], minlength=len(class_names)),
+        augmentation=augmentation,
+        subset=subset_identity(chosen),
+    )

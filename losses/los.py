@@ -1,0 +1,55 @@
+"""Label over-smoothing: the target of LOS / LORT (ICLR 2025, arXiv 2403.00250), apart from the loss that uses it.
+
+A target is a pair (y_true, y_other): the probability of the true class and that of each other one, with
+y_true + (K - 1) * y_other = 1. Two conventions exist for one smoothing value:
+
+- `torch`: y_true = 1 - s + s / K, y_other = s / K. PyTorch's `label_smoothing`, and what the released code runs.
+- `rest`: y_true = 1 - d, y_other = d / (K - 1). The other reading of the paper's text; equal to `torch` at
+  s = d * K / (K - 1).
+"""
+
+import math
+
+from utils.errors import UserError
+
+Target = tuple[float, float]
+
+ONE_HOT: Target = (1.0, 0.0)
+
+
+def torch_target(smoothing: float, num_classes: int) -> Target:
+    """Return (1 - s + s / K, s / K) for s in [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise UserError(f"--label_smooth must be at least 0 and below 1, not {smoothing:g}")
+    return 1 - smoothing + smoothing / num_classes, smoothing / num_classes
+
+
+def rest_target(smoothing: float, num_classes: int) -> Target:
+    """Return (1 - d, d / (K - 1)) for d in [0, (K - 1) / K): above it the true class would get less than the others."""
+    limit = (num_classes - 1) / num_classes
+    if not 0 <= smoothing < limit:
+        raise UserError(
+            f"--label_smooth {smoothing:g} puts the true class of {num_classes} no higher than the others in the (1 - d, d / (K - 1)) "
+            f"convention; use 0 <= d < {limit:g}, or --method los, whose convention has no such limit"
+        )
+    return 1 - smoothing, smoothing / (num_classes - 1)
+
+
+TARGETS = {"torch": torch_target, "rest": rest_target}
+
+
+def optimal_gap(target: Target) -> float:
+    """Return ln(y_true / y_other): the gap between true and other logits at which the loss of a sample is smallest."""
+    true, other = target
+    return math.log(true / other) if other > 0 else math.inf
+
+
+def smoothing_for_gap(gap: float, num_classes: int, convention: str = "torch") -> float:
+    """Return the smoothing whose optimal gap is `gap` > 0, so that one value serves any number of classes.
+
+    `torch`: s = K / (K + exp(gap) - 1), the inverse of gap = ln(1 + K (1 - s) / s). `rest`: d = s (K - 1) / K.
+    """
+    if not 0 < gap <= 100:
+        raise UserError(f"--loma_target must be above 0 and at most 100, not {gap:g}")
+    smoothing = num_classes / (num_classes + math.expm1(gap))
+    return smoothing if convention == "torch" else smoothing * (num_classes - 1) / num_classes

@@ -1,0 +1,60 @@
+"""Stage 1, learn features: train backbone and classifier on the long-tailed set with plain cross-entropy.
+
+    python main_stage1.py --imb_ratio 100 --cur_stage stage1
+
+is the released recipe for CIFAR100-LT: ResNet-34, 200 epochs, about 47.5 % (published, flip-averaged, best epoch). That is
+minutes on a current GPU and most of a day on four CPU cores; RESULTS.md has what was measured, on what, in what time.
+"""
+
+import torch
+
+from datasets.device import steps_per_epoch
+from losses import build_loss
+from losses.los import torch_target
+from models import build_model
+from utils.config import STAGE1, parse_command
+from utils.engine import mixup_shares, predict, train_epoch
+from utils.errors import run_command
+from utils.setup import announce, device_images, load_data, settle_execution
+from utils.report import finish_run
+from utils.runs import describe, open_run, seed_folder, stage1_tags
+from utils.training import fit, make_sgd
+
+
+def main() -> None:
+    command = parse_command(STAGE1, __doc__)
+    settings = command.settings
+    execution = settle_execution(command)
+    data = load_data(settings)
+    tags = stage1_tags(command)
+    folder = seed_folder(settings, settings.seed) / "_".join(["stage1", *tags])
+    config = describe(command, "stage1", tags, data, execution, stage1=None)
+    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite)
+    announce(command, data, execution, folder)
+
+    images = device_images(data, execution)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.network, data.num_classes, width=settings.width)
+    execution.place(model)
+    loss_function = build_loss("ce", data.class_counts.tolist(), torch_target(settings.label_smooth, data.num_classes))
+    optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
+    steps = steps_per_epoch(len(data.train), settings.batch_size)
+
+    def train_one_epoch(epoch: int):
+        model.train()
+        batches = images["train"].training_batches(settings.batch_size, settings.seed, epoch)
+        mixup = mixup_shares(settings.mixup, steps, settings.seed, epoch) if settings.mixup > 0 else None
+        return train_epoch(model, batches, steps, optimizer, loss_function, execution, mixup=mixup)
+
+    def logits_of(split: str, mirrored: bool):
+        return predict(model.eval(), images[split], execution, mirrored=mirrored)
+
+    history = fit(
+        run, model, optimizer, train_one_epoch, logits_of, images, data,
+        base_lr=settings.lr, epochs=settings.epochs, eval_every=settings.eval_every,
+    )  # fmt: skip
+    finish_run(run, history, logits_of, images, data, model.fc.weight)
+
+
+if __name__ == "__main__":
+    run_command(main)

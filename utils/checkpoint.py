@@ -1,0 +1,96 @@
+"""Checkpoints: written whole or not at all, read without running anything that is inside them.
+
+Ours are dictionaries of tensors and plain Python values: `format`, `stage`, `epoch`, `model` (a state dict), `config`, and
+in last.pth also `optimizer`, `log`, `last`, `best` and `train_seconds`, which is all that resuming needs.
+"""
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.foreign import compare_keys, find_state_dict
+from utils.errors import UserError
+from utils.files import sha256_file, write_atomically
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read: `state` by torchvision's names, `kind` in words, and ours with its whole `content`."""
+
+    path: Path
+    sha256: str
+    kind: str
+    state: dict[str, Tensor]
+    content: dict[str, Any] | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that a checkpoint of ours carries; empty for any other."""
+        return {} if self.content is None else self.content["config"]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that wrote a checkpoint of ours; empty for any other."""
+        return self.config.get("settings", {})
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically. It is serialised in memory first, so that a full disk is an OSError and no other."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
+    """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`models.foreign`).
+
+    A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs `trust_pickle`.
+    Raises UserError for a missing, damaged or unknown file.
+    """
+    try:
+        digest = sha256_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():
+            raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+        raise UserError(
+            f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run any code; if you "
+            "trust its source, add --trust_pickle"
+        ) from error
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+    if isinstance(content, dict) and "format" in content:
+        if content["format"] != FORMAT or not isinstance(content.get("model"), dict) or "config" not in content:
+            raise UserError(
+                f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
+            )
+        return Checkpoint(
+            path, digest, f"{content['stage']} checkpoint, epoch {content['epoch']}", content["model"], content
+        )
+    if isinstance(content, nn.Module):
+        return Checkpoint(
+            path, digest, f"pickled {type(content).__name__}", find_state_dict(content.state_dict())[0], None
+        )
+    state, layout = find_state_dict(content)
+    return Checkpoint(path, digest, layout, state, None)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into a model; a UserError names missing, unexpected and misshapen keys."""
+    problems = compare_keys(checkpoint.state, model.state_dict())
+    if problems:
+        raise UserError(f"{checkpoint.path} ({checkpoint.kind}) does not fit the network: {'; '.join(problems)}")
+    model.load_state_dict(checkpoint.state)

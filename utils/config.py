@@ -1,0 +1,272 @@
+"""Every setting of the three scripts: one typed record, one parser made from it, presets, protocols.
+
+A value comes from the command line, else from the protocol, else from the data set's preset, else from the default
+below. Method-dependent values of stage 2 left at None come from the method's `Recipe`.
+"""
+
+import argparse
+import dataclasses
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import DATASETS
+from datasets.long_tail import IMB_TYPES, SUBSETS
+from models import NETWORKS
+from utils.errors import UserError
+from utils.recipes import RECIPES, resolve_smoothing
+
+STAGE1, STAGE2, EVALUATE = "main_stage1", "main_stage2", "evaluate"
+EVERYWHERE = (STAGE1, STAGE2, EVALUATE)
+TRAINING = (STAGE1, STAGE2)
+
+
+def option(
+    default: Any,
+    help_text: str,
+    used_by: Sequence[str] = EVERYWHERE,
+    *,
+    kind: Any = str,
+    choices: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+    folder: Sequence[str] = (),
+) -> Any:
+    """Declare a setting: what `--help` says of it, the scripts that read it, and the stages whose run folder names it."""
+    metadata = {
+        "help": help_text, "used_by": used_by, "kind": kind, "choices": choices, "names": names, "folder": folder
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def switch(help_text: str, used_by: Sequence[str], folder: Sequence[str] = ()) -> Any:
+    """Declare a setting that is off unless its flag is given."""
+    return option(False, help_text, used_by, kind=bool, folder=folder)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, resolved. The first block is the released code's, by name and meaning."""
+
+    data_dir: str = option("data", "folder of the data sets")
+    dataset: str = option("cifar100", "data set", choices=list(DATASETS))
+    num_class: int | None = option(None, "number of classes; checked against the data", kind=int)
+    imb_ratio: float = option(100.0, "imbalance factor: largest over smallest class", kind=float)
+    network: str = option("resnet34", "network", choices=NETWORKS)
+    epochs: int = option(200, "epochs of stage 1", (STAGE1,), kind=int, folder=(STAGE1,))
+    batch_size: int = option(64, "images a step", TRAINING, kind=int, folder=TRAINING)
+    cur_stage: str | None = option(None, "which stage", choices=["stage1", "stage2"])
+    lr: float = option(
+        0.01, "learning rate of stage 1", (STAGE1,), kind=float, names=["--learning-rate"], folder=(STAGE1,)
+    )
+    momentum: float = option(0.9, "momentum of SGD", TRAINING, kind=float, folder=TRAINING)
+    wd: float = option(5e-3, "weight decay of stage 1, on all parameters", (STAGE1,), kind=float, folder=(STAGE1,))
+    nesterov: bool = switch("Nesterov momentum", TRAINING, folder=TRAINING)
+    finetune_epoch: int | None = option(None, "epochs of stage 2 [the method's]", (STAGE2,), kind=int, folder=(STAGE2,))
+    finetune_lr: float | None = option(
+        None, "learning rate of stage 2 [the method's]", (STAGE2,), kind=float, folder=(STAGE2,)
+    )
+    finetune_wd: float | None = option(
+        None, "weight decay of stage 2 [the method's]", (STAGE2,), kind=float, folder=(STAGE2,)
+    )
+    label_smooth: float | None = option(
+        None, "label smoothing [stage 1: 0; stage 2: the method's, 0.98 for los]", kind=float, folder=TRAINING
+    )
+    pretrained_pth: str | None = option(
+        None, "run folder or file: the checkpoint that this script reads [found by the other flags]", (STAGE2, EVALUATE)
+    )
+    out: str = option("checkpoints", "folder of the runs")
+    workers: int | None = option(None, "threads of the host, on a CPU those that compute too [all]", kind=int)
+    seed: int | None = option(0, "random seed; None draws one and records it", kind=int)
+    gpu: int = option(0, "number of the CUDA device", kind=int)
+
+    imb_type: str = option("exp", "profile of the class sizes", choices=IMB_TYPES)
+    subset: str = option("first", "which images of a class are kept", choices=SUBSETS, folder=TRAINING)
+    subset_seed: int = option(0, "seed of --subset shuffle", kind=int, folder=TRAINING)
+    holdout: float = option(0.0, "share of each class kept out of training, for tuning", kind=float, folder=TRAINING)
+    width: int | None = option(
+        None, "channels of the first stage; scales the network [its own]", kind=int, folder=TRAINING
+    )
+    mixup: float = option(0.0, "alpha of mixup; 0 is off", (STAGE1,), kind=float, folder=(STAGE1,))
+    eval_every: int = option(1, "epochs between evaluations", TRAINING, kind=int)
+    protocol: str = option(
+        "honest", "which headline, and what the stage-2 switches default to", choices=["honest", "released"]
+    )
+    method: str = option("los", "classifier re-training method", (STAGE2, EVALUATE), choices=list(RECIPES))
+    loma_target: float | None = option(
+        None, "set the smoothing from the wanted logit gap", (STAGE2,), kind=float, folder=(STAGE2,)
+    )
+    start: str = option("last", "which stage-1 checkpoint stage 2 starts from", (STAGE2,), choices=["last", "best"])
+    bn_mode: str = option("eval", "batch norm of the frozen backbone in stage 2", (STAGE2,), choices=["eval", "train"])
+    views: str = option(
+        "5", "views of each image whose features stage 2 trains on: N augmented ones, 'plain' (one, not augmented), "
+        "'fresh' (another every epoch)", (STAGE2,),
+    )  # fmt: skip
+    reinit_classifier: bool = switch("stage 2 starts from a new classifier", (STAGE2,), folder=(STAGE2,))
+    stage1_seed: int | None = option(
+        None, "seed of the stage-1 run that stage 2 uses [--seed]", (STAGE2, EVALUATE), kind=int
+    )
+    device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
+    amp: str = option("auto", "bf16 autocast [on a CUDA device that has it]", choices=["auto", "off", "bf16"])
+    compile: str = option("auto", "torch.compile the network [on CUDA]", choices=["auto", "on", "off"])
+    resume: bool = switch("go on with an interrupted run", TRAINING)
+    overwrite: bool = switch("replace a run that is there", TRAINING)
+    trust_pickle: bool = switch(
+        "load pickled modules, which can run code: only from a source you trust", (STAGE2, EVALUATE)
+    )
+    json: str | None = option(None, "write the report to this file", (EVALUATE,))
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+# Chosen for stage 1 by its authors (papers.md has the sources); stage-2 values of `digits` on held-out images, see
+# results/digits_selection.csv.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar100": {},
+    "cifar10": {},
+    "digits": {
+        "imb_ratio": 25.0, "network": "resnet8", "epochs": 60, "batch_size": 32, "lr": 0.05, "wd": 5e-3,
+    },
+}  # fmt: skip
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "honest": {},
+    "released": {"start": "best", "bn_mode": "train", "views": "fresh"},
+}
+PROTOCOL_SWITCHES = ("start", "bn_mode", "views")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A parsed command line: the resolved settings, which of them the user gave, and what they would be by default."""
+
+    script: str
+    settings: Settings
+    given: frozenset[str]
+    defaults: Settings
+
+    def replace(self, **values: Any) -> "Command":
+        """Return the same command with other settings."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **values))
+
+
+def seed_value(text: str) -> int | None:
+    """Parse `--seed`: an integer of 0 or more, or None."""
+    return None if text == "None" else int(text)
+
+
+def make_parser(script: str, description: str) -> argparse.ArgumentParser:
+    """Make the parser of a script. All three accept every flag; one that a script does not read is reported."""
+    parser = argparse.ArgumentParser(prog=f"{script}.py", description=description, allow_abbrev=False)
+    parser.error = _refuse  # type: ignore[method-assign]  # one line, like every other user error
+    groups = {
+        used: parser.add_argument_group("settings" if used else "accepted, not used here") for used in (True, False)
+    }
+    for field in FIELDS.values():
+        meta = field.metadata
+        shown = "" if field.default is None or meta["kind"] is bool else f" [{field.default}]"
+        arguments: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": meta["help"] + shown}
+        if meta["kind"] is bool:
+            arguments["action"] = "store_true"
+        else:
+            arguments["type"] = seed_value if field.name == "seed" else meta["kind"]
+            arguments["metavar"] = (
+                field.name.upper() if meta["choices"] is None else "{" + ",".join(meta["choices"]) + "}"
+            )
+        groups[script in meta["used_by"]].add_argument(f"--{field.name}", *meta["names"], **arguments)
+    return parser
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"{message}; --help lists the flags")
+
+
+def parse_command(script: str, description: str, argv: Sequence[str] | None = None) -> Command:
+    """Parse a command line, resolve every setting, check its domain, report flags that have no effect."""
+    given = vars(make_parser(script, description).parse_args(argv))
+    dataset = given.get("dataset", FIELDS["dataset"].default)
+    if dataset not in PRESETS:
+        raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
+    protocol = given.get("protocol", FIELDS["protocol"].default)
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(PROTOCOLS)}")
+    switches = dict(PROTOCOLS[protocol])
+    if given.get("bn_mode") == "train":
+        switches["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
+    settings = Settings(**{**PRESETS[dataset], **switches, **given})
+    defaults = Settings(**{**PRESETS[dataset], "dataset": dataset})
+    check_domains(settings)
+    if settings.seed is None:
+        settings = dataclasses.replace(settings, seed=random.SystemRandom().randrange(2**31))
+    settings = fill_stage_values(settings, script)
+    defaults = fill_stage_values(
+        dataclasses.replace(defaults, method=settings.method, cur_stage=settings.cur_stage), script
+    )
+    check_stage(script, settings)
+    unused = [f"--{name}" for name in FIELDS if name in given and script not in FIELDS[name].metadata["used_by"]]
+    report_unused(script, unused)
+    return Command(script, settings, frozenset(given), defaults)
+
+
+def fill_stage_values(settings: Settings, script: str) -> Settings:
+    """Replace the None of values that depend on the stage or on the method of stage 2."""
+    if settings.cur_stage is None:
+        settings = dataclasses.replace(settings, cur_stage="stage2" if script == STAGE2 else "stage1")
+    if settings.cur_stage == "stage1":
+        return settings if settings.label_smooth is not None else dataclasses.replace(settings, label_smooth=0.0)
+    recipe = RECIPES[settings.method]
+    smoothing = settings.label_smooth
+    if smoothing is None and settings.loma_target is None:
+        smoothing = recipe.smoothing
+    return dataclasses.replace(
+        settings,
+        label_smooth=smoothing,
+        finetune_epoch=recipe.epochs if settings.finetune_epoch is None else settings.finetune_epoch,
+        finetune_lr=recipe.lr if settings.finetune_lr is None else settings.finetune_lr,
+        finetune_wd=recipe.weight_decay if settings.finetune_wd is None else settings.finetune_wd,
+    )
+
+
+def check_stage(script: str, settings: Settings) -> None:
+    """Raise UserError where flags contradict the stage or the method."""
+    if script != EVALUATE and settings.cur_stage != script.removeprefix("main_"):
+        raise UserError(
+            f"{script}.py runs {script.removeprefix('main_')}; --cur_stage {settings.cur_stage} is for main_{settings.cur_stage}.py"
+        )
+    if settings.cur_stage == "stage2":
+        resolve_smoothing(settings.method, 2, settings.label_smooth, settings.loma_target)
+
+
+def report_unused(script: str, flags: list[str], why: str = "") -> None:
+    """Say on standard error that flags were given where they have no effect."""
+    if flags:
+        print(f"not used by {script}{why}: {' '.join(flags)}", file=sys.stderr)
+
+
+def check_domains(settings: Settings) -> None:
+    """Raise UserError for a value outside its domain."""
+    for name, field in FIELDS.items():
+        choices, value = field.metadata["choices"], getattr(settings, name)
+        if choices is not None and value is not None and value not in choices:
+            raise UserError(f"unknown --{name} '{value}'; known: {', '.join(choices)}")
+    bounds: dict[str, tuple[float, float]] = {
+        "num_class": (2, 1e9), "epochs": (1, 1e9), "batch_size": (1, 1e9), "width": (1, 1e5), "eval_every": (1, 1e9),
+        "finetune_epoch": (0, 1e9), "lr": (0, 1e6), "finetune_lr": (0, 1e6), "wd": (0, 1e6), "finetune_wd": (0, 1e6),
+        "momentum": (0, 1), "mixup": (0, 1e6), "workers": (1, 1e6), "gpu": (0, 1e6), "seed": (0, 2**32 - 1),
+        "subset_seed": (0, 2**32 - 1), "stage1_seed": (0, 2**32 - 1),
+    }  # fmt: skip
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} must be between {low:g} and {high:g}, not {value:g}")
+    if settings.nesterov and settings.momentum == 0:
+        raise UserError("--nesterov needs a --momentum above 0")
+    if settings.views not in ("plain", "fresh") and not (settings.views.isdecimal() and int(settings.views) >= 1):
+        raise UserError(f"--views must be a number of at least 1, 'plain' or 'fresh', not '{settings.views}'")
+    if settings.bn_mode == "train" and settings.views != "fresh":
+        raise UserError(
+            "--bn_mode train changes the features with every batch, so they cannot be cached: use --views fresh"
+        )
+    if settings.resume and settings.overwrite:
+        raise UserError("--resume and --overwrite exclude each other")

@@ -1,0 +1,105 @@
+"""One epoch of training and one pass of prediction, for both stages: the only loops over batches there are."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from datasets.device import DeviceImages, mix64
+from utils.execution import Execution
+from utils.progress import show_progress
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Means over one epoch of training; `diverged_at` is the first step (from 1) whose loss or update was not finite."""
+
+    loss: float
+    accuracy: float
+    images: int
+    seconds: float
+    diverged_at: int | None
+
+
+def mixup_shares(alpha: float, steps: int, seed: int, epoch: int) -> Tensor:
+    """Draw one share lambda ~ Beta(alpha, alpha) a step (Zhang et al., "mixup", ICLR 2018): (steps,) float32."""
+    generator = np.random.default_rng([mix64(seed & (2**64 - 1)), epoch])
+    return torch.from_numpy(generator.beta(alpha, alpha, steps).astype(np.float32))
+
+
+def train_epoch(
+    module: nn.Module,
+    batches: Batches,
+    steps: int,
+    optimizer: Optimizer,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    execution: Execution,
+    *,
+    mixup: Tensor | None = None,
+    message: str = "training",
+) -> EpochResult:
+    """Train `module` on `steps` batches of (inputs (B, ...), labels (B,)).
+
+    Losses and counts stay on the device and are read once, at the end. `mixup` (steps,) mixes each batch with itself
+    shifted by one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels.
+    """
+    start = time.perf_counter()
+    losses = torch.zeros(steps, device=execution.device)
+    correct = torch.zeros((), dtype=torch.int64, device=execution.device)
+    shares = None if mixup is None else mixup.to(execution.device)
+    images = 0
+    for step, (inputs, labels) in enumerate(show_progress(batches, message, steps)):
+        if shares is not None:
+            inputs = shares[step] * inputs + (1 - shares[step]) * inputs.roll(1, 0)
+        with execution.autocast():
+            logits = module(inputs)
+        logits = logits.float()
+        loss = loss_function(logits, labels)
+        if shares is not None:
+            loss = shares[step] * loss + (1 - shares[step]) * loss_function(logits, labels.roll(1, 0))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses[step] = loss.detach() * len(labels)
+        correct += (logits.detach().argmax(dim=1) == labels).sum()
+        images += len(labels)
+    # A last update that overflows shows in no loss of this epoch: it counts as a step of its own.
+    finite = torch.stack([parameter.detach().isfinite().all() for parameter in module.parameters()]).all()
+    bad = torch.cat([~losses.isfinite(), ~finite[None]]).nonzero()
+    return EpochResult(
+        loss=float(losses.sum()) / images,
+        accuracy=100 * int(correct) / images,
+        images=images,
+        seconds=time.perf_counter() - start,
+        diverged_at=None if len(bad) == 0 else min(int(bad[0]) + 1, steps),
+    )
+
+
+@torch.no_grad()
+def predict(
+    function: Callable[[Tensor], Tensor],
+    images: DeviceImages,
+    execution: Execution,
+    *,
+    mirrored: bool = False,
+    view: tuple[int, int] | None = None,
+    batch_size: int = 500,
+    message: str = "predicting",
+) -> Tensor:
+    """Apply `function` (a model or its `features`, in evaluation mode) to every image of a split: (N, ...) float32.
+
+    Row i belongs to image i of the split. Images are plain, `mirrored`, or augmented as `view` = (seed, epoch) says.
+    """
+    rows = torch.arange(len(images), device=execution.device).split(batch_size)
+    outputs = []
+    for batch in show_progress(rows, message, len(rows)):
+        pixels = images.plain(batch, mirrored) if view is None else images.augmented(batch, *view)
+        with execution.autocast():
+            outputs.append(function(pixels).float())
+    return torch.cat(outputs)

@@ -1,0 +1,27 @@
+"""The one-line error for everything that a user can cause. A leaf: every room may import it."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """What is wrong and what to do about it, in one line."""
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a script's `main` and turn what a user can cause into an exit status.
+
+    Status 2 with one line for a `UserError`, 130 for Ctrl-C (the convention for SIGINT). Anything else is a defect of
+    ours and keeps its traceback.
+    """
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "interrupted: the last finished epoch is saved; the same command with --resume goes on from it",
+            file=sys.stderr,
+        )
+        sys.exit(130)

@@ -1,0 +1,66 @@
+"""What is reported of a model: the test set plain and flip-averaged, LoMa and RSD, metrics.json, the printed table."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from datasets.device import DeviceImages
+from datasets.long_tail import LongTailedData
+from utils.metrics import SHOTS, class_balanced_accuracy, classification_report, logits_magnitude
+
+# Logits (N, K) of a split ("train", "holdout" or "test"), of its images as they are or mirrored.
+LogitsOf = Callable[[str, bool], Tensor]
+Images = dict[str, DeviceImages]
+HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
+
+
+def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> dict[str, Any]:
+    """Report on the test set plain, and with the logits of each image and its mirror image averaged (`flip`).
+
+    `flip` is None for a data set whose mirrored images show something else.
+    """
+    labels = images["test"].labels
+    logits = logits_of("test", False)
+    report: dict[str, Any] = {"plain": classification_report(logits, labels, data.class_counts), "flip": None}
+    if data.augmentation.mirror:
+        averaged = (logits + logits_of("test", True)) / 2
+        report["flip"] = classification_report(averaged, labels, data.class_counts)
+    return report
+
+
+def selection_score(record: dict[str, Any]) -> float:
+    """Return what `best` is chosen by: flip-averaged accuracy, plain where there is no flip."""
+    return (record["flip"] or record["plain"])["all"]
+
+
+def logits_report(logits_of: LogitsOf, images: Images) -> dict[str, Any]:
+    """Return LoMa and RSD on the un-augmented training images and on the test images, plain logits."""
+    return {split: logits_magnitude(logits_of(split, False), images[split].labels) for split in ("train", "test")}
+
+
+def holdout_report(logits_of: LogitsOf, images: Images) -> dict[str, Any] | None:
+    """Return the class-balanced accuracy on the held-out images, None where none were held out."""
+    if len(images["holdout"]) == 0:
+        return None
+    balanced = class_balanced_accuracy(logits_of("holdout", False), images["holdout"].labels)
+    return {"images": len(images["holdout"]), "class_balanced_accuracy": balanced}
+
+
+def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
+    """Return the table of all / many / medium / few, one row a checkpoint and way of testing, the headline starred."""
+    headline = HEADLINE[protocol]
+    if not any(record["flip"] for record in records.values()):
+        headline = (headline[0], "plain")
+    rows = []
+    for name, record in records.items():
+        for way in ("plain", "flip"):
+            if record[way] is not None:
+                star = "*" if (name, way) == headline else ""
+                values = {key: record[way][key] for key in ("all", *SHOTS, "macro_f1", "ece")}
+                rows.append({"": star, "checkpoint": name, "epoch": record.get("epoch"), "test": way, **values})
+    table = pd.DataFrame(rows)
+    formatted = table.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
+    note = f"* the headline of the {protocol} protocol" if any(row[""] for row in rows) else ""
+    return "\n".join(part for part in (formatted, note) if part)

@@ -1,0 +1,84 @@
+"""Where and how the arithmetic runs: device, precision, compilation, each with the reason for the choice."""
+
+import contextlib
+import platform
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The chosen device and path. `reasons` are the lines that say which path was taken and why."""
+
+    device: torch.device
+    bf16: bool
+    compile: bool
+    reasons: tuple[str, ...]
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which a network's forward pass runs."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a network to the device, channels-last, compiled in place (so that its keys keep their names)."""
+        model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compile:
+            model.compile(dynamic=False)
+        return model
+
+
+def choose_execution(device: str, gpu: int, amp: str, compile_mode: str, threads: int | None = None) -> Execution:
+    """Resolve `--device auto|cpu|cuda --gpu N --amp auto|off|bf16 --compile auto|on|off` for this machine.
+
+    `threads` caps the threads of a CPU run. Raises UserError where CUDA or the GPU asked for is absent.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise UserError(
+            "--device cuda: PyTorch finds no CUDA device here; use --device cpu, or install a CUDA build and driver"
+        )
+    if device == "cpu" or not cuda:
+        if threads:
+            torch.set_num_threads(threads)
+        why = "asked for" if device == "cpu" else "no CUDA device was found"
+        bf16, compiled = amp == "bf16", compile_mode == "on"
+        reasons = [
+            f"device: CPU with {torch.get_num_threads()} threads ({why})",
+            f"precision: {'bf16 autocast (asked for)' if bf16 else 'fp32 (the default on a CPU)'}",
+            f"step: {'compiled (asked for)' if compiled else 'eager (the default on a CPU)'}, channels last",
+        ]
+        return Execution(torch.device("cpu"), bf16, compiled, tuple(reasons))
+    if gpu >= torch.cuda.device_count():
+        raise UserError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = amp == "bf16" or (amp == "auto" and supported)
+    compiled = compile_mode != "off"
+    reasons = [
+        f"device: {torch.cuda.get_device_name(gpu)} (cuda:{gpu})",
+        f"precision: {'bf16 autocast' if bf16 else 'fp32'} ({'the GPU has bf16' if supported else 'the GPU has no bf16'}, --amp {amp})",
+        f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}), channels last",
+    ]
+    torch.cuda.set_device(gpu)
+    return Execution(torch.device("cuda", gpu), bf16, compiled, tuple(reasons))
+
+
+def device_name(device: torch.device) -> str:
+    """Return the hardware's own name, for the records."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in _cpu_info():
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_info() -> list[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []

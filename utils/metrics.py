@@ -1,0 +1,121 @@
+"""What is measured on logits and features: accuracy by shot, F1, calibration, and LoMa and RSD. Functions on tensors."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MANY_ABOVE = 100
+FEW_BELOW = 20
+SHOTS = ["many", "medium", "few"]
+CALIBRATION_BINS = 15
+
+Report = dict[str, float | None | list[float | None]]
+
+
+def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return a boolean mask (K,) a group: many > 100 training images, medium 20 to 100, few < 20 (Liu et al., 2019)."""
+    many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
+    return {"many": many, "medium": ~many & ~few, "few": few}
+
+
+def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return counts (K, K), rows the true and columns the predicted class, for predictions and labels (N,)."""
+    cells = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
+    """Return the expected calibration error in percent: equal-width bins of the top probability (Guo et al., ICML 2017)."""
+    confidence, prediction = logits.double().softmax(dim=1).max(dim=1)
+    correct = (prediction == labels).double()
+    which = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add_(0, which, correct - confidence)
+    return 100 * float(gaps.abs().sum()) / len(labels)
+
+
+def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
+    """Summarise logits (N, K) for labels (N,): accuracies in percent, macro F1 in percent, calibration error in percent.
+
+    `all` counts images; the groups are means over classes, None where a group is empty. A class without an evaluated
+    image has accuracy None and is in no mean. Macro F1 is over the classes that have one.
+    """
+    confusion = confusion_counts(logits.argmax(dim=1), labels, logits.shape[1]).cpu().double().numpy()
+    hits, actual, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    present = actual > 0
+    accuracy = np.divide(100 * hits, actual, out=np.full(len(hits), np.nan), where=present)
+    f1 = 200 * hits / np.maximum(actual + predicted, 1)
+    report: Report = {"all": float(100 * hits.sum() / actual.sum())}
+    for name, members in shot_groups(class_counts).items():
+        report[name] = float(accuracy[members & present].mean()) if (members & present).any() else None
+    report["macro_f1"] = float(f1[present].mean())
+    report["ece"] = calibration_error(logits, labels)
+    report["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in accuracy]
+    return report
+
+
+def class_balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes present of their accuracy, in percent."""
+    report = classification_report(logits, labels, np.zeros(logits.shape[1], dtype=np.int64))
+    values = [value for value in report["per_class_accuracy"] or [] if value is not None]  # type: ignore[union-attr]
+    return sum(values) / len(values)
+
+
+def mean_and_deviation(values: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and sample deviation (K,) of each column of `values` (N, K) over the rows where `members` (N, K) is 1.
+
+    NaN where there are too few rows: none for a mean, one for a deviation.
+    """
+    count = members.sum(dim=0)
+    mean = (values * members).sum(dim=0) / count
+    squares = ((values - mean).square() * members).sum(dim=0)
+    return mean, torch.where(count > 1, squares / (count - 1), torch.nan).sqrt()
+
+
+def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list[float | None]]]:
+    """Return LoMa, both deviations and both RSD per class, in the two readings of the LOS paper's definition.
+
+    For logits (N, K), centred per sample because softmax knows them only up to a constant:
+    `column`: LoMa_k = mean of z_k over the samples of class k minus its mean over all others; the deviations are those of
+    z_k over each of the two sets. `row`: the same sets, with z_k minus the mean of the sample's other logits instead of
+    z_k, and LoMa_k its mean over the samples of class k. RSD is a deviation divided by LoMa. Values that do not exist are
+    None: RSD where LoMa <= 1e-6, a deviation of fewer than two samples, LoMa of an absent class.
+    """
+    num_classes = logits.shape[1]
+    centred = logits.double() - logits.double().mean(dim=1, keepdim=True)
+    of_class = torch.nn.functional.one_hot(labels, num_classes).double()
+    true_mean, true_deviation = mean_and_deviation(centred, of_class)
+    other_mean, other_deviation = mean_and_deviation(centred, 1 - of_class)
+    # z_k - mean_{j != k} z_j = K / (K - 1) * (z_k - mean_j z_j): the row reading is a multiple of the centred logit.
+    row = num_classes / (num_classes - 1)
+    readings = {
+        "column": (true_mean - other_mean, true_deviation, other_deviation),
+        "row": (row * true_mean, row * true_deviation, row * other_deviation),
+    }
+    result = {}
+    for name, (loma, sigma_true, sigma_other) in readings.items():
+        divisor = torch.where(loma > 1e-6, loma, torch.nan)
+        columns = {
+            "loma": loma,
+            "sigma_true": sigma_true,
+            "sigma_other": sigma_other,
+            "rsd_true": sigma_true / divisor,
+            "rsd_other": sigma_other / divisor,
+        }
+        result[name] = {key: [None if x != x else x for x in value.tolist()] for key, value in columns.items()}
+    return result
+
+
+def feature_variance_ratio(features: Tensor, labels: Tensor) -> float:
+    """Return within-class over between-class variance of features (N, d), every class weighing the same.
+
+    Within: mean over classes of the mean squared distance to the class mean. Between: mean squared distance of the class
+    means to their mean. Near 0 the features of a class have collapsed onto its mean (Papyan et al., PNAS 2020).
+    """
+    values, classes = features.double(), labels.unique()
+    rows = torch.searchsorted(classes, labels)
+    count = torch.bincount(rows, minlength=len(classes)).double()
+    means = values.new_zeros(len(classes), values.shape[1]).index_add_(0, rows, values) / count[:, None]
+    distance = (values - means[rows]).square().sum(dim=1)
+    within = values.new_zeros(len(classes)).index_add_(0, rows, distance) / count
+    between = (means - means.mean(dim=0)).square().sum(dim=1)
+    return float(within.mean() / between.mean())

@@ -1,0 +1,61 @@
+"""What a finished run leaves: metrics.json, plots, and the table on the screen."""
+
+from typing import Any
+
+from torch import Tensor
+
+from datasets.long_tail import LongTailedData
+from utils.evaluation import HEADLINE, Images, LogitsOf, holdout_report, logits_report, report_table
+from utils.files import write_json
+from utils.plots import draw_plots
+from utils.runs import Run
+from utils.training import History
+
+
+def finish_run(
+    run: Run, history: History, logits_of: LogitsOf, images: Images, data: LongTailedData, weight: Tensor
+) -> dict[str, Any]:
+    """Write metrics.json (see README) and the plots of a run, print its table, and return the metrics.
+
+    `weight` (K, d) is the classifier's, for the norm of each class.
+    """
+    settings = run.config["settings"]
+    seconds = history.train_seconds
+    metrics: dict[str, Any] = {
+        "schema": 1,
+        "dataset": data.name,
+        "imb_type": settings["imb_type"],
+        "imb_ratio": settings["imb_ratio"],
+        "subset": {"kind": settings["subset"], "seed": settings["subset_seed"], **data.subset},
+        "network": settings["network"],
+        "width": settings["width"],
+        "stage": run.config["stage"],
+        "method": run.config["method"],
+        "seed": settings["seed"],
+        "stage1": run.config["stage1"],
+        "protocol": settings["protocol"],
+        "num_class": data.num_classes,
+        "class_counts": data.class_counts.tolist(),
+        "train_seconds": seconds,
+        "images_per_second": history.images / seconds if seconds else None,
+        "train_accuracy": history.log[-1]["train_accuracy"] if history.log else None,
+        "last": history.last,
+        "best": history.best,
+        "holdout": holdout_report(logits_of, images),
+        "logits": logits_report(logits_of, images),
+        "weight_norm": weight.detach().float().norm(dim=1).tolist(),
+    }
+    draw_plots(run.folder / "plots", metrics, history.log)
+    write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
+    print()
+    print(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
+    if metrics["holdout"]:
+        print(f"held-out images: class-balanced accuracy {metrics['holdout']['class_balanced_accuracy']:.2f}")
+    print(f"training took {seconds:.1f} s; everything is in {run.folder}")
+    return metrics
+
+
+def headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the report that the run's protocol quotes; plain where the data set has no mirrored images."""
+    checkpoint, way = HEADLINE[metrics["protocol"]]
+    return metrics[checkpoint][way] or metrics[checkpoint]["plain"]

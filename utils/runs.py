@@ -1,0 +1,203 @@
+"""A run's folder: its name, the rules for opening it, its configuration, and how the next stage finds it."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from datasets.long_tail import LongTailedData
+from utils.config import FIELDS, PROTOCOL_SWITCHES, PROTOCOLS, STAGE1, STAGE2, Command, Settings
+from utils.errors import UserError
+from utils.execution import Execution, device_name
+from utils.files import read_json, write_json
+
+# Settings by which a default lookup tells runs of one data set, imbalance, network and seed apart.
+IDENTITY = ("subset", "subset_seed", "holdout", "width")
+
+
+def seed_folder(settings: Settings, seed: int | None) -> Path:
+    """Return `<out>/<dataset>_<imb_type>IF<r>_<network>/seed<k>`."""
+    experiment = f"{settings.dataset}_{settings.imb_type}IF{settings.imb_ratio:g}_{settings.network}"
+    return Path(settings.out) / experiment / f"seed{seed}"
+
+
+def tag(name: str, value: Any) -> str:
+    """Return a setting as it stands in a folder's name."""
+    return name if value is True else f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
+
+
+def stage1_tags(command: Command) -> list[str]:
+    """Return the settings of a stage-1 run that differ from the preset, in the order of `Settings`."""
+    return _differing(command, [name for name, field in FIELDS.items() if STAGE1 in field.metadata["folder"]])
+
+
+def stage2_tags(command: Command) -> list[str]:
+    """Return the settings of a stage-2 run that differ from the preset, the method's recipe and the protocol."""
+    settings = command.settings
+    names = [name for name, field in FIELDS.items() if STAGE2 in field.metadata["folder"] and name not in IDENTITY]
+    tags = _differing(command, names)
+    if settings.protocol != "honest":
+        tags.append(settings.protocol)
+    usual = {**{name: getattr(command.defaults, name) for name in PROTOCOL_SWITCHES}, **PROTOCOLS[settings.protocol]}
+    return tags + [
+        tag(name, getattr(settings, name)) for name in PROTOCOL_SWITCHES if getattr(settings, name) != usual[name]
+    ]
+
+
+def _differing(command: Command, names: list[str]) -> list[str]:
+    values = {name: getattr(command.settings, name) for name in names}
+    return [
+        tag(name, value)
+        for name, value in values.items()
+        if value is not None and value != getattr(command.defaults, name)
+    ]
+
+
+def find_run(command: Command, stage: str, seed: int | None) -> Path:
+    """Find the run of `stage` that the command line describes: the exact match, else the only candidate.
+
+    Raises UserError where there is none (it names the command that makes one) or several (it lists them).
+    """
+    settings = command.settings
+    parent = seed_folder(settings, seed)
+    wanted = _differing(command, list(IDENTITY))
+    prefix = "stage1"
+    if stage == "stage2":
+        prefix = f"stage2_{settings.method}"
+        wanted += _differing(command, ["label_smooth"]) + ([settings.protocol] if settings.protocol != "honest" else [])
+    exact = parent / "_".join([prefix, *wanted])
+    if (exact / "config.json").is_file():
+        return exact
+    candidates = []
+    for path in sorted(parent.glob("*/config.json")):
+        config = read_json(path)
+        same = config.get("stage") == stage and (stage == "stage1" or config.get("method") == settings.method)
+        if same and set(wanted) <= set(config.get("tags", [])):
+            candidates.append(path.parent)
+    if not candidates:
+        raise UserError(f"no {stage} run in {exact}; make it first: {_command_for(command, stage)}")
+    if len(candidates) > 1:
+        listed = ", ".join(str(path) for path in candidates)
+        raise UserError(f"several {stage} runs fit: {listed}; name one with --pretrained_pth")
+    print(f"using {candidates[0]}, the only {stage} run that fits")
+    return candidates[0]
+
+
+def _command_for(command: Command, stage: str) -> str:
+    names = ["data_dir", "dataset", "imb_ratio", "imb_type", "network", "out", "seed", *IDENTITY]
+    names += ["method", "label_smooth", "protocol"] if stage == "stage2" else []
+    given = [f"--{name} {shlex.quote(str(getattr(command.settings, name)))}" for name in names if name in command.given]
+    return " ".join(["python", f"main_{stage}.py", *given])
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder. `state` is what last.pth held when an interrupted run goes on, else None."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pth"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pth"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "metrics.json").is_file()
+
+
+# What a run writes; --overwrite removes these and nothing else.
+OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth"]
+
+
+def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool) -> Run:
+    """Make a run's folder and write its config.json, or reopen one.
+
+    Raises UserError where a run is there and neither `--resume` nor `--overwrite` was said, where it was made with other
+    settings than the resuming command's, and where the folder cannot be written.
+    """
+    present = [name for name in OWN_FILES if (folder / name).exists()]
+    if present and not (resume or overwrite):
+        state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
+        raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for name in present:
+                (folder / name).unlink()
+    except OSError as error:
+        raise UserError(f"cannot use {folder}: {error.strerror or error}; name another place with --out") from error
+    if resume and "config.json" in present:
+        _refuse_other_settings(folder, read_json(folder / "config.json"), config)
+    else:
+        write_json(folder / "config.json", config)
+    return Run(folder, config)
+
+
+def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UserError where resuming would mix two configurations in one run."""
+    keys = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
+    old, new = before.get("settings", {}), now["settings"]
+    differing = [f"--{key} {old.get(key)} there, {new[key]} now" for key in keys if old.get(key) != new[key]]
+    for name in ("subset", "stage1"):
+        if before.get(name) != now[name]:
+            differing.append(f"another {'training subset' if name == 'subset' else 'stage-1 checkpoint'}")
+    if differing:
+        raise UserError(
+            f"{folder} was begun with other settings ({'; '.join(differing)}); repeat its command, or use --overwrite"
+        )
+
+
+def describe(
+    command: Command,
+    stage: str,
+    tags: list[str],
+    data: LongTailedData,
+    execution: Execution,
+    stage1: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the content of config.json: settings, what they came to, and what they ran on."""
+    return {
+        "schema": 1,
+        "stage": stage,
+        "method": command.settings.method if stage == "stage2" else None,
+        "tags": tags,
+        "command": shlex.join(["python", *sys.argv]),
+        "settings": asdict(command.settings),
+        "num_class": data.num_classes,
+        "class_counts": data.class_counts.tolist(),
+        "subset": data.subset,
+        "stage1": stage1,
+        "environment": {
+            "git_revision": git_revision(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+            "cuda": torch.version.cuda if execution.device.type == "cuda" else None,
+            "device": device_name(execution.device),
+            "execution": list(execution.reasons),
+        },
+    }
+
+
+def git_revision() -> str | None:
+    """Return the commit of the checkout this file belongs to, marked `+` where files differ from it; None without git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

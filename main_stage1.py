@@ -15,9 +15,9 @@ from models import build_model
 from utils.config import STAGE1, parse_command
 from utils.engine import mixup_shares, predict, train_epoch
 from utils.errors import run_command
-from utils.setup import announce, device_images, load_data, settle_execution
 from utils.report import finish_run
 from utils.runs import describe, open_run, seed_folder, stage1_tags
+from utils.setup import announce, device_images, load_data, settle_execution
 from utils.training import fit, make_sgd
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         run, model, optimizer, train_one_epoch, logits_of, images, data,
         base_lr=settings.lr, epochs=settings.epochs, eval_every=settings.eval_every,
     )  # fmt: skip
-    finish_run(run, history, logits_of, images, data, model.fc.weight)
+    finish_run(run, history, logits_of, images, data, model, execution)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ class Checkpoint:
         """The configuration that a checkpoint of ours carries; empty for any other."""
         return {} if self.content is None else self.content["config"]
 
+    @property
+    def epoch(self) -> int | None:
+        """The epoch after which a checkpoint of ours was written."""
+        return None if self.content is None else self.content["epoch"]
+
     def settings(self) -> dict[str, Any]:
         """The settings of the run that wrote a checkpoint of ours; empty for any other."""
         return self.config.get("settings", {})

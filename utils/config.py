@@ -109,7 +109,7 @@ class Settings:
     )
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     amp: str = option("auto", "bf16 autocast [on a CUDA device that has it]", choices=["auto", "off", "bf16"])
-    compile: str = option("auto", "torch.compile the network [on CUDA]", choices=["auto", "on", "off"])
+    compile: str = option("auto", "torch.compile the network [on CUDA]", (STAGE1,), choices=["auto", "on", "off"])
     resume: bool = switch("go on with an interrupted run", TRAINING)
     overwrite: bool = switch("replace a run that is there", TRAINING)
     trust_pickle: bool = switch(

@@ -1,6 +1,5 @@
 """One epoch of training and one pass of prediction, for both stages: the only loops over batches there are."""
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -23,7 +22,6 @@ class EpochResult:
     loss: float
     accuracy: float
     images: int
-    seconds: float
     diverged_at: int | None
 
 
@@ -49,7 +47,6 @@ def train_epoch(
     Losses and counts stay on the device and are read once, at the end. `mixup` (steps,) mixes each batch with itself
     shifted by one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels.
     """
-    start = time.perf_counter()
     losses = torch.zeros(steps, device=execution.device)
     correct = torch.zeros((), dtype=torch.int64, device=execution.device)
     shares = None if mixup is None else mixup.to(execution.device)
@@ -76,7 +73,6 @@ def train_epoch(
         loss=float(losses.sum()) / images,
         accuracy=100 * int(correct) / images,
         images=images,
-        seconds=time.perf_counter() - start,
         diverged_at=None if len(bad) == 0 else min(int(bad[0]) + 1, steps),
     )
 

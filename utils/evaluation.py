@@ -64,3 +64,15 @@ def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
     formatted = table.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
     note = f"* the headline of the {protocol} protocol" if any(row[""] for row in rows) else ""
     return "\n".join(part for part in (formatted, note) if part)
+
+
+def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:
+    """Return the table of every class: training images, accuracy and LoMa (column reading, test images) a checkpoint."""
+    columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
+    for name, record in records.items():
+        for way in ("plain", "flip"):
+            if record[way] is not None:
+                columns[f"{name} {way}"] = record[way]["per_class_accuracy"]
+        columns[f"{name} LoMa"] = record["logits"]["test"]["column"]["loma"]
+        columns[f"{name} RSD"] = record["logits"]["test"]["column"]["rsd_true"]
+    return pd.DataFrame(columns).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")

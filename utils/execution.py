@@ -1,6 +1,7 @@
 """Where and how the arithmetic runs: device, precision, compilation, each with the reason for the choice."""
 
 import contextlib
+import dataclasses
 import platform
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ class Execution:
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which a network's forward pass runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def full_precision(self) -> "Execution":
+        """Return the same without autocast: a classifier on cached features gains nothing from bf16."""
+        return dataclasses.replace(self, bf16=False)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a network to the device, channels-last, compiled in place (so that its keys keep their names)."""

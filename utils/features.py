@@ -16,10 +16,13 @@ class FrozenFeatures:
     """Features (N, d) of a backbone in evaluation mode, each computed once, when it is first asked for.
 
     View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs of
-    fresh augmentation. `views` None is fresh augmentation: a view is used in one epoch and not kept.
+    fresh augmentation. `views` is their number, "plain" for the images as they are instead, or None for fresh
+    augmentation: a view then serves one epoch and is not kept.
     """
 
-    def __init__(self, model: Network, images: Images, execution: Execution, seed: int, views: int | None) -> None:
+    def __init__(
+        self, model: Network, images: Images, execution: Execution, seed: int, views: int | str | None
+    ) -> None:
         self.model = model.eval()
         self.images = images
         self.execution = execution
@@ -41,9 +44,11 @@ class FrozenFeatures:
             self._plain[split, mirrored] = features
         return self._plain[split, mirrored]
 
-    def augmented(self, epoch: int) -> Tensor:
-        """Return the features of the training images under the view that `epoch` (from 0) trains on."""
-        view = epoch if self.views is None else epoch % self.views
+    def training_view(self, epoch: int) -> Tensor:
+        """Return the features of the training images (N, d) under the view that `epoch` (from 0) trains on."""
+        if self.views == "plain":
+            return self.plain("train")
+        view = epoch % self.views if isinstance(self.views, int) else epoch
         if view in self._augmented:
             return self._augmented[view]
         features = predict(

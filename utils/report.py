@@ -2,25 +2,36 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from datasets.long_tail import LongTailedData
+from models import Network
+from utils.engine import predict
 from utils.evaluation import HEADLINE, Images, LogitsOf, holdout_report, logits_report, report_table
+from utils.execution import Execution
 from utils.files import write_json
+from utils.metrics import feature_variance_ratio
 from utils.plots import draw_plots
 from utils.runs import Run
 from utils.training import History
 
 
 def finish_run(
-    run: Run, history: History, logits_of: LogitsOf, images: Images, data: LongTailedData, weight: Tensor
+    run: Run,
+    history: History,
+    logits_of: LogitsOf,
+    images: Images,
+    data: LongTailedData,
+    model: Network,
+    execution: Execution,
 ) -> dict[str, Any]:
     """Write metrics.json (see README) and the plots of a run, print its table, and return the metrics.
 
-    `weight` (K, d) is the classifier's, for the norm of each class.
+    Beside the report on the test set they say how well the network fits the training images as they are, and how far
+    their features have collapsed onto the class means.
     """
     settings = run.config["settings"]
     seconds = history.train_seconds
+    train_logits = logits_of("train", False)
+    train_features = predict(model.eval().features, images["train"], execution)
     metrics: dict[str, Any] = {
         "schema": 1,
         "dataset": data.name,
@@ -38,12 +49,15 @@ def finish_run(
         "class_counts": data.class_counts.tolist(),
         "train_seconds": seconds,
         "images_per_second": history.images / seconds if seconds else None,
-        "train_accuracy": history.log[-1]["train_accuracy"] if history.log else None,
+        "train": {
+            "accuracy": 100 * float((train_logits.argmax(dim=1) == images["train"].labels).double().mean()),
+            "feature_variance_ratio": feature_variance_ratio(train_features, images["train"].labels),
+        },
         "last": history.last,
         "best": history.best,
         "holdout": holdout_report(logits_of, images),
         "logits": logits_report(logits_of, images),
-        "weight_norm": weight.detach().float().norm(dim=1).tolist(),
+        "weight_norm": model.fc.weight.detach().norm(dim=1).tolist(),
     }
     draw_plots(run.folder / "plots", metrics, history.log)
     write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished

@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from datasets.long_tail import LongTailedData
+from utils.checkpoint import Checkpoint
 from utils.config import FIELDS, PROTOCOL_SWITCHES, PROTOCOLS, STAGE1, STAGE2, Command, Settings
 from utils.errors import UserError
 from utils.execution import Execution, device_name
@@ -38,17 +39,24 @@ def stage1_tags(command: Command) -> list[str]:
     return _differing(command, [name for name, field in FIELDS.items() if STAGE1 in field.metadata["folder"]])
 
 
-def stage2_tags(command: Command) -> list[str]:
-    """Return the settings of a stage-2 run that differ from the preset, the method's recipe and the protocol."""
+def stage2_tags(command: Command, stage1: Checkpoint) -> list[str]:
+    """Return what tells a stage-2 run from others: its stage 1, and the settings that differ from recipe and protocol."""
     settings = command.settings
-    names = [name for name, field in FIELDS.items() if STAGE2 in field.metadata["folder"] and name not in IDENTITY]
-    tags = _differing(command, names)
+    tags = list(stage1.config["tags"]) if stage1.content else [f"from{stage1.sha256[:8]}"]
+    if settings.stage1_seed is not None and settings.stage1_seed != settings.seed:
+        tags.append(tag("stage1_seed", settings.stage1_seed))
+    own = [name for name, field in FIELDS.items() if STAGE2 in field.metadata["folder"]]
+    tags += [name for name in _differing(command, own) if name not in tags]
     if settings.protocol != "honest":
         tags.append(settings.protocol)
-    usual = {**{name: getattr(command.defaults, name) for name in PROTOCOL_SWITCHES}, **PROTOCOLS[settings.protocol]}
-    return tags + [
-        tag(name, getattr(settings, name)) for name in PROTOCOL_SWITCHES if getattr(settings, name) != usual[name]
-    ]
+    usual = {name: getattr(command.defaults, name) for name in PROTOCOL_SWITCHES} | PROTOCOLS[settings.protocol]
+    values = {name: getattr(settings, name) for name in PROTOCOL_SWITCHES}
+    return tags + [tag(name, value) for name, value in values.items() if value != usual[name]]
+
+
+def stage2_folder(settings: Settings, tags: list[str]) -> Path:
+    """Return the folder of a stage-2 run."""
+    return seed_folder(settings, settings.seed) / "_".join([f"stage2_{settings.method}", *tags])
 
 
 def _differing(command: Command, names: list[str]) -> list[str]:
@@ -99,7 +107,7 @@ def _command_for(command: Command, stage: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run folder. `state` is what last.pth held when an interrupted run goes on, else None."""
+    """An opened run folder and its configuration."""
 
     folder: Path
     config: dict[str, Any]
@@ -111,10 +119,6 @@ class Run:
     @property
     def best(self) -> Path:
         return self.folder / "best.pth"
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "metrics.json").is_file()
 
 
 # What a run writes; --overwrite removes these and nothing else.
@@ -165,7 +169,7 @@ def describe(
     tags: list[str],
     data: LongTailedData,
     execution: Execution,
-    stage1: dict[str, Any] | None,
+    stage1: Checkpoint | None,
 ) -> dict[str, Any]:
     """Return the content of config.json: settings, what they came to, and what they ran on."""
     return {
@@ -178,13 +182,13 @@ def describe(
         "num_class": data.num_classes,
         "class_counts": data.class_counts.tolist(),
         "subset": data.subset,
-        "stage1": stage1,
+        "stage1": stage1 and {"sha256": stage1.sha256, "kind": stage1.kind, "seed": stage1.settings().get("seed")},
         "environment": {
             "git_revision": git_revision(),
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": np.__version__,
+            "torch": str(torch.__version__),  # a subclass of str otherwise, which a checkpoint may not hold
+            "torchvision": str(torchvision.__version__),
+            "numpy": str(np.__version__),
             "cuda": torch.version.cuda if execution.device.type == "cuda" else None,
             "device": device_name(execution.device),
             "execution": list(execution.reasons),

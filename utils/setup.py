@@ -1,14 +1,18 @@
 """What the three scripts do alike before their work begins: choose a device, load the data, say what will run."""
 
+import sys
+from pathlib import Path
+
 from datasets import load_dataset
 from datasets.device import DeviceImages
 from datasets.long_tail import LongTailedData
-from utils.checkpoint import Checkpoint
-from utils.config import Command, Settings, report_unused
+from utils.checkpoint import Checkpoint, load_checkpoint
+from utils.config import FIELDS, Command, Settings, report_unused
 from utils.errors import UserError
 from utils.evaluation import Images
 from utils.execution import Execution, choose_execution
 from utils.metrics import shot_groups
+from utils.runs import find_run
 
 DATA_FLAGS = ("imb_ratio", "imb_type", "subset", "subset_seed", "holdout")
 # What a checkpoint of ours settles, where the command line does not say it.
@@ -18,14 +22,19 @@ FROM_CHECKPOINT = ("dataset", *DATA_FLAGS, "network", "width")
 def settle_execution(command: Command) -> Execution:
     """Choose device, precision and compilation; say which of the flags given have no effect there."""
     settings = command.settings
-    execution = choose_execution(settings.device, settings.gpu, settings.amp, settings.compile, settings.workers)
+    # Only stage 1 runs a network often enough to repay compiling it.
+    compile_mode = settings.compile if command.script in FIELDS["compile"].metadata["used_by"] else "off"
+    execution = choose_execution(settings.device, settings.gpu, settings.amp, compile_mode, settings.workers)
     idle = "workers" if execution.device.type == "cuda" else "gpu"
     report_unused(command.script, [f"--{idle}"] if idle in command.given else [], f" on {execution.device.type}")
     return execution
 
 
-def load_data(settings: Settings) -> LongTailedData:
-    """Load the data set that the settings describe; the held-out images are those of the stage-1 seed."""
+def load_data(settings: Settings, checkpoint: Checkpoint | None = None) -> LongTailedData:
+    """Load the data set that the settings describe; the held-out images are those of the stage-1 seed.
+
+    Raises UserError where `--num_class` does not fit it, and where `checkpoint` learned from other images.
+    """
     seed = settings.seed if settings.stage1_seed is None else settings.stage1_seed
     profile = {name: getattr(settings, name) for name in DATA_FLAGS}
     data = load_dataset(settings.dataset, data_dir=settings.data_dir, holdout_seed=seed or 0, **profile)
@@ -33,23 +42,66 @@ def load_data(settings: Settings) -> LongTailedData:
         raise UserError(
             f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; leave it out"
         )
+    subset = None if checkpoint is None else checkpoint.config.get("subset")
+    if checkpoint is not None and subset is not None and subset != data.subset:
+        raise UserError(
+            f"{checkpoint.path} learned from other images than the ones in {settings.data_dir}: their sha256 differ"
+        )
     return data
 
 
 def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     """Take data set and network from a checkpoint of ours; a flag given that says otherwise is refused."""
-    settings = checkpoint.settings()
-    known = {name: settings[name] for name in FROM_CHECKPOINT if name in settings}
-    for name, value in known.items():
+    trained = checkpoint.settings()
+    if not trained:
+        return command
+    for name in FROM_CHECKPOINT:
         asked = getattr(command.settings, name)
-        if name in command.given and asked != value:
+        if name in command.given and asked != trained[name]:
             raise UserError(
-                f"{checkpoint.path} was trained with --{name} {value}, not {asked}; leave the flag out or name another checkpoint"
+                f"{checkpoint.path} was trained with --{name} {trained[name]}, not {asked}; leave the flag out or name another checkpoint"
             )
-    if "seed" in settings:
-        seed = settings["seed"] if settings.get("stage1_seed") is None else settings["stage1_seed"]
-        known["stage1_seed"] = seed
-    return command.replace(**known)
+    stage1_seed = trained["seed"] if trained["stage1_seed"] is None else trained["stage1_seed"]
+    return command.replace(**{name: trained[name] for name in FROM_CHECKPOINT}, stage1_seed=stage1_seed)
+
+
+def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
+    """Read the stage-1 checkpoint that stage 2 starts from; return the command with what the checkpoint settles."""
+    settings = command.settings
+    if settings.pretrained_pth is None:
+        seed = settings.seed if settings.stage1_seed is None else settings.stage1_seed
+        path = find_run(command, "stage1", seed)
+    else:
+        path = Path(settings.pretrained_pth)
+    if path.is_dir():
+        path = path / f"{settings.start}.pth"
+    elif "start" in command.given:
+        report_unused(command.script, ["--start"], " with a file")
+    checkpoint = load_checkpoint(path, settings.trust_pickle)
+    stage = checkpoint.config.get("stage", "stage1")
+    if stage != "stage1":
+        raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
+    epochs = checkpoint.settings().get("epochs")
+    if path.name == "last.pth" and checkpoint.epoch != epochs:
+        print(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
+    return adopt_checkpoint(command, checkpoint), checkpoint
+
+
+def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
+    """Read what `evaluate.py` reports on: last and best of a run folder, or one file, by name."""
+    settings = command.settings
+    if settings.pretrained_pth is None:
+        path = find_run(command, settings.cur_stage or "stage1", settings.seed)
+    else:
+        path = Path(settings.pretrained_pth)
+        looked_up = ("cur_stage", "method", "label_smooth", "seed", "stage1_seed", "out")
+        report_unused(
+            command.script, [f"--{name}" for name in looked_up if name in command.given], " with --pretrained_pth"
+        )
+    names = ("last", "best")
+    paths = {name: path / f"{name}.pth" for name in names} if path.is_dir() else {path.stem: path}
+    checkpoints = {name: load_checkpoint(file, settings.trust_pickle) for name, file in paths.items()}
+    return adopt_checkpoint(command, next(iter(checkpoints.values()))), checkpoints
 
 
 def device_images(data: LongTailedData, execution: Execution) -> Images:

@@ -1,0 +1,60 @@
+"""Report on a checkpoint: all / many / medium / few, per class, LoMa and RSD, calibration, with and without flip averaging.
+
+    python evaluate.py --imb_ratio 100 --cur_stage stage1
+    python evaluate.py --imb_ratio 100 --cur_stage stage2
+    python evaluate.py --imb_ratio 100 --pretrained_pth FILE_OR_RUN_FOLDER --json report.json
+
+One or two passes over the test set: seconds on a GPU, a minute or two for ResNet-34 on four CPU cores. The numbers are
+those of the run's own metrics.json; RESULTS.md has what was measured.
+"""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from models import build_model
+from utils.checkpoint import load_weights
+from utils.config import EVALUATE, parse_command
+from utils.engine import predict
+from utils.errors import run_command
+from utils.evaluation import evaluate_test, logits_report, per_class_table, report_table
+from utils.files import write_json
+from utils.setup import announce, device_images, find_checkpoints, load_data, settle_execution
+
+
+def main() -> None:
+    command = parse_command(EVALUATE, __doc__)
+    execution = settle_execution(command)
+    command, checkpoints = find_checkpoints(command)
+    settings = command.settings
+    first = next(iter(checkpoints.values()))
+    data = load_data(settings, first)
+    announce(command, data, execution, first.path.parent)
+    images = device_images(data, execution)
+    model = build_model(settings.network, data.num_classes, width=settings.width)
+    execution.place(model)
+
+    def logits_of(split: str, mirrored: bool) -> Tensor:
+        return predict(model.eval(), images[split], execution, mirrored=mirrored)
+
+    records = {}
+    for name, checkpoint in checkpoints.items():
+        load_weights(model, checkpoint)
+        records[name] = {
+            "epoch": checkpoint.epoch,
+            "sha256": checkpoint.sha256,
+            "kind": checkpoint.kind,
+            **evaluate_test(logits_of, images, data),
+            "logits": logits_report(logits_of, images),
+        }
+    print(per_class_table(records, data))
+    print()
+    print(report_table(records, settings.protocol))
+    if settings.json is not None:
+        subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
+        write_json(Path(settings.json), {"schema": 1, **subset, "checkpoints": records})
+        print(f"written to {settings.json}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,4 +1,5 @@
-"""Report on a checkpoint: all / many / medium / few, per class, LoMa and RSD, calibration, with and without flip averaging.
+"""Report on a checkpoint: all / many / medium / few, per class, LoMa and RSD, calibration, with and without flip
+averaging.
 
     python evaluate.py --imb_ratio 100 --cur_stage stage1
     python evaluate.py --imb_ratio 100 --cur_stage stage2

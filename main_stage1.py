@@ -2,18 +2,20 @@
 
     python main_stage1.py --imb_ratio 100 --cur_stage stage1
 
-is the released recipe for CIFAR100-LT: ResNet-34, 200 epochs, about 47.5 % (published, flip-averaged, best epoch). That is
-minutes on a current GPU and most of a day on four CPU cores; RESULTS.md has what was measured, on what, in what time.
+is the released recipe for CIFAR100-LT: ResNet-34, 200 epochs, about 47.5 % (published, flip-averaged, best epoch). That
+is minutes on a current GPU and most of a day on four CPU cores; RESULTS.md has what was measured, on what, in what
+time.
 """
 
 import torch
+from torch import Tensor
 
 from datasets.device import steps_per_epoch
 from losses import build_loss
 from losses.los import torch_target
 from models import build_model
 from utils.config import STAGE1, parse_command
-from utils.engine import mixup_shares, predict, train_epoch
+from utils.engine import EpochResult, mixup_shares, predict, train_epoch
 from utils.errors import run_command
 from utils.report import finish_run
 from utils.runs import describe, open_run, seed_folder, stage1_tags
@@ -36,17 +38,19 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = build_model(settings.network, data.num_classes, width=settings.width)
     execution.place(model)
-    loss_function = build_loss("ce", data.class_counts.tolist(), torch_target(settings.label_smooth, data.num_classes))
+    loss_function = build_loss(
+        "ce", data.class_counts.tolist(), torch_target(settings.label_smooth or 0.0, data.num_classes)
+    )
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
     steps = steps_per_epoch(len(data.train), settings.batch_size)
 
-    def train_one_epoch(epoch: int):
+    def train_one_epoch(epoch: int) -> EpochResult:
         model.train()
         batches = images["train"].training_batches(settings.batch_size, settings.seed, epoch)
         mixup = mixup_shares(settings.mixup, steps, settings.seed, epoch) if settings.mixup > 0 else None
         return train_epoch(model, batches, steps, optimizer, loss_function, execution, mixup=mixup)
 
-    def logits_of(split: str, mirrored: bool):
+    def logits_of(split: str, mirrored: bool) -> Tensor:
         return predict(model.eval(), images[split], execution, mirrored=mirrored)
 
     history = fit(

@@ -2,8 +2,8 @@
 
     python main_stage2.py --imb_ratio 100 --cur_stage stage2 --label_smooth 0.98
 
-takes seconds once the features are computed. Published for CIFAR100-LT, IF 100, ResNet-34: 54.9 % (53.9 % when re-run by
-others), flip-averaged, best epoch on the test set; RESULTS.md has what was measured, on what, in what time.
+takes seconds once the features are computed. Published for CIFAR100-LT, IF 100, ResNet-34: 54.9 % (53.9 % when re-run
+by others), flip-averaged, best epoch on the test set; RESULTS.md has what was measured, on what, in what time.
 """
 
 import torch
@@ -56,13 +56,11 @@ def main() -> None:
     frozen = FrozenFeatures(model, images, execution, settings.seed, views)
 
     def train_one_epoch(epoch: int) -> EpochResult:
+        order = (settings.batch_size, settings.seed, epoch)
         if settings.bn_mode == "train":
-            batches = batch_statistics_features(
-                model, images["train"], execution, settings.batch_size, settings.seed, epoch
-            )
+            batches = batch_statistics_features(model, images["train"], execution, *order)
         else:
-            features = frozen.training_view(epoch)
-            batches = feature_batches(features, images["train"].labels, settings.batch_size, settings.seed, epoch)
+            batches = feature_batches(frozen.training_view(epoch), images["train"].labels, *order)
         return train_epoch(model.fc, batches, steps, optimizer, loss_function, execution.full_precision())
 
     def logits_of(split: str, mirrored: bool) -> Tensor:

@@ -50,13 +50,15 @@ CIFAR100 = Layout(
 class PlainUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays and plain values; any other global, which is how a pickle runs code, is refused."""
 
-    ALLOWED = {
-        ("_codecs", "encode"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    }
+    ALLOWED = frozenset(
+        {
+            ("_codecs", "encode"),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
@@ -123,7 +125,8 @@ def find_files(root: Path, layout: Layout) -> Path:
             layout.download(str(root), download=True)
     except (OSError, RuntimeError, URLError) as error:
         raise UserError(
-            f"the data set is not in {folder} and the download failed ({error}); put {', '.join(names)} there (the official python "
+            f"the data set is not in {folder} and the download failed ({error}); put {', '.join(names)} there "
+            "(the official python "
             "version, extracted), name another folder with --data_dir, or use --dataset digits, which needs no files"
         ) from error
     return folder

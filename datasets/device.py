@@ -66,7 +66,7 @@ class DeviceImages:
         return len(self.labels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 pixels (B, H, W, 3) into normalised images (B, 3, H, W), without a copy of the channels-last data."""
+        """Turn uint8 pixels (B, H, W, 3) into normalised, channels-last images (B, 3, H, W)."""
         return (pixels * self.scale - self.shift).permute(0, 3, 1, 2)
 
     def plain(self, rows: Tensor | slice, mirrored: bool = False) -> Tensor:

@@ -36,8 +36,9 @@ class Split:
 class Augmentation:
     """What a training image of a data set may undergo, and the constants that normalise it.
 
-    `padding`: zero pixels added on every side before a crop back to the image's size. `mirror`: whether a mirrored image
-    still shows its class; without it neither training nor evaluation mirrors. `mean` and `std` are in units of [0, 1].
+    `padding`: zero pixels added on every side before a crop back to the image's size. `mirror`: whether a mirrored
+    image still shows its class; without it neither training nor evaluation mirrors. `mean` and `std` are in units of
+    [0, 1].
     """
 
     padding: int
@@ -150,7 +151,8 @@ def refuse_blank_images(split: Split, what: str) -> None:
     blank = np.flatnonzero(~split.images.reshape(len(split), -1).any(axis=1))
     if len(blank):
         raise UserError(
-            f"{len(blank)} of {len(split)} chosen {what} images are all zeros (first: index {split.ids[blank[0]]}), so this copy "
+            f"{len(blank)} of {len(split)} chosen {what} images are all zeros (first: index "
+            f"{split.ids[blank[0]]}), so this copy "
             "of the data is incomplete; unpack it again in full, or choose a subset that the copy holds"
         )
 

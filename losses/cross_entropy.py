@@ -8,7 +8,8 @@ from losses.los import ONE_HOT, Target
 class CrossEntropy(nn.Module):
     """Mean of -y_true log p_y - y_other sum_{j != y} log p_j over a batch; p is the softmax of the logits.
 
-    `target` ONE_HOT is plain cross-entropy; with `torch_target(s, K)` it equals `nn.CrossEntropyLoss(label_smoothing=s)`.
+    `target` ONE_HOT is plain cross-entropy; with `torch_target(s, K)` it equals
+    `nn.CrossEntropyLoss(label_smoothing=s)`.
     """
 
     def __init__(self, target: Target = ONE_HOT) -> None:

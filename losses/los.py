@@ -29,7 +29,8 @@ def rest_target(smoothing: float, num_classes: int) -> Target:
     limit = (num_classes - 1) / num_classes
     if not 0 <= smoothing < limit:
         raise UserError(
-            f"--label_smooth {smoothing:g} puts the true class of {num_classes} no higher than the others in the (1 - d, d / (K - 1)) "
+            f"--label_smooth {smoothing:g} puts the true class of {num_classes} no higher than the others in "
+            "the (1 - d, d / (K - 1)) "
             f"convention; use 0 <= d < {limit:g}, or --method los, whose convention has no such limit"
         )
     return 1 - smoothing, smoothing / (num_classes - 1)

@@ -71,14 +71,15 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = conv3x3(3, width)
         self.bn1 = nn.BatchNorm2d(width)
-        channels = width
+        channels, stages = width, []
         for stage, depth in enumerate(depths):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
                 blocks.append(block(channels, width * 2**stage, stride))
                 channels = width * 2**stage * block.expansion
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(channels, num_classes)
 
     def features(self, images: Tensor) -> Tensor:

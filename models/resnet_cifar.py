@@ -42,14 +42,15 @@ class ClassicResNet(nn.Module):
         super().__init__()
         self.conv1 = conv3x3(3, width)
         self.bn1 = nn.BatchNorm2d(width)
-        channels = width
+        channels, stages = width, []
         for stage in range(3):
             blocks = []
             for i in range(blocks_per_stage):
                 stride = 2 if stage > 0 and i == 0 else 1
                 blocks.append(PlainShortcutBlock(channels, width * 2**stage, stride))
                 channels = width * 2**stage
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without running anything that is inside them.
 
-Ours are dictionaries of tensors and plain Python values: `format`, `stage`, `epoch`, `model` (a state dict), `config`, and
-in last.pth also `optimizer`, `log`, `last`, `best` and `train_seconds`, which is all that resuming needs.
+Ours are dictionaries of tensors and plain Python values: `format`, `stage`, `epoch`, `model` (a state dict), `config`,
+and in last.pth also `optimizer`, `log`, `last`, `best` and `train_seconds`, which is all that resuming needs.
 """
 
 import io
@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read: `state` by torchvision's names, `kind` in words, and ours with its whole `content`."""
+    """A checkpoint that was read: `state` by torchvision's names, `kind` in words, ours with all its `content`."""
 
     path: Path
     sha256: str
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically. It is serialised in memory first, so that a full disk is an OSError and no other."""
+    """Write a checkpoint atomically, serialised in memory first so that a full disk is an OSError and no other."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
@@ -55,8 +55,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`models.foreign`).
 
-    A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs `trust_pickle`.
-    Raises UserError for a missing, damaged or unknown file.
+    A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
+    `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
     try:
         digest = sha256_file(path)
@@ -67,7 +67,8 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
         if "weights_only" not in str(error).lower():
             raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
         raise UserError(
-            f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run any code; if you "
+            f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run "
+            "any code; if you "
             "trust its source, add --trust_pickle"
         ) from error
     except Exception as error:  # a damaged archive can raise nearly anything

@@ -10,7 +10,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets import DATASETS
 from datasets.long_tail import IMB_TYPES, SUBSETS
@@ -33,7 +33,7 @@ def option(
     names: Sequence[str] = (),
     folder: Sequence[str] = (),
 ) -> Any:
-    """Declare a setting: what `--help` says of it, the scripts that read it, and the stages whose run folder names it."""
+    """Declare a setting: its help text, the scripts that read it, and the stages whose run folder names it."""
     metadata = {
         "help": help_text, "used_by": used_by, "kind": kind, "choices": choices, "names": names, "folder": folder
     }  # fmt: skip
@@ -47,7 +47,10 @@ def switch(help_text: str, used_by: Sequence[str], folder: Sequence[str] = ()) -
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings, resolved. The first block is the released code's, by name and meaning."""
+    """All settings, resolved. The first block is the released code's, by name and meaning.
+
+    `finetune_*` default to the method's own values and `seed` may be drawn: `parse_command` fills them in.
+    """
 
     data_dir: str = option("data", "folder of the data sets")
     dataset: str = option("cifar100", "data set", choices=list(DATASETS))
@@ -63,13 +66,11 @@ class Settings:
     momentum: float = option(0.9, "momentum of SGD", TRAINING, kind=float, folder=TRAINING)
     wd: float = option(5e-3, "weight decay of stage 1, on all parameters", (STAGE1,), kind=float, folder=(STAGE1,))
     nesterov: bool = switch("Nesterov momentum", TRAINING, folder=TRAINING)
-    finetune_epoch: int | None = option(None, "epochs of stage 2 [the method's]", (STAGE2,), kind=int, folder=(STAGE2,))
-    finetune_lr: float | None = option(
+    finetune_epoch: int = option(None, "epochs of stage 2 [the method's]", (STAGE2,), kind=int, folder=(STAGE2,))
+    finetune_lr: float = option(
         None, "learning rate of stage 2 [the method's]", (STAGE2,), kind=float, folder=(STAGE2,)
     )
-    finetune_wd: float | None = option(
-        None, "weight decay of stage 2 [the method's]", (STAGE2,), kind=float, folder=(STAGE2,)
-    )
+    finetune_wd: float = option(None, "weight decay of stage 2 [the method's]", (STAGE2,), kind=float, folder=(STAGE2,))
     label_smooth: float | None = option(
         None, "label smoothing [stage 1: 0; stage 2: the method's, 0.98 for los]", kind=float, folder=TRAINING
     )
@@ -78,7 +79,7 @@ class Settings:
     )
     out: str = option("checkpoints", "folder of the runs")
     workers: int | None = option(None, "threads of the host, on a CPU those that compute too [all]", kind=int)
-    seed: int | None = option(0, "random seed; None draws one and records it", kind=int)
+    seed: int = option(0, "random seed; None draws one and records it", kind=int)
     gpu: int = option(0, "number of the CUDA device", kind=int)
 
     imb_type: str = option("exp", "profile of the class sizes", choices=IMB_TYPES)
@@ -127,6 +128,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {},
     "digits": {
         "imb_ratio": 25.0, "network": "resnet8", "epochs": 60, "batch_size": 32, "lr": 0.05, "wd": 5e-3,
+        "workers": 1,  # on more threads than one, work this small waits for its threads
     },
 }  # fmt: skip
 
@@ -178,7 +180,7 @@ def make_parser(script: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; --help lists the flags")
 
 
@@ -232,7 +234,8 @@ def check_stage(script: str, settings: Settings) -> None:
     """Raise UserError where flags contradict the stage or the method."""
     if script != EVALUATE and settings.cur_stage != script.removeprefix("main_"):
         raise UserError(
-            f"{script}.py runs {script.removeprefix('main_')}; --cur_stage {settings.cur_stage} is for main_{settings.cur_stage}.py"
+            f"{script}.py runs {script.removeprefix('main_')}; --cur_stage {settings.cur_stage} is for "
+            f"main_{settings.cur_stage}.py"
         )
     if settings.cur_stage == "stage2":
         resolve_smoothing(settings.method, 2, settings.label_smooth, settings.loma_target)

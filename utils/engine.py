@@ -17,7 +17,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over one epoch of training; `diverged_at` is the first step (from 1) whose loss or update was not finite."""
+    """Means over one epoch; `diverged_at` is the first step (from 1) whose loss or update was not finite."""
 
     loss: float
     accuracy: float

@@ -49,7 +49,7 @@ def holdout_report(logits_of: LogitsOf, images: Images) -> dict[str, Any] | None
 
 
 def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
-    """Return the table of all / many / medium / few, one row a checkpoint and way of testing, the headline starred."""
+    """Return the table of all / many / medium / few, a row a checkpoint and test, the headline starred."""
     headline = HEADLINE[protocol]
     if not any(record["flip"] for record in records.values()):
         headline = (headline[0], "plain")

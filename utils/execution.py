@@ -64,7 +64,8 @@ def choose_execution(device: str, gpu: int, amp: str, compile_mode: str, threads
     compiled = compile_mode != "off"
     reasons = [
         f"device: {torch.cuda.get_device_name(gpu)} (cuda:{gpu})",
-        f"precision: {'bf16 autocast' if bf16 else 'fp32'} ({'the GPU has bf16' if supported else 'the GPU has no bf16'}, --amp {amp})",
+        f"precision: {'bf16 autocast' if bf16 else 'fp32'} "
+        f"({'the GPU has bf16' if supported else 'the GPU has no bf16'}, --amp {amp})",
         f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}), channels last",
     ]
     torch.cuda.set_device(gpu)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datasets.device import DeviceImages, epoch_order
 from models import Network
-from utils.engine import Batches, predict
+from utils.engine import predict
 from utils.evaluation import Images
 from utils.execution import Execution
 
@@ -15,8 +15,8 @@ from utils.execution import Execution
 class FrozenFeatures:
     """Features (N, d) of a backbone in evaluation mode, each computed once, when it is first asked for.
 
-    View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs of
-    fresh augmentation. `views` is their number, "plain" for the images as they are instead, or None for fresh
+    View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs
+    of fresh augmentation. `views` is their number, "plain" for the images as they are instead, or None for fresh
     augmentation: a view then serves one epoch and is not kept.
     """
 
@@ -63,7 +63,9 @@ class FrozenFeatures:
         return features
 
 
-def feature_batches(features: Tensor, labels: Tensor, batch_size: int, seed: int, epoch: int) -> Batches:
+def feature_batches(
+    features: Tensor, labels: Tensor, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches of cached features (N, d) and labels (N,), in the order that images would come in."""
     order = epoch_order(len(labels), seed, epoch).to(labels.device)
     for rows in order.split(batch_size):
@@ -75,8 +77,8 @@ def batch_statistics_features(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the features of freshly augmented batches with batch norm in train mode, as the released stage 2 sees them.
 
-    Batch statistics are used and the running ones move, but nothing is differentiated: the gradient of the classifier is
-    the same as if the backbone had been.
+    Batch statistics are used and the running ones move, but nothing is differentiated: the gradient of the classifier
+    is the same as if the backbone had been.
     """
     model.train()
     for pixels, labels in images.training_batches(batch_size, seed, epoch):

@@ -1,4 +1,6 @@
-"""What is measured on logits and features: accuracy by shot, F1, calibration, and LoMa and RSD. Functions on tensors."""
+"""What is measured on logits and features: accuracy by shot, F1, calibration, LoMa and RSD. Functions on tensors."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,11 +11,11 @@ FEW_BELOW = 20
 SHOTS = ["many", "medium", "few"]
 CALIBRATION_BINS = 15
 
-Report = dict[str, float | None | list[float | None]]
+Report = dict[str, Any]
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a boolean mask (K,) a group: many > 100 training images, medium 20 to 100, few < 20 (Liu et al., 2019)."""
+    """Return a mask (K,) a group: many > 100 training images, medium 20 to 100, few < 20 (OLTR, 2019)."""
     many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
     return {"many": many, "medium": ~many & ~few, "few": few}
 
@@ -34,7 +36,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BI
 
 
 def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
-    """Summarise logits (N, K) for labels (N,): accuracies in percent, macro F1 in percent, calibration error in percent.
+    """Summarise logits (N, K) for labels (N,): accuracies in percent, macro F1 in percent, calibration error in
+    percent.
 
     `all` counts images; the groups are means over classes, None where a group is empty. A class without an evaluated
     image has accuracy None and is in no mean. Macro F1 is over the classes that have one.
@@ -56,12 +59,13 @@ def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarr
 def class_balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the mean over the classes present of their accuracy, in percent."""
     report = classification_report(logits, labels, np.zeros(logits.shape[1], dtype=np.int64))
-    values = [value for value in report["per_class_accuracy"] or [] if value is not None]  # type: ignore[union-attr]
+    values = [value for value in report["per_class_accuracy"] if value is not None]
     return sum(values) / len(values)
 
 
 def mean_and_deviation(values: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and sample deviation (K,) of each column of `values` (N, K) over the rows where `members` (N, K) is 1.
+    """Return mean and sample deviation (K,) of each column of `values` (N, K) over the rows where `members` (N, K) is
+    1.
 
     NaN where there are too few rows: none for a mean, one for a deviation.
     """
@@ -74,11 +78,15 @@ def mean_and_deviation(values: Tensor, members: Tensor) -> tuple[Tensor, Tensor]
 def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list[float | None]]]:
     """Return LoMa, both deviations and both RSD per class, in the two readings of the LOS paper's definition.
 
-    For logits (N, K), centred per sample because softmax knows them only up to a constant:
-    `column`: LoMa_k = mean of z_k over the samples of class k minus its mean over all others; the deviations are those of
-    z_k over each of the two sets. `row`: the same sets, with z_k minus the mean of the sample's other logits instead of
-    z_k, and LoMa_k its mean over the samples of class k. RSD is a deviation divided by LoMa. Values that do not exist are
-    None: RSD where LoMa <= 1e-6, a deviation of fewer than two samples, LoMa of an absent class.
+    Logits z (N, K) are centred per sample first, because softmax knows them only up to a constant.
+
+    - `column`: LoMa_k is the mean of z_k over the samples of class k minus its mean over all other samples;
+      `sigma_true` and `sigma_other` are the deviations of z_k over these two sets.
+    - `row`: the same with z_k minus the mean of the sample's other logits in place of z_k, and LoMa_k its mean over the
+      samples of class k.
+
+    RSD is a deviation divided by LoMa. What does not exist is None: RSD where LoMa <= 1e-6, a deviation of fewer than two
+    samples, LoMa of an absent class.
     """
     num_classes = logits.shape[1]
     centred = logits.double() - logits.double().mean(dim=1, keepdim=True)
@@ -108,8 +116,8 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
 def feature_variance_ratio(features: Tensor, labels: Tensor) -> float:
     """Return within-class over between-class variance of features (N, d), every class weighing the same.
 
-    Within: mean over classes of the mean squared distance to the class mean. Between: mean squared distance of the class
-    means to their mean. Near 0 the features of a class have collapsed onto its mean (Papyan et al., PNAS 2020).
+    Within: mean over classes of the mean squared distance to the class mean. Between: mean squared distance of the
+    class means to their mean. Near 0 the features of a class have collapsed onto its mean (Papyan et al., PNAS 2020).
     """
     values, classes = features.double(), labels.unique()
     rows = torch.searchsorted(classes, labels)

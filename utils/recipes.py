@@ -11,7 +11,8 @@ class Recipe:
     """One way to re-train the classifier on frozen features.
 
     `target` is the convention that softens the labels (a key of `losses.los.TARGETS`, None for one-hot labels) with its
-    default `smoothing`; `loss` a key of `losses.LOSSES`; the last three are the published optimiser settings of stage 2.
+    default `smoothing`; `loss` a key of `losses.LOSSES`; the last three are the published optimiser settings of stage
+    2.
     """
 
     title: str

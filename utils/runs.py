@@ -40,7 +40,7 @@ def stage1_tags(command: Command) -> list[str]:
 
 
 def stage2_tags(command: Command, stage1: Checkpoint) -> list[str]:
-    """Return what tells a stage-2 run from others: its stage 1, and the settings that differ from recipe and protocol."""
+    """Return what tells a stage-2 run from others: its stage 1, and what differs from recipe and protocol."""
     settings = command.settings
     tags = list(stage1.config["tags"]) if stage1.content else [f"from{stage1.sha256[:8]}"]
     if settings.stage1_seed is not None and settings.stage1_seed != settings.seed:
@@ -128,8 +128,8 @@ OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth"]
 def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool) -> Run:
     """Make a run's folder and write its config.json, or reopen one.
 
-    Raises UserError where a run is there and neither `--resume` nor `--overwrite` was said, where it was made with other
-    settings than the resuming command's, and where the folder cannot be written.
+    Raises UserError where a run is there and neither `--resume` nor `--overwrite` was said, where it was made with
+    other settings than the resuming command's, and where the folder cannot be written.
     """
     present = [name for name in OWN_FILES if (folder / name).exists()]
     if present and not (resume or overwrite):
@@ -197,7 +197,7 @@ def describe(
 
 
 def git_revision() -> str | None:
-    """Return the commit of the checkout this file belongs to, marked `+` where files differ from it; None without git."""
+    """Return the commit of this checkout, marked `+` where files differ from it; None without git."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

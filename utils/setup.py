@@ -40,7 +40,8 @@ def load_data(settings: Settings, checkpoint: Checkpoint | None = None) -> LongT
     data = load_dataset(settings.dataset, data_dir=settings.data_dir, holdout_seed=seed or 0, **profile)
     if settings.num_class is not None and settings.num_class != data.num_classes:
         raise UserError(
-            f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; leave it out"
+            f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
+            "leave it out"
         )
     subset = None if checkpoint is None else checkpoint.config.get("subset")
     if checkpoint is not None and subset is not None and subset != data.subset:
@@ -59,7 +60,8 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
         asked = getattr(command.settings, name)
         if name in command.given and asked != trained[name]:
             raise UserError(
-                f"{checkpoint.path} was trained with --{name} {trained[name]}, not {asked}; leave the flag out or name another checkpoint"
+                f"{checkpoint.path} was trained with --{name} {trained[name]}, not {asked}; leave the flag out "
+                "or name another checkpoint"
             )
     stage1_seed = trained["seed"] if trained["stage1_seed"] is None else trained["stage1_seed"]
     return command.replace(**{name: trained[name] for name in FROM_CHECKPOINT}, stage1_seed=stage1_seed)
@@ -116,13 +118,15 @@ def announce(command: Command, data: LongTailedData, execution: Execution, folde
     groups = ", ".join(f"{int(members.sum())} {name}" for name, members in shot_groups(data.class_counts).items())
     held_out = f", {len(data.holdout)} held out" if len(data.holdout) else ""
     print(
-        f"data: {data.name}, {settings.imb_type} profile, imbalance factor {settings.imb_ratio:g}: {len(data.train)} training images{held_out}"
+        f"data: {data.name}, {settings.imb_type} profile, imbalance factor {settings.imb_ratio:g}: "
+        f"{len(data.train)} training images{held_out}"
     )
     print(
         f"      {data.num_classes} classes of {data.class_counts.max()} to {data.class_counts.min()} images ({groups})"
     )
     print(
-        f"      subset {settings.subset}, index sha256 {data.subset['index_sha256'][:16]}, content sha256 {data.subset['content_sha256'][:16]}"
+        f"      subset {settings.subset}, index sha256 {data.subset['index_sha256'][:16]}, content sha256 "
+        f"{data.subset['content_sha256'][:16]}"
     )
     print("\n".join(execution.reasons))
     print(

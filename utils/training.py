@@ -58,7 +58,8 @@ def fit(
 
     Goes on from last.pth where the folder has one: everything random is a function of (seed, epoch, image), so weights,
     optimiser and history are the whole state. The last epoch is always evaluated. `best` is chosen on the test set, the
-    latest epoch winning ties. A loss that is not finite ends the run with a UserError; last.pth is then of the epoch before.
+    latest epoch winning ties. A loss that is not finite ends the run with a UserError; last.pth is then of the epoch
+    before.
     """
     history, done = History(), 0
     if run.last.exists():
@@ -80,7 +81,8 @@ def fit(
         if result.diverged_at is not None:
             kept = f"{run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
             raise UserError(
-                f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a lower learning rate"
+                f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a "
+                "lower learning rate"
             )
         evaluated = epoch + 1 == epochs or (epoch + 1) % eval_every == 0
         record = {"epoch": epoch + 1, **evaluate_test(logits_of, images, data)} if evaluated else None
@@ -130,7 +132,7 @@ def print_epoch(row: dict[str, Any], epochs: int, seconds_per_epoch: float) -> N
     """Print one line an epoch, with the time to go."""
     text = f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  train {row['train_accuracy']:5.2f}"
     if row["plain_all"] is not None:
-        shots = "  ".join(f"{name} {row[f'plain_{name}']:5.2f}" for name in SHOTS if row[f"plain_{name}"] is not None)
-        text += f"  test {row['plain_all']:5.2f}  {shots}"
+        parts = [f"{name} {row[f'plain_{name}']:5.2f}" for name in ("all", *SHOTS) if row[f"plain_{name}"] is not None]
+        text += "  test " + "  ".join(parts)
     to_go = (epochs - row["epoch"]) * seconds_per_epoch
     print(f"{text}  {row['images_per_second']:.0f} images/s  {to_go / 60:.1f} min to go", flush=True)

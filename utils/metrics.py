@@ -27,7 +27,7 @@ def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> T
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
-    """Return the expected calibration error in percent: equal-width bins of the top probability (Guo et al., ICML 2017)."""
+    """Return a mask (K,) a group: many > 100 training images, medium 20 to 100, few < 20 (Liu et al., 2019)."""
     confidence, prediction = logits.double().softmax(dim=1).max(dim=1)
     correct = (prediction == labels).double()
     which = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
@@ -85,7 +85,7 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
     - `row`: the same with z_k minus the mean of the sample's other logits in place of z_k, and LoMa_k its mean over the
       samples of class k.
 
-    RSD is a deviation divided by LoMa. What does not exist is None: RSD where LoMa <= 1e-6, a deviation of fewer than two
+    RSD is a deviation divided by LoMa. What does not exist is None: RSD where LoMa <= 1e-6, a deviation below two
     samples, LoMa of an absent class.
     """
     num_classes = logits.shape[1]

@@ -109,7 +109,7 @@ def log_row(
     epoch: int, lr: float, seconds: float, result: EpochResult, record: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Return one row of log.csv; accuracies are None where the epoch was not evaluated."""
-    row = {
+    row: dict[str, Any] = {
         "epoch": epoch + 1,
         "loss": result.loss,
         "train_accuracy": result.accuracy,

@@ -67,7 +67,7 @@ def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
 
 
 def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:
-    """Return the table of every class: training images, accuracy and LoMa (column reading, test images) a checkpoint."""
+    """Tabulate every class: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images)."""
     columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
     for name, record in records.items():
         for way in ("plain", "flip"):

@@ -9,6 +9,7 @@ One or two passes over the test set: seconds on a GPU, a minute or two for ResNe
 those of the run's own metrics.json; RESULTS.md has what was measured.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -23,8 +24,8 @@ from utils.files import write_json
 from utils.setup import announce, device_images, find_checkpoints, load_data, settle_execution
 
 
-def main() -> None:
-    command = parse_command(EVALUATE, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    command = parse_command(EVALUATE, __doc__, argv)
     execution = settle_execution(command)
     command, checkpoints = find_checkpoints(command)
     settings = command.settings

@@ -7,6 +7,8 @@ is minutes on a current GPU and most of a day on four CPU cores; RESULTS.md has 
 time.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,8 @@ from utils.setup import announce, device_images, load_data, settle_execution
 from utils.training import fit, make_sgd
 
 
-def main() -> None:
-    command = parse_command(STAGE1, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    command = parse_command(STAGE1, __doc__, argv)
     settings = command.settings
     execution = settle_execution(command)
     data = load_data(settings)

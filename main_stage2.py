@@ -6,6 +6,8 @@ takes seconds once the features are computed. Published for CIFAR100-LT, IF 100,
 by others), flip-averaged, best epoch on the test set; RESULTS.md has what was measured, on what, in what time.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,8 @@ from utils.setup import announce, device_images, find_stage1, load_data, settle_
 from utils.training import fit, make_sgd
 
 
-def main() -> None:
-    command = parse_command(STAGE2, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    command = parse_command(STAGE2, __doc__, argv)
     execution = settle_execution(command)
     command, checkpoint = find_stage1(command)
     settings = command.settings

@@ -141,12 +141,13 @@ PROTOCOL_SWITCHES = ("start", "bn_mode", "views")
 
 @dataclass(frozen=True)
 class Command:
-    """A parsed command line: the resolved settings, which of them the user gave, and what they would be by default."""
+    """A parsed command line: the resolved settings, which of them the user gave, what they are by default."""
 
     script: str
     settings: Settings
     given: frozenset[str]
     defaults: Settings
+    arguments: tuple[str, ...]
 
     def replace(self, **values: Any) -> "Command":
         """Return the same command with other settings."""
@@ -186,7 +187,8 @@ def _refuse(message: str) -> NoReturn:
 
 def parse_command(script: str, description: str, argv: Sequence[str] | None = None) -> Command:
     """Parse a command line, resolve every setting, check its domain, report flags that have no effect."""
-    given = vars(make_parser(script, description).parse_args(argv))
+    arguments = tuple(sys.argv[1:] if argv is None else argv)
+    given = vars(make_parser(script, description).parse_args(arguments))
     dataset = given.get("dataset", FIELDS["dataset"].default)
     if dataset not in PRESETS:
         raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
@@ -208,7 +210,7 @@ def parse_command(script: str, description: str, argv: Sequence[str] | None = No
     check_stage(script, settings)
     unused = [f"--{name}" for name in FIELDS if name in given and script not in FIELDS[name].metadata["used_by"]]
     report_unused(script, unused)
-    return Command(script, settings, frozenset(given), defaults)
+    return Command(script, settings, frozenset(given), defaults, arguments)
 
 
 def fill_stage_values(settings: Settings, script: str) -> Settings:

@@ -27,7 +27,7 @@ def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> T
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
-    """Return the expected calibration error in percent, in equal-width bins of the top probability (Guo et al., 2017)."""
+    """Return the expected calibration error in percent, equal-width bins of the top probability (Guo et al., 2017)."""
     confidence, prediction = logits.double().softmax(dim=1).max(dim=1)
     correct = (prediction == labels).double()
     which = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -62,6 +63,7 @@ def accuracy_per_class(metrics: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     axes.scatter(counts, accuracy, s=14, color="tab:blue")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     shade_groups(axes, counts.min() * 0.8, counts.max() * 1.25)
     for name, low, high in (
         ("few", 0, FEW_BELOW - 1),
@@ -100,5 +102,5 @@ def logits_per_class(metrics: dict[str, Any]) -> Figure:
     left.legend(fontsize=8)
     right.plot(np.array(metrics["weight_norm"])[order], color="tab:blue", marker=".", markersize=3, linewidth=1)
     right.set(xlabel="class, largest first", ylabel="weight norm of the classifier")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.1 * max(metrics["weight_norm"]))
     return figure

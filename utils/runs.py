@@ -3,7 +3,6 @@
 import platform
 import shlex
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -177,12 +176,12 @@ def describe(
         "stage": stage,
         "method": command.settings.method if stage == "stage2" else None,
         "tags": tags,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", f"{command.script}.py", *command.arguments]),
         "settings": asdict(command.settings),
         "num_class": data.num_classes,
         "class_counts": data.class_counts.tolist(),
         "subset": data.subset,
-        "stage1": stage1 and {"sha256": stage1.sha256, "kind": stage1.kind, "seed": stage1.settings().get("seed")},
+        "stage1": stage1 and describe_stage1(stage1),
         "environment": {
             "git_revision": git_revision(),
             "python": platform.python_version(),
@@ -193,6 +192,17 @@ def describe(
             "device": device_name(execution.device),
             "execution": list(execution.reasons),
         },
+    }
+
+
+def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a stage-2 run records of the checkpoint that it started from."""
+    tags = checkpoint.config.get("tags", [])
+    return {
+        "sha256": checkpoint.sha256,
+        "kind": checkpoint.kind,
+        "seed": checkpoint.settings().get("seed"),
+        "tags": tags,
     }
 
 

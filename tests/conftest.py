@@ -1,0 +1,31 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.execution import Execution
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def cifar100_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `--data_dir` that holds the real CIFAR-100, from $CIFAR100_DIR or the checkout's data folder; else a skip."""
+    given = os.environ.get("CIFAR100_DIR")
+    holder = Path(given).resolve() if given else ROOT / "data" / "cifar100"
+    if not all((holder / "cifar-100-python" / name).is_file() for name in ("train", "test", "meta")):
+        pytest.skip(f"the real CIFAR-100 is not in {holder}")
+    if not given:
+        return holder.parent
+    data_dir = tmp_path_factory.mktemp("data")
+    (data_dir / "cifar100").symlink_to(holder, target_is_directory=True)
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Execution:
+    """Plain fp32 arithmetic on the CPU."""
+    return Execution(torch.device("cpu"), bf16=False, compile=False, reasons=())

@@ -1,0 +1,144 @@
+"""Finished runs side by side: a table on the screen, one CSV row a run, a Markdown table, a figure.
+
+    python -m utils.compare RUN_FOLDER [RUN_FOLDER ...] [--csv FILE] [--markdown FILE] [--figure FILE]
+
+Every number comes from the runs' own metrics.json and config.json. RESULTS.md is made of such tables.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.errors import UserError, run_command
+from utils.files import read_json, write_text
+from utils.metrics import SHOTS
+from utils.plots import COLOURS, save_figure
+from utils.report import headline
+
+GROUPS = ("all", *SHOTS)
+WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
+SMOOTHING_WINDOW = 9  # classes whose accuracies the figure's curve averages
+
+
+def run_name(metrics: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return a run's name in a table: its method, and the switches of stage 2 that differ from the protocol."""
+    return "stage 1" if metrics["stage"] == "stage1" else " ".join([metrics["method"], *own_tags(config)])
+
+
+def own_tags(config: dict[str, Any]) -> list[str]:
+    """Return the tags of a stage-2 run that do not come from its stage 1."""
+    return [tag for tag in config["tags"] if tag not in (config["stage1"] or {}).get("tags", [])]
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (metrics, config) of a finished run; a UserError says what is missing."""
+    if not (folder / "metrics.json").is_file():
+        raise UserError(f"{folder} is not a finished run (no metrics.json); finish it with --resume")
+    return read_json(folder / "metrics.json"), read_json(folder / "config.json")
+
+
+def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that RESULTS.md may quote of a run, and what made it."""
+    environment = config["environment"]
+    row: dict[str, Any] = {"name": run_name(metrics, config)}
+    row |= {key: metrics[key] for key in ("dataset", "imb_type", "imb_ratio", "network", "width", "stage", "method")}
+    row |= {"protocol": metrics["protocol"], "seed": metrics["seed"]}
+    for checkpoint, way in WAYS:
+        report = metrics[checkpoint][way] or {}
+        row |= {f"{checkpoint}_{way}_{group}": report.get(group) for group in (*GROUPS, "macro_f1", "ece")}
+        row[f"{checkpoint}_epoch"] = metrics[checkpoint]["epoch"]
+    loma = np.array(metrics["logits"]["test"]["column"]["loma"], dtype=float)
+    row |= {
+        "holdout_class_balanced": (metrics["holdout"] or {}).get("class_balanced_accuracy"),
+        "train_accuracy": metrics["train"]["accuracy"],
+        "feature_variance_ratio": metrics["train"]["feature_variance_ratio"],
+        "loma_mean": np.nanmean(loma),
+        "loma_deviation": np.nanstd(loma),
+        "train_seconds": metrics["train_seconds"],
+        "images_per_second": metrics["images_per_second"],
+        "subset_content_sha256": metrics["subset"]["content_sha256"],
+        "stage1_sha256": (metrics["stage1"] or {}).get("sha256"),
+        "command": config["command"],
+        "device": environment["device"],
+        "execution": "; ".join(environment["execution"][1:]),
+        "torch": environment["torch"],
+        "git_revision": environment["git_revision"],
+    }
+    return row
+
+
+def short_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return the table that people read: all / many / medium / few a checkpoint and way of testing."""
+    table = []
+    for row in rows:
+        cells = {"run": row["name"], "protocol": row["protocol"], "seed": row["seed"]}
+        for checkpoint, way in WAYS:
+            values = [row[f"{checkpoint}_{way}_{group}"] for group in GROUPS]
+            if values[0] is not None:
+                text = " / ".join("-" if value is None else f"{value:.1f}" for value in values)
+                cells[f"{checkpoint}, {way}"] = text
+        table.append({**cells, "LoMa": f"{row['loma_mean']:.2f}", "seconds": f"{row['train_seconds']:.1f}"})
+    return pd.DataFrame(table)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.fillna("-").astype(str).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw_comparison(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Figure:
+    """Draw the headline of each run: bars by shot, and accuracy over the class's rank, smoothed over its neighbours."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
+    width = 0.8 / len(GROUPS)
+    for i, group in enumerate(GROUPS):
+        values = [headline(metrics)[group] or 0 for metrics, _ in runs]
+        bars = left.bar(np.arange(len(runs)) + (i - 1.5) * width, values, width, color=COLOURS[group], label=group)
+        left.bar_label(bars, fmt="%.0f", fontsize=7)
+    left.set_xticks(range(len(runs)), [run_name(*run) for run in runs], fontsize=8)
+    left.set(ylabel="test accuracy (%)", ylim=(0, 120))
+    left.legend(fontsize=8, ncols=4, loc="upper center")
+    window = min(SMOOTHING_WINDOW, max(1, len(runs[0][0]["class_counts"]) // 10))
+    for metrics, config in runs:
+        order = np.argsort(-np.array(metrics["class_counts"]), kind="stable")
+        accuracy = np.array(headline(metrics)["per_class_accuracy"], dtype=float)[order]
+        smooth = pd.Series(accuracy).rolling(window, center=True, min_periods=1).mean()
+        right.plot(np.arange(1, len(order) + 1), smooth, label=run_name(metrics, config), linewidth=1.5)
+    smoothed = f", mean of {window} neighbours" if window > 1 else ""
+    right.set(xlabel="class, largest first", ylabel=f"test accuracy (%){smoothed}", ylim=(0, 102))
+    right.legend(fontsize=8)
+    return figure
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; usage: python -m utils.compare RUN_FOLDER ... [--csv F] [--markdown F] [--figure F]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m utils.compare", description=__doc__)
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    for flag in ("csv", "markdown", "figure"):
+        parser.add_argument(f"--{flag}", type=Path, help=f"write the {flag} here")
+    arguments = parser.parse_args(argv)
+    runs = [read_run(folder) for folder in arguments.runs]
+    rows = [csv_row(*run) for run in runs]
+    table = short_table(rows)
+    print("all / many / medium / few, in percent")
+    print(table.fillna("-").to_string(index=False))
+    if arguments.csv:
+        write_text(arguments.csv, pd.DataFrame(rows).to_csv(index=False))
+    if arguments.markdown:
+        write_text(arguments.markdown, to_markdown(table))
+    if arguments.figure:
+        save_figure(arguments.figure, draw_comparison(runs))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -22,7 +22,7 @@ from utils.errors import run_command
 from utils.report import finish_run
 from utils.runs import describe, open_run, seed_folder, stage1_tags
 from utils.setup import announce, device_images, load_data, settle_execution
-from utils.training import fit, make_sgd
+from utils.training import INTERRUPTED, fit, make_sgd
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,4 +63,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, INTERRUPTED)

@@ -23,7 +23,7 @@ from utils.recipes import find_recipe, resolve_smoothing, resolve_target
 from utils.report import finish_run
 from utils.runs import describe, open_run, stage2_folder, stage2_tags
 from utils.setup import announce, device_images, find_stage1, load_data, settle_execution
-from utils.training import fit, make_sgd
+from utils.training import INTERRUPTED, fit, make_sgd
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, INTERRUPTED)

@@ -3,8 +3,8 @@
     python benchmarks/select_digits.py        # about four minutes on one core; writes results/digits_selection.csv
 
 For five seeds a quarter of every class is kept out of stage 1 (`--holdout 0.25`, at least one image), and stage 2 runs
-on the rest with every combination of the grid. The preset takes the combination with the highest class-balanced accuracy
-on the held-out images, averaged over the seeds. Cross-entropy, the control, has the same grid.
+on the rest with every combination of the grid. The preset takes the combination with the highest class-balanced
+accuracy on the held-out images, averaged over the seeds. Cross-entropy, the control, has the same grid.
 """
 
 import contextlib

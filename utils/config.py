@@ -257,7 +257,7 @@ def check_domains(settings: Settings) -> None:
             raise UserError(f"unknown --{name} '{value}'; known: {', '.join(choices)}")
     bounds: dict[str, tuple[float, float]] = {
         "num_class": (2, 1e9), "epochs": (1, 1e9), "batch_size": (1, 1e9), "width": (1, 1e5), "eval_every": (1, 1e9),
-        "finetune_epoch": (0, 1e9), "lr": (0, 1e6), "finetune_lr": (0, 1e6), "wd": (0, 1e6), "finetune_wd": (0, 1e6),
+        "finetune_epoch": (1, 1e9), "lr": (0, 1e6), "finetune_lr": (0, 1e6), "wd": (0, 1e6), "finetune_wd": (0, 1e6),
         "momentum": (0, 1), "mixup": (0, 1e6), "workers": (1, 1e6), "gpu": (0, 1e6), "seed": (0, 2**32 - 1),
         "subset_seed": (0, 2**32 - 1), "stage1_seed": (0, 2**32 - 1),
     }  # fmt: skip

@@ -8,11 +8,11 @@ class UserError(Exception):
     """What is wrong and what to do about it, in one line."""
 
 
-def run_command(command: Callable[[], None]) -> None:
+def run_command(command: Callable[[], None], interrupted: str = "") -> None:
     """Run a script's `main` and turn what a user can cause into an exit status.
 
-    Status 2 with one line for a `UserError`, 130 for Ctrl-C (the convention for SIGINT). Anything else is a defect of
-    ours and keeps its traceback.
+    Status 2 with one line for a `UserError`, 130 for Ctrl-C (the convention for SIGINT), when `interrupted` says what
+    it leaves behind. Anything else is a defect of ours and keeps its traceback.
     """
     try:
         command()
@@ -20,8 +20,5 @@ def run_command(command: Callable[[], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            "interrupted: the last finished epoch is saved; the same command with --resume goes on from it",
-            file=sys.stderr,
-        )
+        print(f"interrupted{interrupted}", file=sys.stderr)
         sys.exit(130)

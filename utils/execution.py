@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import platform
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -61,15 +63,26 @@ def choose_execution(device: str, gpu: int, amp: str, compile_mode: str, threads
         raise UserError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
     supported = torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = amp == "bf16" or (amp == "auto" and supported)
-    compiled = compile_mode != "off"
+    lacking = compiler_lacks() if compile_mode == "auto" else None
+    compiled = compile_mode != "off" and lacking is None
+    lack = f", but {lacking}" if lacking else ""
+    bf16_why = "the GPU has bf16" if supported else "the GPU has no bf16"
     reasons = [
         f"device: {torch.cuda.get_device_name(gpu)} (cuda:{gpu})",
-        f"precision: {'bf16 autocast' if bf16 else 'fp32'} "
-        f"({'the GPU has bf16' if supported else 'the GPU has no bf16'}, --amp {amp})",
-        f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}), channels last",
+        f"precision: {'bf16 autocast' if bf16 else 'fp32'} ({bf16_why}, --amp {amp})",
+        f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}{lack}), channels last",
     ]
     torch.cuda.set_device(gpu)
     return Execution(torch.device("cuda", gpu), bf16, compiled, tuple(reasons))
+
+
+def compiler_lacks() -> str | None:
+    """Return what torch.compile would miss on a CUDA device here, None where it has all."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return "there is no C compiler"
+    return None
 
 
 def device_name(device: torch.device) -> str:

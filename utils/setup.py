@@ -100,10 +100,15 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
         report_unused(
             command.script, [f"--{name}" for name in looked_up if name in command.given], " with --pretrained_pth"
         )
-    names = ("last", "best")
-    paths = {name: path / f"{name}.pth" for name in names} if path.is_dir() else {path.stem: path}
+    paths = {path.stem: path}
+    if path.is_dir():
+        in_folder = {name: path / f"{name}.pth" for name in ("last", "best")}
+        paths = {name: file for name, file in in_folder.items() if name == "last" or file.exists()}
     checkpoints = {name: load_checkpoint(file, settings.trust_pickle) for name, file in paths.items()}
-    return adopt_checkpoint(command, next(iter(checkpoints.values()))), checkpoints
+    first = next(iter(checkpoints.values()))
+    if "protocol" not in command.given:
+        command = command.replace(protocol=first.settings().get("protocol", settings.protocol))
+    return adopt_checkpoint(command, first), checkpoints
 
 
 def device_images(data: LongTailedData, execution: Execution) -> Images:

@@ -19,6 +19,8 @@ from utils.files import write_text
 from utils.metrics import SHOTS
 from utils.runs import Run
 
+INTERRUPTED = ": the last finished epoch is saved; the same command with --resume goes on from there"
+
 
 @dataclass
 class History:

@@ -7,14 +7,14 @@ import contextlib
 import io
 import pickle
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torchvision
 
-from datasets.long_tail import Augmentation, LongTailedData, Split, long_tail_counts, make_long_tailed
+from datasets.long_tail import Augmentation, LongTailedData, Profile, Split, make_long_tailed
 from utils.errors import UserError
 
 # The released code pads raw pixels with zeros and normalises with CIFAR-10's constants on both data sets.
@@ -123,7 +123,7 @@ def find_files(root: Path, layout: Layout) -> Path:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             layout.download(str(root), download=True)
-    except (OSError, RuntimeError, URLError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
             f"the data set is not in {folder} and the download failed ({error}); put {', '.join(names)} there "
             "(the official python "
@@ -132,27 +132,14 @@ def find_files(root: Path, layout: Layout) -> Path:
     return folder
 
 
-def load_cifar(
-    layout: Layout, name: str, data_dir: str, imb_ratio: float, imb_type: str, subset: str, subset_seed: int,
-    holdout: float, holdout_seed: int,
-) -> LongTailedData:  # fmt: skip
+def load_cifar(layout: Layout, name: str, data_dir: str, profile: Profile) -> LongTailedData:
     """Load CIFAR from `<data_dir>/<name>/<layout.folder>` and cut it down to its long-tailed profile."""
-    counts = long_tail_counts(layout.train_per_class, layout.num_classes, imb_ratio, imb_type)
+    counts = profile.counts(layout.train_per_class, layout.num_classes)
     folder = find_files(Path(data_dir) / name, layout)
-    class_names = read_pickle(folder / layout.meta_file).get(layout.names_key)
-    if not isinstance(class_names, list) or len(class_names) != layout.num_classes:
-        raise UserError(
-            f"{folder / layout.meta_file}: '{layout.names_key}' must be a list of {layout.num_classes} names"
-        )
-    return make_long_tailed(
-        name,
-        read_split([folder / file for file in layout.train_files], layout, layout.train_per_class),
-        read_split([folder / layout.test_file], layout, layout.test_per_class),
-        [str(class_name) for class_name in class_names],
-        counts,
-        AUGMENTATION,
-        subset=subset,
-        subset_seed=subset_seed,
-        holdout=holdout,
-        holdout_seed=holdout_seed,
-    )
+    names = read_pickle(folder / layout.meta_file).get(layout.names_key)
+    if not isinstance(names, list) or len(names) != layout.num_classes:
+        raise UserError(f"{folder / layout.meta_file}: '{layout.names_key}' must list {layout.num_classes} names")
+    train = read_split([folder / file for file in layout.train_files], layout, layout.train_per_class)
+    test = read_split([folder / layout.test_file], layout, layout.test_per_class)
+    class_names = [str(class_name) for class_name in names]
+    return make_long_tailed(name, train, test, class_names, AUGMENTATION, profile, counts)

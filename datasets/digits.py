@@ -8,7 +8,7 @@ class in file order, which other people wrote than the first ones, are the test 
 import numpy as np
 from sklearn.datasets import load_digits as sklearn_digits
 
-from datasets.long_tail import Augmentation, LongTailedData, Split, long_tail_counts, make_long_tailed
+from datasets.long_tail import Augmentation, LongTailedData, Profile, Split, make_long_tailed
 
 NUM_CLASSES = 10
 TEST_PER_CLASS = 50
@@ -18,11 +18,9 @@ TRAIN_MAX = 124  # the smallest class has 174 images, 50 of which are for the te
 AUGMENTATION = Augmentation(padding=1, mirror=False, mean=(0.287, 0.287, 0.287), std=(0.354, 0.354, 0.354))
 
 
-def load_digits(
-    imb_ratio: float, imb_type: str, subset: str, subset_seed: int, holdout: float, holdout_seed: int
-) -> LongTailedData:
+def load_digits(profile: Profile) -> LongTailedData:
     """Load the digits and cut the training part down to its long-tailed profile."""
-    counts = long_tail_counts(TRAIN_MAX, NUM_CLASSES, imb_ratio, imb_type)
+    counts = profile.counts(TRAIN_MAX, NUM_CLASSES)
     digits = sklearn_digits()
     ink = np.clip(digits.images * 15, 0, 255).astype(np.uint8)
     images = np.repeat(ink[..., None], 3, axis=3)
@@ -31,15 +29,6 @@ def load_digits(
     is_test = np.zeros(len(labels), dtype=bool)
     for label in range(NUM_CLASSES):
         is_test[np.flatnonzero(labels == label)[-TEST_PER_CLASS:]] = True
-    return make_long_tailed(
-        "digits",
-        whole.take(np.flatnonzero(~is_test)),
-        whole.take(np.flatnonzero(is_test)),
-        [str(label) for label in range(NUM_CLASSES)],
-        counts,
-        AUGMENTATION,
-        subset=subset,
-        subset_seed=subset_seed,
-        holdout=holdout,
-        holdout_seed=holdout_seed,
-    )
+    train, test = (whole.take(np.flatnonzero(rows)) for rows in (~is_test, is_test))
+    names = [str(label) for label in range(NUM_CLASSES)]
+    return make_long_tailed("digits", train, test, names, AUGMENTATION, profile, counts)

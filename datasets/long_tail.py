@@ -48,6 +48,27 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """How a balanced data set is made long-tailed.
+
+    `imb_ratio` is the imbalance factor (largest over smallest class) and `imb_type` the shape (`long_tail_counts`);
+    `subset` says which images of a class are kept (`select_subset`), `holdout` which share of them stays out of
+    training, for tuning (`split_holdout`).
+    """
+
+    imb_ratio: float = 100
+    imb_type: str = "exp"
+    subset: str = "first"
+    subset_seed: int = 0
+    holdout: float = 0.0
+    holdout_seed: int = 0
+
+    def counts(self, n_max: int, num_classes: int) -> list[int]:
+        """Return the images per class where the largest class has `n_max`, the held-out ones included."""
+        return long_tail_counts(n_max, num_classes, self.imb_ratio, self.imb_type)
+
+
+@dataclass(frozen=True)
 class LongTailedData:
     """A long-tailed training set, the images held out of it (perhaps none), and a test set.
 
@@ -162,19 +183,15 @@ def make_long_tailed(
     train: Split,
     test: Split,
     class_names: list[str],
-    counts: list[int],
     augmentation: Augmentation,
-    *,
-    subset: str,
-    subset_seed: int,
-    holdout: float,
-    holdout_seed: int,
+    profile: Profile,
+    counts: list[int],
 ) -> LongTailedData:
-    """Cut `train` down to `counts` images a class, take the held-out share off, check the images."""
-    chosen = train.take(select_subset(train.labels, counts, subset, subset_seed))
+    """Cut `train` down to `counts` images a class as `profile` says, take the held-out share off, check the images."""
+    chosen = train.take(select_subset(train.labels, counts, profile.subset, profile.subset_seed))
     refuse_blank_images(chosen, "training")
     refuse_blank_images(test, "test")
-    kept, out = split_holdout(chosen.labels, holdout, holdout_seed)
+    kept, out = split_holdout(chosen.labels, profile.holdout, profile.holdout_seed)
     return LongTailedData(
         name=name,
         train=chosen.take(kept),

@@ -27,7 +27,9 @@ def torch_target(smoothing: float, num_classes: int) -> Target:
 def rest_target(smoothing: float, num_classes: int) -> Target:
     """Return (1 - d, d / (K - 1)) for d in [0, (K - 1) / K): above it the true class would get less than the others."""
     limit = (num_classes - 1) / num_classes
-    if not 0 <= smoothing < limit:
+    if not smoothing >= 0:
+        raise UserError(f"--label_smooth must be at least 0, not {smoothing:g}")
+    if smoothing >= limit:
         raise UserError(
             f"--label_smooth {smoothing:g} puts the true class of {num_classes} no higher than the others in "
             "the (1 - d, d / (K - 1)) "
@@ -50,7 +52,7 @@ def smoothing_for_gap(gap: float, num_classes: int, convention: str = "torch") -
 
     `torch`: s = K / (K + exp(gap) - 1), the inverse of gap = ln(1 + K (1 - s) / s). `rest`: d = s (K - 1) / K.
     """
-    if not 0 < gap <= 100:
-        raise UserError(f"--loma_target must be above 0 and at most 100, not {gap:g}")
+    if not 1e-6 <= gap <= 100:
+        raise UserError(f"--loma_target must be between 1e-06 and 100, not {gap:g}")
     smoothing = num_classes / (num_classes + math.expm1(gap))
     return smoothing if convention == "torch" else smoothing * (num_classes - 1) / num_classes

@@ -5,16 +5,13 @@ Every network here has `features(images) -> (B, d)`, a linear classifier `fc` an
 
 from models import resnet, resnet_cifar
 from models.resnet import ResNet
-from models.resnet_cifar import ClassicResNet
 from utils.errors import UserError
-
-Network = ResNet | ClassicResNet
 
 NETWORKS = [*resnet_cifar.BLOCKS_PER_STAGE, *resnet.DEPTHS]
 STEMS = ["cifar"]
 
 
-def build_model(name: str, num_classes: int, stem: str = "cifar", width: int | None = None) -> Network:
+def build_model(name: str, num_classes: int, stem: str = "cifar", width: int | None = None) -> ResNet:
     """Build the network `name` for `num_classes` classes.
 
     `stem` "cifar" is a 3x3 convolution of stride 1. `width` is the number of channels of the first stage and scales all

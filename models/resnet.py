@@ -4,16 +4,21 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, with a 3x3
 Layers keep PyTorch's default initialisation, as released. Names and order of the parameters are torchvision's.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+# Makes the shortcut of a block from (in_channels, out_channels, stride); None where the identity will do.
+Shortcut = Callable[[int, int, int], nn.Module | None]
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Return the 1x1 shortcut where the shape changes, None where the identity will do."""
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """Return a 1x1 convolution with batch norm where the shape changes (option B of the paper)."""
     if stride == 1 and in_channels == out_channels:
         return None
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
@@ -25,18 +30,18 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = projection(in_channels, width, stride)
+        self.downsample = shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        identity = x if self.downsample is None else self.downsample(x)
         out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + shortcut)
+        return torch.relu(self.bn2(self.conv2(out)) + identity)
 
 
 class Bottleneck(nn.Module):
@@ -44,7 +49,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
@@ -53,39 +58,43 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.downsample = projection(in_channels, out_channels, stride)
+        self.downsample = shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        identity = x if self.downsample is None else self.downsample(x)
         out = torch.relu(self.bn1(self.conv1(x)))
         out = torch.relu(self.bn2(self.conv2(out)))
-        return torch.relu(self.bn3(self.conv3(out)) + shortcut)
+        return torch.relu(self.bn3(self.conv3(out)) + identity)
+
+
+Block = type[BasicBlock] | type[Bottleneck]
 
 
 class ResNet(nn.Module):
-    """Stem, four stages at widths w, 2w, 4w, 8w, global average pooling, a linear classifier `fc`."""
+    """Stem, stages `layer1`, `layer2`, ... at widths w, 2w, ..., global average pooling, linear classifier `fc`."""
 
     def __init__(
-        self, block: type[BasicBlock] | type[Bottleneck], depths: list[int], num_classes: int, width: int
+        self, block: Block, depths: list[int], num_classes: int, width: int, shortcut: Shortcut = projection
     ) -> None:
         super().__init__()
         self.conv1 = conv3x3(3, width)
         self.bn1 = nn.BatchNorm2d(width)
-        channels, stages = width, []
+        self.stages = [f"layer{stage + 1}" for stage in range(len(depths))]
+        channels = width
         for stage, depth in enumerate(depths):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(channels, width * 2**stage, stride))
+                blocks.append(block(channels, width * 2**stage, stride, shortcut))
                 channels = width * 2**stage * block.expansion
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+            self.add_module(self.stages[stage], nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to pooled features (B, d), the input of `fc`."""
         x = torch.relu(self.bn1(self.conv1(images)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
         return x.mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,7 +102,7 @@ class ResNet(nn.Module):
         return self.fc(self.features(images))
 
 
-DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
+DEPTHS: dict[str, tuple[Block, list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),

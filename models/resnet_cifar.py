@@ -5,71 +5,40 @@ initialisation of He et al., "Delving Deep into Rectifiers", ICCV 2015. `resnet8
 network for images as small as 8 x 8.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.resnet import conv3x3
+from models.resnet import BasicBlock, ResNet
 
 
-class PlainShortcutBlock(nn.Module):
-    """Two 3x3 convolutions; the shortcut drops every second pixel and pads the new channels with zeros."""
+class ZeroPadding(nn.Module):
+    """The shortcut without parameters: keep every `stride`-th pixel, put zero channels before and after."""
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, stride: int, new_channels: int) -> None:
         super().__init__()
-        self.conv1 = conv3x3(in_channels, width, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv3x3(width, width)
-        self.bn2 = nn.BatchNorm2d(width)
         self.stride = stride
-        self.new_channels = width - in_channels
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        if self.stride == 1 and self.new_channels == 0:
-            return x
-        before = self.new_channels // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
+        self.before = new_channels // 2
+        self.after = new_channels - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class ClassicResNet(nn.Module):
-    """6n + 2 layers: stem, three stages of n blocks at widths w, 2w, 4w, global average pooling, classifier `fc`."""
-
-    def __init__(self, blocks_per_stage: int, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.conv1 = conv3x3(3, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        channels, stages = width, []
-        for stage in range(3):
-            blocks = []
-            for i in range(blocks_per_stage):
-                stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(PlainShortcutBlock(channels, width * 2**stage, stride))
-                channels = width * 2**stage
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3 = stages
-        self.fc = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to pooled features (B, d), the input of `fc`."""
-        x = torch.relu(self.bn1(self.conv1(images)))
-        return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to logits (B, K)."""
-        return self.fc(self.features(images))
+def zero_padding(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """Return the parameter-free shortcut where the shape changes (option A of the paper)."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return ZeroPadding(stride, out_channels - in_channels)
 
 
 BLOCKS_PER_STAGE = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
 DEFAULT_WIDTH = 16
 
 
-def build(name: str, num_classes: int, width: int) -> ClassicResNet:
-    """Build one of `BLOCKS_PER_STAGE` with `width` channels in its first stage."""
-    return ClassicResNet(BLOCKS_PER_STAGE[name], num_classes, width)
+def build(name: str, num_classes: int, width: int) -> ResNet:
+    """Build one of `BLOCKS_PER_STAGE`, 6n + 2 layers, with `width` channels in its first stage."""
+    model = ResNet(BasicBlock, [BLOCKS_PER_STAGE[name]] * 3, num_classes, width, zero_padding)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return model

@@ -1,6 +1,5 @@
 """Crop, mirror and normalise on the device, against torchvision's transforms on PIL images."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,6 @@ from datasets.long_tail import Augmentation, Split
 
 CPU = torch.device("cpu")
 VIEWS = 162  # 9 x 9 offsets, mirrored or not
-Views = Callable[[Tensor, Tensor], Tensor]
 
 
 def marked_image(size: int = 32) -> np.ndarray:
@@ -45,7 +43,8 @@ def possible_views(image: np.ndarray, augmentation: Augmentation) -> Tensor:
     size, pad = image.shape[0], augmentation.padding
     padded = TF.pad(transforms.ToPILImage()(image), [pad] * 4, fill=0)
     crops = [TF.crop(padded, y, x, size, size) for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
-    pictures = [way(crop) for crop in crops for way in ([TF.to_tensor, mirrored_tensor] if augmentation.mirror else [TF.to_tensor])]  # fmt: skip  # noqa: E501
+    ways = [TF.to_tensor, mirrored_tensor] if augmentation.mirror else [TF.to_tensor]
+    pictures = [way(crop) for crop in crops for way in ways]
     return torch.stack([TF.normalize(picture, augmentation.mean, augmentation.std) for picture in pictures])
 
 

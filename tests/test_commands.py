@@ -6,10 +6,11 @@ import dataclasses
 import io
 import json
 import pickle
+import runpy
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import evaluate
-import main_stage1
-import main_stage2
+import utils.checkpoint
 import utils.features
+import utils.setup
 from datasets import DATASETS
 from datasets.cifar import CIFAR100, Layout, load_cifar
+from datasets.long_tail import LongTailedData
 from utils.config import PRESETS
-from utils.errors import run_command
+from utils.files import sha256_file
 
-MAINS: dict[str, Callable[[], None]] = {
-    "main_stage1": main_stage1.main, "main_stage2": main_stage2.main, "evaluate": evaluate.main
-}  # fmt: skip
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ["main_stage1", "main_stage2", "evaluate"]
 EXPERIMENT = "digits_expIF25_resnet8"
 
 
@@ -45,20 +45,23 @@ class Outcome:
     err: str
 
 
-def run(script: str, *arguments: object, plots: bool = False) -> Outcome:
-    """Run a command line in this process, on the CPU; plots, which take longer than the rest, only on request.
+def run(script: str, *arguments: object, plots: bool = False, gpus: int = 0) -> Outcome:
+    """Run a command line in this process; plots, which take longer than the rest, only on request.
 
-    What escapes `run_command` would be a traceback at the shell, and fails the test that called this.
+    PyTorch is made to see `gpus` CUDA devices, none unless the test says otherwise. The script runs from its first line
+    to its last, so what a test replaces must be replaced where the script imports it from. An exception that escapes
+    would be a traceback at the shell, and fails the test that called this.
     """
     out, err = io.StringIO(), io.StringIO()
     status, threads = 0, torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
-        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        patch.setattr(torch.cuda, "device_count", lambda: gpus)
         if not plots:
             patch.setattr("utils.report.draw_plots", lambda *_: None)
         try:
-            run_command(MAINS[script])
+            runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
         except SystemExit as stop:
             status = int(stop.code or 0)
         finally:
@@ -163,6 +166,12 @@ def runs(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "runs"))
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the preset of the digits be one epoch of stage 1 and two of stage 2: a run without tags takes no time."""
+    monkeypatch.setitem(PRESETS, "digits", PRESETS["digits"] | {"epochs": 1, "finetune_epoch": 2})
+
+
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
     """The four lines of the authors, word for word, in a fresh folder that has the data; and what they printed."""
@@ -201,10 +210,11 @@ def test_each_line_reports_the_run_before_it(lines: tuple[Path, list[Outcome]]) 
     for trained_line, evaluated_line, name in ((0, 1, "stage1"), (2, 3, "stage2_los")):
         metrics = read(folder / name / "metrics.json")
         for outcome in (outcomes[trained_line], outcomes[evaluated_line]):
+            table = [row.split() for row in outcome.out.partition("macro_f1")[2].splitlines()[1:5]]
             for record in ("last", "best"):
                 for way in ("plain", "flip"):
-                    row = next(row for row in outcome.out.splitlines() if f" {record} " in row and f" {way} " in row)
-                    assert f"{metrics[record][way]['all']:.2f}" in row.split()
+                    row = next(row for row in table if row[1 if row[0] == "*" else 0] == record and way in row)
+                    assert row[-6] == f"{metrics[record][way]['all']:.2f}"
 
 
 def test_metrics_hold_both_checkpoints_plain_and_flip_averaged(lines: tuple[Path, list[Outcome]]) -> None:
@@ -260,7 +270,7 @@ def not_used(err: str, script: str) -> set[str]:
 
 
 @pytest.mark.parametrize("lr_flag", ["--lr", "--learning-rate"])
-@pytest.mark.parametrize("script", list(MAINS))
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_of_the_released_code_is_accepted(script: str, lr_flag: str, trained: Path, tmp_path: Path) -> None:
     flags = {lr_flag if flag == "--lr" else flag: value for flag, value in RELEASED_FLAGS.items()}
     flags |= {"--out": tmp_path, "--cur_stage": "stage2" if script == "main_stage2" else "stage1"}
@@ -292,15 +302,27 @@ def test_a_stage_1_flag_said_to_be_unused_has_no_effect(tmp_path: Path) -> None:
     assert same(*(weights(folder_of(tmp_path / out, "stage1_epochs2_holdout0.2") / "last.pth") for out in "ab"))
 
 
-def test_evaluating_stage_1_reads_label_smooth_or_says_that_it_does_not(runs: Path) -> None:
-    stage1(runs, "--label_smooth", 0.1)
-    stage1(runs, "--epochs", 60)  # the run that no tag tells apart
-    arguments = ("--dataset", "digits", "--out", runs, "--cur_stage", "stage1", "--label_smooth", 0.1)
+@pytest.mark.usefixtures("quick")
+def test_evaluating_stage_1_reads_label_smooth_or_says_that_it_does_not(tmp_path: Path) -> None:
+    for flags in ((), ("--label_smooth", 0.1)):
+        stage1(tmp_path, "--epochs", 1, *flags)
+    arguments = ("--dataset", "digits", "--out", tmp_path, "--cur_stage", "stage1", "--label_smooth", 0.1)
     outcome = succeed("evaluate", *arguments)
     assert "label_smooth0.1" in outcome.out or "--label_smooth" in outcome.err
 
 
-@pytest.mark.parametrize("script", list(MAINS))
+def test_a_subset_seed_without_a_shuffle_is_said_to_have_no_effect(tmp_path: Path) -> None:
+    outcome = stage1(tmp_path, "--epochs", 1, "--subset_seed", 5)
+    assert "not used by main_stage1" in outcome.err and "--subset_seed" in outcome.err
+
+
+def test_a_stage_1_seed_beside_a_checkpoint_is_refused_or_said_to_have_no_effect(trained: Path, tmp_path: Path) -> None:
+    flags = ("--pretrained_pth", folder_of(trained, "stage1_epochs2"), "--stage1_seed", 5)
+    outcome = run("main_stage2", "--dataset", "digits", "--out", tmp_path, "--finetune_epoch", 1, *flags)
+    assert outcome.err.count("\n") == 1 and "--stage1_seed" in outcome.err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_every_flag_and_ends_well(script: str) -> None:
     outcome = succeed(script, "--help")
     for flag in [*RELEASED_FLAGS, "--learning-rate", "--nesterov", "--cur_stage", "--protocol", "--resume"]:
@@ -317,8 +339,8 @@ def test_each_script_runs_its_own_stage_only(runs: Path) -> None:
 # Folders and lookups
 
 
-def test_a_run_at_its_preset_has_no_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "digits", PRESETS["digits"] | {"epochs": 1})
+@pytest.mark.usefixtures("quick")
+def test_a_run_at_its_preset_has_no_tags(tmp_path: Path) -> None:
     succeed("main_stage1", "--dataset", "digits", "--out", tmp_path, "--lr", 0.05, "--batch_size", 32)
     succeed("main_stage2", "--dataset", "digits", "--out", tmp_path, "--label_smooth", 0.98)
     assert sorted(path.name for path in folder_of(tmp_path, "").iterdir()) == ["stage1", "stage2_los"]
@@ -327,9 +349,9 @@ def test_a_run_at_its_preset_has_no_tags(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "folder"),
     [
-        (("--imb_ratio", 10, "--imb_type", "step"), f"{EXPERIMENT.replace('expIF25', 'stepIF10')}/seed0/stage1_epochs1"),
-        (("--imb_ratio", 12.5, "--seed", 3), f"{EXPERIMENT.replace('25', '12.5')}/seed3/stage1_epochs1"),
-        (("--network", "resnet20", "--width", 2), f"{EXPERIMENT.replace('8', '20')}/seed0/stage1_epochs1_width2"),
+        (("--imb_ratio", 10, "--imb_type", "step"), "digits_stepIF10_resnet8/seed0/stage1_epochs1"),
+        (("--imb_ratio", 12.5, "--seed", 3), "digits_expIF12.5_resnet8/seed3/stage1_epochs1"),
+        (("--network", "resnet20", "--width", 2), "digits_expIF25_resnet20/seed0/stage1_epochs1_width2"),
         (("--lr", 0.1, "--nesterov", "--wd", 0), f"{EXPERIMENT}/seed0/stage1_epochs1_lr0.1_wd0_nesterov"),
         (("--mixup", 0.4, "--subset", "shuffle"), f"{EXPERIMENT}/seed0/stage1_epochs1_subsetshuffle_mixup0.4"),
         (("--eval_every", 5, "--workers", 1, "--num_class", 10), f"{EXPERIMENT}/seed0/stage1_epochs1"),
@@ -365,6 +387,7 @@ def test_stage_2_folder_names_method_and_what_differs(arguments: tuple[object, .
     )
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("flag", ["--batch_size", "--label_smooth", "--momentum"])
 def test_a_setting_of_stage_1_and_the_same_of_stage_2_are_two_folders(flag: str, tmp_path: Path) -> None:
     value = {"--batch_size": 64, "--label_smooth": 0.5, "--momentum": 0.8}[flag]
@@ -376,10 +399,11 @@ def test_a_setting_of_stage_1_and_the_same_of_stage_2_are_two_folders(flag: str,
     assert len(list(folder_of(tmp_path, "").glob("stage2_los*"))) == 2
 
 
-def test_lookup_takes_the_exact_match_among_several(runs: Path) -> None:
-    stage1(runs, "--epochs", 60, "--width", 2)
-    stage1(runs, "--width", 2)
-    assert "/stage1_width2/last.pth" in stage2(runs, "--width", 2).out
+@pytest.mark.usefixtures("quick")
+def test_lookup_takes_the_exact_match_among_several(tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        stage1(tmp_path, "--epochs", epochs, "--width", 2)
+    assert "/stage1_width2/last.pth" in stage2(tmp_path, "--width", 2).out
 
 
 def test_lookup_takes_the_only_candidate_and_says_so(runs: Path) -> None:
@@ -407,7 +431,8 @@ def test_lookup_refuses_several_candidates_and_lists_them(runs: Path) -> None:
         ("main_stage2", (), "python main_stage1.py --dataset digits --out {out}"),
         ("evaluate", (), "python main_stage1.py --dataset digits --out {out}"),
         ("main_stage2", ("--seed", 4), "python main_stage1.py --dataset digits --out {out} --seed 4"),
-        ("main_stage2", ("--seed", 4, "--stage1_seed", 1), "python main_stage1.py --dataset digits --out {out} --seed 1"),
+        ("main_stage2", ("--seed", 4, "--stage1_seed", 1),
+         "python main_stage1.py --dataset digits --out {out} --seed 1"),
         ("main_stage2", ("--stage1_seed", 1), "python main_stage1.py --dataset digits --out {out} --seed 1"),
         ("evaluate", ("--cur_stage", "stage2", "--method", "ce"),
          "python main_stage2.py --dataset digits --out {out} --method ce"),
@@ -444,6 +469,12 @@ def test_start_best_reads_the_best_checkpoint(runs: Path) -> None:
     stage2(runs, "--start", "best")
     made = weights(next(runs.rglob("stage2*/last.pth")))
     assert torch.equal(made["conv1.weight"], content["model"]["conv1.weight"])
+
+
+def test_last_and_best_given_as_files_are_two_runs(trained: Path, tmp_path: Path) -> None:
+    for name in ("last.pth", "best.pth"):
+        stage2(tmp_path, "--pretrained_pth", folder_of(trained, "stage1_epochs2") / name)
+    assert len(list(tmp_path.rglob("stage2*/config.json"))) == 2
 
 
 # Files
@@ -505,10 +536,11 @@ def test_config_records_every_setting_and_what_it_ran_on(trained: Path, runs: Pa
     stage2(runs)
     config = read(folder_of(runs, "stage2_los_epochs2_finetune_epoch2") / "config.json")
     last = folder_of(runs, "stage1_epochs2") / "last.pth"
-    assert config["stage1"]["sha256"] == utils.files.sha256_file(last)
+    assert config["stage1"]["sha256"] == sha256_file(last)
     assert "stage1" in config["stage1"]["kind"]
     settings = config["settings"]
-    assert (settings["label_smooth"], settings["finetune_lr"], settings["finetune_wd"]) == (0.98, 5e-4, 0)
+    assert (settings["label_smooth"], settings["finetune_epoch"], settings["finetune_wd"]) == (0.98, 2, 0)
+    assert settings["finetune_lr"] == PRESETS["digits"].get("finetune_lr", 5e-4)
     assert (settings["start"], settings["bn_mode"], settings["method"]) == ("last", "eval", "los")
 
 
@@ -653,8 +685,13 @@ def test_stage_2_never_differentiates_the_backbone(
     arguments: tuple[object, ...], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: list[nn.Module] = []
-    original = main_stage2.load_weights
-    monkeypatch.setattr(main_stage2, "load_weights", lambda model, file: (models.append(model), original(model, file)))
+    original = utils.checkpoint.load_weights
+
+    def noting(model: nn.Module, checkpoint: utils.checkpoint.Checkpoint) -> None:
+        models.append(model)
+        original(model, checkpoint)
+
+    monkeypatch.setattr(utils.checkpoint, "load_weights", noting)
     stage2(runs, *arguments)
     for name, parameter in models[0].named_parameters():
         assert (parameter.grad is not None) == name.startswith("fc."), name
@@ -761,24 +798,24 @@ def test_stage1_seed_shares_features_between_stage_2_seeds(runs: Path) -> None:
 
 
 def test_stage_2_trains_on_the_images_that_stage_1_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-    for script, module in (("main_stage1", main_stage1), ("main_stage2", main_stage2), ("evaluate", evaluate)):
-        original = module.load_data
+    seen: list[LongTailedData] = []
+    original = utils.setup.load_data
 
-        def spying(*arguments: Any, script: str = script, original: Callable[..., Any] = original) -> Any:
-            seen[script] = original(*arguments)
-            return seen[script]
+    def noting(*arguments: Any) -> LongTailedData:
+        seen.append(original(*arguments))
+        return seen[-1]
 
-        monkeypatch.setattr(module, "load_data", spying)
+    monkeypatch.setattr(utils.setup, "load_data", noting)
     stage1(tmp_path, "--holdout", 0.2, "--seed", 3)
     stage2(tmp_path, "--holdout", 0.2, "--seed", 5, "--stage1_seed", 3)
     made = next(tmp_path.rglob("stage2*/metrics.json")).parent
     succeed("evaluate", "--pretrained_pth", made)
-    first = seen["main_stage1"]
+    first, *others = seen
     assert len(first.holdout) > 0 and not set(first.holdout.ids) & set(first.train.ids)
-    for script in ("main_stage2", "evaluate"):
-        np.testing.assert_array_equal(seen[script].train.ids, first.train.ids)
-        np.testing.assert_array_equal(seen[script].holdout.ids, first.holdout.ids)
+    assert len(others) == 2
+    for other in others:
+        np.testing.assert_array_equal(other.train.ids, first.train.ids)
+        np.testing.assert_array_equal(other.holdout.ids, first.holdout.ids)
     metrics = read(made / "metrics.json")
     assert metrics["holdout"]["images"] == len(first.holdout)
     assert metrics["class_counts"] == first.class_counts.tolist()

@@ -1,12 +1,13 @@
 """The long-tail profile, the choice of images, the two kinds of data, and every way in which files can be wrong."""
 
+import http.client
 import io
 import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasets import load_dataset
 from datasets.cifar import CIFAR10, CIFAR100, Layout, load_cifar
 from datasets.long_tail import (
     LongTailedData,
+    Profile,
     Split,
     long_tail_counts,
     refuse_blank_images,
@@ -56,7 +58,7 @@ def write_cifar(data_dir: Path, layout: Layout, name: str) -> Path:
 
 def load_small(data_dir: Path, layout: Layout = SMALL100, imb_ratio: float = 3, holdout: float = 0.0) -> LongTailedData:
     name = "cifar100" if layout.folder == CIFAR100.folder else "cifar10"
-    return load_cifar(layout, name, str(data_dir), imb_ratio, "exp", "first", 0, holdout, 0)
+    return load_cifar(layout, name, str(data_dir), Profile(imb_ratio, holdout=holdout))
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -117,9 +119,9 @@ def test_largest_ratio_that_the_message_names_works(n_max: int) -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    assert "cifar10, digits" in refusal(lambda: load_dataset("cifar1000"))
-    assert "exp, step" in refusal(lambda: load_dataset("digits", imb_ratio=25, imb_type="linear"))
-    assert "first, shuffle" in refusal(lambda: load_dataset("digits", imb_ratio=25, subset="last"))
+    assert "cifar10, digits" in refusal(lambda: load_dataset("cifar1000", Profile()))
+    assert "exp, step" in refusal(lambda: load_dataset("digits", Profile(imb_ratio=25, imb_type="linear")))
+    assert "first, shuffle" in refusal(lambda: load_dataset("digits", Profile(imb_ratio=25, subset="last")))
 
 
 # The choice of images
@@ -243,7 +245,7 @@ def test_blank_image_is_refused_by_its_index() -> None:
 
 
 def test_digits() -> None:
-    data = load_dataset("digits", imb_ratio=25)
+    data = load_dataset("digits", Profile(imb_ratio=25))
     assert data.num_classes == 10
     assert np.bincount(data.test.labels).tolist() == [50] * 10
     counts = np.bincount(data.train.labels).tolist()
@@ -255,7 +257,7 @@ def test_digits() -> None:
 
 
 def test_digits_are_the_ones_of_scikit_learn() -> None:
-    data, source = load_dataset("digits", imb_ratio=25, subset="shuffle"), sklearn_digits()
+    data, source = load_dataset("digits", Profile(imb_ratio=25, subset="shuffle")), sklearn_digits()
     for split in (data.train, data.test):
         np.testing.assert_array_equal(split.labels, source.target[split.ids])
         assert split.images.dtype == np.uint8
@@ -265,14 +267,14 @@ def test_digits_are_the_ones_of_scikit_learn() -> None:
 
 def test_digits_normalisation_constants_are_those_of_the_set() -> None:
     grey = sklearn_digits().images * 15 / 255
-    augmentation = load_dataset("digits", imb_ratio=25).augmentation
+    augmentation = load_dataset("digits", Profile(imb_ratio=25)).augmentation
     assert augmentation.mean == pytest.approx((grey.mean(),) * 3, abs=1e-3)
     assert augmentation.std == pytest.approx((grey.std(),) * 3, abs=1e-3)
 
 
 def test_holdout_comes_off_the_training_set() -> None:
-    whole = load_dataset("digits", imb_ratio=25)
-    data = load_dataset("digits", imb_ratio=25, holdout=0.2, holdout_seed=1)
+    whole = load_dataset("digits", Profile(imb_ratio=25))
+    data = load_dataset("digits", Profile(imb_ratio=25, holdout=0.2, holdout_seed=1))
     train, out = set(data.train.ids.tolist()), set(data.holdout.ids.tolist())
     assert not train & out
     assert train | out == set(whole.train.ids.tolist())
@@ -312,7 +314,7 @@ def test_small_cifar_is_long_tailed(tmp_path: Path) -> None:
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
     """Writes bytes and text as Python 2 wrote its `str`, which is what the official files hold."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def save_str(self, value: str | bytes) -> None:
         raw = value.encode("latin1") if isinstance(value, str) else value
@@ -456,18 +458,33 @@ def test_failing_download_points_to_digits(tmp_path: Path, monkeypatch: pytest.M
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", unreachable)  # CIFAR100 inherits it
-    message = refusal(lambda: load_dataset(name, data_dir=str(tmp_path)))
+    message = refusal(lambda: load_dataset(name, Profile(), str(tmp_path)))
     assert "--dataset digits" in message and "no route to host" in message
     assert str(tmp_path / name) in message
     assert "\n" not in message
 
 
 def test_corrupt_download_points_to_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half_a_file(url: str, filename: str | Path, **kwargs: object) -> None:
+    def half_a_file(url: str, filename: str | Path, *args: object, **kwargs: object) -> None:
         Path(filename).write_bytes(b"half an archive")
 
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, *args, **kwargs: url)
     monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", half_a_file)
-    assert "--dataset digits" in refusal(lambda: load_dataset("cifar100", data_dir=str(tmp_path)))
+    message = refusal(lambda: load_dataset("cifar100", Profile(), str(tmp_path)))
+    assert "--dataset digits" in message and "corrupted" in message
+
+
+@pytest.mark.parametrize("error", [http.client.BadStatusLine("<html>"), http.client.IncompleteRead(b"half")])
+def test_broken_answer_of_the_server_points_to_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A proxy that speaks no HTTP, or hangs up: urllib lets http.client's own errors through, which are no OSError."""
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", broken)
+    assert "--dataset digits" in refusal(lambda: load_dataset("cifar100", Profile(), str(tmp_path)))
 
 
 def test_wrong_ratio_is_told_before_anything_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,11 +492,11 @@ def test_wrong_ratio_is_told_before_anything_is_downloaded(tmp_path: Path, monke
         raise AssertionError("downloaded for nothing")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "__init__", no_download)
-    assert "--imb_ratio" in refusal(lambda: load_dataset("cifar100", data_dir=str(tmp_path), imb_ratio=1000))
+    assert "--imb_ratio" in refusal(lambda: load_dataset("cifar100", Profile(imb_ratio=1000), str(tmp_path)))
 
 
 def test_real_cifar100(cifar100_dir: Path) -> None:
-    data = load_dataset("cifar100", data_dir=str(cifar100_dir), imb_ratio=100)
+    data = load_dataset("cifar100", Profile(imb_ratio=100), str(cifar100_dir))
     assert data.train.images.shape == (10847, 32, 32, 3) and data.train.images.dtype == np.uint8
     assert np.bincount(data.train.labels).tolist() == long_tail_counts(500, 100, 100)
     assert np.bincount(data.test.labels).tolist() == [100] * 100

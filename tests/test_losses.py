@@ -84,7 +84,7 @@ def test_conventions_convert(delta: float) -> None:
 @pytest.mark.parametrize(("delta", "classes"), [(0.98, 10), (0.9, 10), (0.98, 49), (0.98, 50), (0.5, 2), (-0.1, 10)])
 def test_rest_is_refused_where_the_true_class_would_not_lead(delta: float, classes: int) -> None:
     message = refusal(lambda: rest_target(delta, classes))
-    assert "--label_smooth" in message and "--method los" in message
+    assert "--label_smooth" in message and "0 <= d <" in message
 
 
 @pytest.mark.parametrize(("delta", "classes"), [(0.98, 51), (0.899, 10), (0.499, 2)])
@@ -172,7 +172,9 @@ def test_shift_of_a_sample_changes_nothing(target: Target) -> None:
     torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("target", [torch_target(0.98, CLASSES), rest_target(0.98, CLASSES), torch_target(0.5, CLASSES)])
+@pytest.mark.parametrize(
+    "target", [torch_target(0.98, CLASSES), rest_target(0.98, CLASSES), torch_target(0.5, CLASSES)]
+)
 def test_optimum_is_at_the_optimal_gap(target: Target) -> None:
     labels = torch.arange(CLASSES)
     loss, gap = CrossEntropy(target), optimal_gap(target)
@@ -180,7 +182,7 @@ def test_optimum_is_at_the_optimal_gap(target: Target) -> None:
     for change in (-0.1, 0.0, 0.1):
         logits = (gap + change) * F.one_hot(labels, CLASSES).double()
         gradients[change] = value_and_gradient(loss, logits, labels)[1]
-    assert gradients[0.0].abs().max() < 1e-16
+    assert gradients[0.0].abs().max() < 1e-12
     assert (gradients[-0.1].diagonal() < -1e-6).all()  # descent raises a true logit that leads by too little
     assert (gradients[0.1].diagonal() > 1e-6).all()  # and lowers one that leads by too much
 

@@ -75,7 +75,7 @@ def test_released_family_keeps_the_default_initialisation() -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = 1 / math.sqrt(module.weight[0].numel())
             assert 0.99 * bound < module.weight.abs().max() <= bound * (1 + 1e-6), name
-            assert module.weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.05), name
+            assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05), name
         elif isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all() and (module.bias == 0).all(), name
     assert (model.fc.bias.abs() <= 1 / math.sqrt(512)).all() and model.fc.bias.std() > 0.5 / math.sqrt(3 * 512)
@@ -87,7 +87,7 @@ def test_classic_family_has_he_initialisation() -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()
-            assert module.weight.std() == pytest.approx(math.sqrt(2 / fan_in), rel=0.15), name
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.15), name
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,8 @@ def test_classic_shortcut_drops_pixels_and_pads_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "features"), [("resnet18", 24, 192), ("resnet50", 8, 256), ("resnet32", 8, 32), ("resnet8", 5, 20)]
+    ("name", "width", "features"),
+    [("resnet18", 24, 192), ("resnet50", 8, 256), ("resnet32", 8, 32), ("resnet8", 5, 20)],
 )
 def test_width_scales_every_stage(name: str, width: int, features: int) -> None:
     with torch.device("meta"):

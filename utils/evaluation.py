@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datasets.device import DeviceImages
 from datasets.long_tail import LongTailedData
+from utils.errors import UserError
 from utils.metrics import SHOTS, class_balanced_accuracy, classification_report, logits_magnitude
 
 # Logits (N, K) of a split ("train", "holdout" or "test"), of its images as they are or mirrored.
@@ -23,6 +24,8 @@ def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> 
     """
     labels = images["test"].labels
     logits = logits_of("test", False)
+    if not bool(logits.isfinite().all()):
+        raise UserError("the network's logits on the test images are not finite: its weights are damaged or diverged")
     report: dict[str, Any] = {"plain": classification_report(logits, labels, data.class_counts), "flip": None}
     if data.augmentation.mirror:
         averaged = (logits + logits_of("test", True)) / 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from datasets.device import DeviceImages, epoch_order
-from models import Network
+from models.resnet import ResNet
 from utils.engine import predict
 from utils.evaluation import Images
 from utils.execution import Execution
@@ -20,10 +20,8 @@ class FrozenFeatures:
     augmentation: a view then serves one epoch and is not kept.
     """
 
-    def __init__(
-        self, model: Network, images: Images, execution: Execution, seed: int, views: int | str | None
-    ) -> None:
-        self.model = model.eval()
+    def __init__(self, model: ResNet, images: Images, execution: Execution, seed: int, views: int | str | None) -> None:
+        self.model = model
         self.images = images
         self.execution = execution
         self.seed = seed
@@ -35,7 +33,7 @@ class FrozenFeatures:
         """Return the features of a split's images as they are, or mirrored."""
         if (split, mirrored) not in self._plain:
             features = predict(
-                self.model.features,
+                self.model.eval().features,
                 self.images[split],
                 self.execution,
                 mirrored=mirrored,
@@ -52,7 +50,7 @@ class FrozenFeatures:
         if view in self._augmented:
             return self._augmented[view]
         features = predict(
-            self.model.features,
+            self.model.eval().features,
             self.images["train"],
             self.execution,
             view=(self.seed, view),
@@ -73,7 +71,7 @@ def feature_batches(
 
 
 def batch_statistics_features(
-    model: Network, images: DeviceImages, execution: Execution, batch_size: int, seed: int, epoch: int
+    model: ResNet, images: DeviceImages, execution: Execution, batch_size: int, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the features of freshly augmented batches with batch norm in train mode, as the released stage 2 sees them.
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from datasets.long_tail import LongTailedData
-from models import Network
+from models.resnet import ResNet
 from utils.engine import predict
 from utils.evaluation import HEADLINE, Images, LogitsOf, holdout_report, logits_report, report_table
 from utils.execution import Execution
@@ -20,7 +20,7 @@ def finish_run(
     logits_of: LogitsOf,
     images: Images,
     data: LongTailedData,
-    model: Network,
+    model: ResNet,
     execution: Execution,
 ) -> dict[str, Any]:
     """Write metrics.json (see README) and the plots of a run, print its table, and return the metrics.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import load_dataset
 from datasets.device import DeviceImages
-from datasets.long_tail import LongTailedData
+from datasets.long_tail import LongTailedData, Profile
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.config import FIELDS, Command, Settings, report_unused
 from utils.errors import UserError
@@ -36,8 +36,8 @@ def load_data(settings: Settings, checkpoint: Checkpoint | None = None) -> LongT
     Raises UserError where `--num_class` does not fit it, and where `checkpoint` learned from other images.
     """
     seed = settings.seed if settings.stage1_seed is None else settings.stage1_seed
-    profile = {name: getattr(settings, name) for name in DATA_FLAGS}
-    data = load_dataset(settings.dataset, data_dir=settings.data_dir, holdout_seed=seed or 0, **profile)
+    profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=seed)
+    data = load_dataset(settings.dataset, profile, settings.data_dir)
     if settings.num_class is not None and settings.num_class != data.num_classes:
         raise UserError(
             f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "

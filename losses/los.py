@@ -27,13 +27,10 @@ def torch_target(smoothing: float, num_classes: int) -> Target:
 def rest_target(smoothing: float, num_classes: int) -> Target:
     """Return (1 - d, d / (K - 1)) for d in [0, (K - 1) / K): above it the true class would get less than the others."""
     limit = (num_classes - 1) / num_classes
-    if not smoothing >= 0:
-        raise UserError(f"--label_smooth must be at least 0, not {smoothing:g}")
-    if smoothing >= limit:
+    if not 0 <= smoothing < limit:
         raise UserError(
-            f"--label_smooth {smoothing:g} puts the true class of {num_classes} no higher than the others in "
-            "the (1 - d, d / (K - 1)) "
-            f"convention; use 0 <= d < {limit:g}, or --method los, whose convention has no such limit"
+            f"--label_smooth {smoothing:g} is outside 0 <= d < {limit:g}, where the (1 - d, d / (K - 1)) convention "
+            f"gives the true one of {num_classes} classes more than the others; --method los has no such limit"
         )
     return 1 - smoothing, smoothing / (num_classes - 1)
 

@@ -312,7 +312,7 @@ def test_fresh_views_serve_one_epoch_each(cpu: Execution) -> None:
 
 
 def test_plain_features_of_each_split_and_way(cpu: Execution) -> None:
-    model = small_network()
+    model = small_network().eval()
     features = frozen(model, cpu, views=1)
     for split, images in (("train", device_images()), ("test", device_images(9, seed=1))):
         for mirrored in (False, True):

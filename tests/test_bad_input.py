@@ -120,8 +120,9 @@ STAGE2_VALUES = """
     --label_smooth 0.5 --loma_target 2|--loma_target 2 --method ce|--loma_target 0|--loma_target -1|--loma_target nan
     --method lort|--method lort --label_smooth 0.9|--method lort --label_smooth 0.98|--method lort --label_smooth -0.1
     --views 0|--views -1|--views 2.5|--views all|--views 5 --bn_mode train|--protocol released --views 5
-    --finetune_epoch 0|--finetune_epoch -1|--finetune_epoch 1.5|--finetune_lr nan|--finetune_lr -1|--finetune_wd -1|--num_class 100
-    --seed -1|--stage1_seed -1|--stage1_seed 1.5|--stage1_seed 7|--resume --overwrite|--nosuchflag 3|--device cuda
+    --finetune_epoch 0|--finetune_epoch -1|--finetune_epoch 1.5|--finetune_lr nan|--finetune_lr -1|--finetune_wd -1
+    --num_class 100|--device cuda
+    --seed -1|--stage1_seed -1|--stage1_seed 1.5|--stage1_seed 7|--resume --overwrite|--nosuchflag 3
 """
 EVALUATE_VALUES = """
     --num_class 100|--imb_ratio 0.5|--imb_ratio 10|--label_smooth 0.5 --method ce --cur_stage stage2|--seed 7

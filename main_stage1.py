@@ -29,10 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parse_command(STAGE1, __doc__, argv)
     settings = command.settings
     execution = settle_execution(command)
-    data = load_data(settings)
+    data = load_data(settings, settings.seed)
     tags = stage1_tags(command)
     folder = seed_folder(settings, settings.seed) / "_".join(["stage1", *tags])
-    config = describe(command, "stage1", tags, data, execution, stage1=None)
+    target = torch_target(settings.label_smooth or 0.0, data.num_classes)
+    config = describe(command, "stage1", tags, data, execution, target, stage1=None)
     run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite)
     announce(command, data, execution, folder)
 
@@ -40,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(settings.seed)
     model = build_model(settings.network, data.num_classes, width=settings.width)
     execution.place(model)
-    loss_function = build_loss(
-        "ce", data.class_counts.tolist(), torch_target(settings.label_smooth or 0.0, data.num_classes)
-    )
+    loss_function = build_loss("ce", data.class_counts.tolist(), target)
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
     steps = steps_per_epoch(len(data.train), settings.batch_size)
 

@@ -22,7 +22,7 @@ from utils.features import FrozenFeatures, batch_statistics_features, feature_ba
 from utils.recipes import find_recipe, resolve_smoothing, resolve_target
 from utils.report import finish_run
 from utils.runs import describe, open_run, stage2_folder, stage2_tags
-from utils.setup import announce, device_images, find_stage1, load_data, settle_execution
+from utils.setup import announce, device_images, find_stage1, load_data, settle_execution, stage1_seed
 from utils.training import INTERRUPTED, fit, make_sgd
 
 
@@ -31,22 +31,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     execution = settle_execution(command)
     command, checkpoint = find_stage1(command)
     settings = command.settings
-    data = load_data(settings, checkpoint)
+    data = load_data(settings, stage1_seed(settings), checkpoint)
     recipe = find_recipe(settings.method)
     smoothing = resolve_smoothing(settings.method, data.num_classes, settings.label_smooth, settings.loma_target)
     target = resolve_target(recipe, smoothing, data.num_classes)
-    tags = stage2_tags(command, checkpoint)
-    folder = stage2_folder(settings, tags)
-    config = describe(command, "stage2", tags, data, execution, checkpoint)
-    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite)
-    announce(command, data, execution, folder)
-
-    images = device_images(data, execution)
     torch.manual_seed(settings.seed)
     model = build_model(settings.network, data.num_classes, width=settings.width)
     load_weights(model, checkpoint)
     if settings.reinit_classifier:
         model.fc.reset_parameters()
+    tags = stage2_tags(command, checkpoint)
+    folder = stage2_folder(settings, tags)
+    config = describe(command, "stage2", tags, data, execution, target, checkpoint)
+    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite)
+    announce(command, data, execution, folder)
+
+    images = device_images(data, execution)
     execution.place(model)
     print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
     print(f"method: {settings.method}, target {target[0]:.6g} for the true class and {target[1]:.6g} for each other")

@@ -126,7 +126,7 @@ STAGE2_VALUES = """
 """
 EVALUATE_VALUES = """
     --num_class 100|--imb_ratio 0.5|--imb_ratio 10|--label_smooth 0.5 --method ce --cur_stage stage2|--seed 7
-    --label_smooth 0.5 --loma_target 2 --cur_stage stage2|--workers 0|--nosuchflag 3|--device cuda|--network resnet20
+    --workers 0|--nosuchflag 3|--device cuda|--network resnet20
 """
 
 

@@ -64,7 +64,7 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower():
+        if "unsupported global" not in str(error).lower():
             raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
         raise UserError(
             f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run "
@@ -74,19 +74,29 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     except Exception as error:  # a damaged archive can raise nearly anything
         raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
     if isinstance(content, dict) and "format" in content:
-        if content["format"] != FORMAT or not isinstance(content.get("model"), dict) or "config" not in content:
+        if content["format"] != FORMAT or not is_ours(content):
             raise UserError(
                 f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
             )
         return Checkpoint(
             path, digest, f"{content['stage']} checkpoint, epoch {content['epoch']}", content["model"], content
         )
-    if isinstance(content, nn.Module):
-        return Checkpoint(
-            path, digest, f"pickled {type(content).__name__}", find_state_dict(content.state_dict())[0], None
-        )
-    state, layout = find_state_dict(content)
+    try:
+        if isinstance(content, nn.Module):
+            content = content.state_dict()
+        state, layout = find_state_dict(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return Checkpoint(path, digest, layout, state, None)
+
+
+def is_ours(content: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint has every entry that this project's have."""
+    config = content.get("config")
+    entries = {"stage": str, "epoch": int, "model": dict, "config": dict}
+    if not isinstance(config, dict) or not all(isinstance(content.get(name), kind) for name, kind in entries.items()):
+        return False
+    return isinstance(config.get("settings"), dict) and isinstance(config.get("tags"), list)
 
 
 def first_line(error: Exception) -> str:

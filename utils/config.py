@@ -199,19 +199,21 @@ def parse_command(script: str, description: str, argv: Sequence[str] | None = No
     switches = dict(PROTOCOLS[protocol])
     if given.get("bn_mode") == "train":
         switches["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
-    settings = Settings(**{**PRESETS[dataset], **switches, **given})
-    defaults = Settings(**{**PRESETS[dataset], "dataset": dataset})
-    check_domains(settings)
+    check_domains(Settings(**{**PRESETS[dataset], **switches, **given}))
+    unused = [name for name in given if script not in FIELDS[name].metadata["used_by"]]
+    if "subset_seed" in given and given.get("subset") != "shuffle":
+        unused.append("subset_seed")
+    report_unused(script, [f"--{name}" for name in FIELDS if name in unused])
+    # What has no effect is as good as not given, so that it can have none by accident.
+    used = {name: value for name, value in given.items() if name not in unused}
+    settings = Settings(**{**PRESETS[dataset], **switches, **used})
     if settings.seed is None:
         settings = dataclasses.replace(settings, seed=random.SystemRandom().randrange(2**31))
     settings = fill_stage_values(settings, script)
-    defaults = fill_stage_values(
-        dataclasses.replace(defaults, method=settings.method, cur_stage=settings.cur_stage), script
-    )
+    defaults = Settings(**{**PRESETS[dataset], "dataset": dataset})
+    defaults = dataclasses.replace(defaults, method=settings.method, cur_stage=settings.cur_stage)
     check_stage(script, settings)
-    unused = [f"--{name}" for name in FIELDS if name in given and script not in FIELDS[name].metadata["used_by"]]
-    report_unused(script, unused)
-    return Command(script, settings, frozenset(given), defaults, arguments)
+    return Command(script, settings, frozenset(used), fill_stage_values(defaults, script), arguments)
 
 
 def fill_stage_values(settings: Settings, script: str) -> Settings:

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and their hashes. A leaf: every room may import it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +28,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             f"cannot write {path}: {error.strerror or error}; the file that was there before is unchanged"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or never made
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """What is measured on logits and features: accuracy by shot, F1, calibration, LoMa and RSD. Functions on tensors."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -109,15 +110,21 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
             "rsd_true": sigma_true / divisor,
             "rsd_other": sigma_other / divisor,
         }
-        result[name] = {key: [None if x != x else x for x in value.tolist()] for key, value in columns.items()}
+        result[name] = {key: [finite_or_none(x) for x in value.tolist()] for key, value in columns.items()}
     return result
 
 
-def feature_variance_ratio(features: Tensor, labels: Tensor) -> float:
+def finite_or_none(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for NaN and infinity."""
+    return value if math.isfinite(value) else None
+
+
+def feature_variance_ratio(features: Tensor, labels: Tensor) -> float | None:
     """Return within-class over between-class variance of features (N, d), every class weighing the same.
 
     Within: mean over classes of the mean squared distance to the class mean. Between: mean squared distance of the
-    class means to their mean. Near 0 the features of a class have collapsed onto its mean (Papyan et al., PNAS 2020).
+    class means to their mean; None where they are one point. Near 0 the features of a class have collapsed onto its
+    mean (Papyan et al., PNAS 2020).
     """
     values, classes = features.double(), labels.unique()
     rows = torch.searchsorted(classes, labels)
@@ -126,4 +133,4 @@ def feature_variance_ratio(features: Tensor, labels: Tensor) -> float:
     distance = (values - means[rows]).square().sum(dim=1)
     within = values.new_zeros(len(classes)).index_add_(0, rows, distance) / count
     between = (means - means.mean(dim=0)).square().sum(dim=1)
-    return float(within.mean() / between.mean())
+    return finite_or_none(float(within.mean() / between.mean()))

@@ -100,7 +100,8 @@ def logits_per_class(metrics: dict[str, Any]) -> Figure:
     left.axhline(0, color="lightgrey", linewidth=1, zorder=0)
     left.set(xlabel="class, largest first", ylabel="Logits Magnitude (LoMa)")
     left.legend(fontsize=8)
-    right.plot(np.array(metrics["weight_norm"])[order], color="tab:blue", marker=".", markersize=3, linewidth=1)
+    norms = np.array(metrics["weight_norm"], dtype=float)
+    right.plot(norms[order], color="tab:blue", marker=".", markersize=3, linewidth=1)
     right.set(xlabel="class, largest first", ylabel="weight norm of the classifier")
-    right.set_ylim(0, 1.1 * max(metrics["weight_norm"]))
+    right.set_ylim(bottom=0, top=1.1 * norms.max() if norms.max() > 0 else None)
     return figure

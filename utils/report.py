@@ -8,7 +8,7 @@ from utils.engine import predict
 from utils.evaluation import HEADLINE, Images, LogitsOf, holdout_report, logits_report, report_table
 from utils.execution import Execution
 from utils.files import write_json
-from utils.metrics import feature_variance_ratio
+from utils.metrics import feature_variance_ratio, finite_or_none
 from utils.plots import draw_plots
 from utils.runs import Run
 from utils.training import History
@@ -57,7 +57,7 @@ def finish_run(
         "best": history.best,
         "holdout": holdout_report(logits_of, images),
         "logits": logits_report(logits_of, images),
-        "weight_norm": model.fc.weight.detach().norm(dim=1).tolist(),
+        "weight_norm": [finite_or_none(norm) for norm in model.fc.weight.detach().norm(dim=1).tolist()],
     }
     draw_plots(run.folder / "plots", metrics, history.log)
     write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished

@@ -12,8 +12,9 @@ import torch
 import torchvision
 
 from datasets.long_tail import LongTailedData
+from losses.los import Target
 from utils.checkpoint import Checkpoint
-from utils.config import FIELDS, PROTOCOL_SWITCHES, PROTOCOLS, STAGE1, STAGE2, Command, Settings
+from utils.config import FIELDS, PROTOCOL_SWITCHES, PROTOCOLS, STAGE1, STAGE2, TRAINING, Command, Settings
 from utils.errors import UserError
 from utils.execution import Execution, device_name
 from utils.files import read_json, write_json
@@ -22,7 +23,7 @@ from utils.files import read_json, write_json
 IDENTITY = ("subset", "subset_seed", "holdout", "width")
 
 
-def seed_folder(settings: Settings, seed: int | None) -> Path:
+def seed_folder(settings: Settings, seed: int) -> Path:
     """Return `<out>/<dataset>_<imb_type>IF<r>_<network>/seed<k>`."""
     experiment = f"{settings.dataset}_{settings.imb_type}IF{settings.imb_ratio:g}_{settings.network}"
     return Path(settings.out) / experiment / f"seed{seed}"
@@ -38,12 +39,25 @@ def stage1_tags(command: Command) -> list[str]:
     return _differing(command, [name for name, field in FIELDS.items() if STAGE1 in field.metadata["folder"]])
 
 
+def inherited_tags(stage1: Checkpoint) -> list[str]:
+    """Return what a stage-2 run's name says of its stage 1.
+
+    Settings that both stages have (such as the batch size) are marked as stage 1's. A file that is neither last.pth nor
+    best.pth of a run is told by its sha256.
+    """
+    shared = tuple(
+        name for name, field in FIELDS.items() if field.metadata["folder"] == TRAINING and name not in IDENTITY
+    )
+    tags = [f"stage1_{name}" if name.startswith(shared) else name for name in stage1.config.get("tags", [])]
+    if stage1.content is None or stage1.path.name not in ("last.pth", "best.pth"):
+        tags.append(f"from{stage1.sha256[:8]}")
+    return tags
+
+
 def stage2_tags(command: Command, stage1: Checkpoint) -> list[str]:
     """Return what tells a stage-2 run from others: its stage 1, and what differs from recipe and protocol."""
     settings = command.settings
-    tags = list(stage1.config["tags"]) if stage1.content else [f"from{stage1.sha256[:8]}"]
-    if settings.stage1_seed is not None and settings.stage1_seed != settings.seed:
-        tags.append(tag("stage1_seed", settings.stage1_seed))
+    tags = inherited_tags(stage1) + _stage1_seed_tag(settings)
     own = [name for name, field in FIELDS.items() if STAGE2 in field.metadata["folder"]]
     tags += [name for name in _differing(command, own) if name not in tags]
     if settings.protocol != "honest":
@@ -51,6 +65,11 @@ def stage2_tags(command: Command, stage1: Checkpoint) -> list[str]:
     usual = {name: getattr(command.defaults, name) for name in PROTOCOL_SWITCHES} | PROTOCOLS[settings.protocol]
     values = {name: getattr(settings, name) for name in PROTOCOL_SWITCHES}
     return tags + [tag(name, value) for name, value in values.items() if value != usual[name]]
+
+
+def _stage1_seed_tag(settings: Settings) -> list[str]:
+    differs = settings.stage1_seed is not None and settings.stage1_seed != settings.seed
+    return [tag("stage1_seed", settings.stage1_seed)] if differs else []
 
 
 def stage2_folder(settings: Settings, tags: list[str]) -> Path:
@@ -67,7 +86,7 @@ def _differing(command: Command, names: list[str]) -> list[str]:
     ]
 
 
-def find_run(command: Command, stage: str, seed: int | None) -> Path:
+def find_run(command: Command, stage: str, seed: int) -> Path:
     """Find the run of `stage` that the command line describes: the exact match, else the only candidate.
 
     Raises UserError where there is none (it names the command that makes one) or several (it lists them).
@@ -75,10 +94,12 @@ def find_run(command: Command, stage: str, seed: int | None) -> Path:
     settings = command.settings
     parent = seed_folder(settings, seed)
     wanted = _differing(command, list(IDENTITY))
+    if stage == settings.cur_stage:  # stage 2's smoothing says nothing of the stage 1 that it looks for
+        wanted += _differing(command, ["label_smooth"])
     prefix = "stage1"
     if stage == "stage2":
         prefix = f"stage2_{settings.method}"
-        wanted += _differing(command, ["label_smooth"]) + ([settings.protocol] if settings.protocol != "honest" else [])
+        wanted += _stage1_seed_tag(settings) + ([settings.protocol] if settings.protocol != "honest" else [])
     exact = parent / "_".join([prefix, *wanted])
     if (exact / "config.json").is_file():
         return exact
@@ -89,7 +110,7 @@ def find_run(command: Command, stage: str, seed: int | None) -> Path:
         if same and set(wanted) <= set(config.get("tags", [])):
             candidates.append(path.parent)
     if not candidates:
-        raise UserError(f"no {stage} run in {exact}; make it first: {_command_for(command, stage)}")
+        raise UserError(f"no {stage} run in {exact}; make it first: {_command_for(command, stage, seed)}")
     if len(candidates) > 1:
         listed = ", ".join(str(path) for path in candidates)
         raise UserError(f"several {stage} runs fit: {listed}; name one with --pretrained_pth")
@@ -97,11 +118,14 @@ def find_run(command: Command, stage: str, seed: int | None) -> Path:
     return candidates[0]
 
 
-def _command_for(command: Command, stage: str) -> str:
-    names = ["data_dir", "dataset", "imb_ratio", "imb_type", "network", "out", "seed", *IDENTITY]
-    names += ["method", "label_smooth", "protocol"] if stage == "stage2" else []
-    given = [f"--{name} {shlex.quote(str(getattr(command.settings, name)))}" for name in names if name in command.given]
-    return " ".join(["python", f"main_{stage}.py", *given])
+def _command_for(command: Command, stage: str, seed: int) -> str:
+    names = ["data_dir", "dataset", "imb_ratio", "imb_type", "network", "out", *IDENTITY]
+    names += ["method", "protocol"] if stage == "stage2" else []
+    names += ["label_smooth"] if stage == command.settings.cur_stage else []
+    flags = [f"--{name} {shlex.quote(str(getattr(command.settings, name)))}" for name in names if name in command.given]
+    if seed != command.defaults.seed:
+        flags.append(f"--seed {seed}")
+    return " ".join(["python", f"main_{stage}.py", *flags])
 
 
 @dataclass(frozen=True)
@@ -150,7 +174,9 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: b
 
 def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError where resuming would mix two configurations in one run."""
-    keys = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
+    script = f"main_{now['stage']}"
+    weighty = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
+    keys = [name for name in weighty if script in FIELDS[name].metadata["used_by"]]
     old, new = before.get("settings", {}), now["settings"]
     differing = [f"--{key} {old.get(key)} there, {new[key]} now" for key in keys if old.get(key) != new[key]]
     for name in ("subset", "stage1"):
@@ -168,6 +194,7 @@ def describe(
     tags: list[str],
     data: LongTailedData,
     execution: Execution,
+    target: Target,
     stage1: Checkpoint | None,
 ) -> dict[str, Any]:
     """Return the content of config.json: settings, what they came to, and what they ran on."""
@@ -178,6 +205,7 @@ def describe(
         "tags": tags,
         "command": shlex.join(["python", f"{command.script}.py", *command.arguments]),
         "settings": asdict(command.settings),
+        "target": {"true": target[0], "other": target[1], "smoothing": target[1] * data.num_classes},
         "num_class": data.num_classes,
         "class_counts": data.class_counts.tolist(),
         "subset": data.subset,
@@ -197,12 +225,11 @@ def describe(
 
 def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a stage-2 run records of the checkpoint that it started from."""
-    tags = checkpoint.config.get("tags", [])
     return {
         "sha256": checkpoint.sha256,
         "kind": checkpoint.kind,
         "seed": checkpoint.settings().get("seed"),
-        "tags": tags,
+        "tags": inherited_tags(checkpoint),
     }
 
 

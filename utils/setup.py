@@ -30,13 +30,17 @@ def settle_execution(command: Command) -> Execution:
     return execution
 
 
-def load_data(settings: Settings, checkpoint: Checkpoint | None = None) -> LongTailedData:
-    """Load the data set that the settings describe; the held-out images are those of the stage-1 seed.
+def stage1_seed(settings: Settings) -> int:
+    """Return the seed of the stage-1 run that stage 2 uses."""
+    return settings.seed if settings.stage1_seed is None else settings.stage1_seed
+
+
+def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | None = None) -> LongTailedData:
+    """Load the data set that the settings describe; `holdout_seed` is the seed of stage 1.
 
     Raises UserError where `--num_class` does not fit it, and where `checkpoint` learned from other images.
     """
-    seed = settings.seed if settings.stage1_seed is None else settings.stage1_seed
-    profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=seed)
+    profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=holdout_seed)
     data = load_dataset(settings.dataset, profile, settings.data_dir)
     if settings.num_class is not None and settings.num_class != data.num_classes:
         raise UserError(
@@ -53,32 +57,38 @@ def load_data(settings: Settings, checkpoint: Checkpoint | None = None) -> LongT
 
 def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     """Take data set and network from a checkpoint of ours; a flag given that says otherwise is refused."""
-    trained = checkpoint.settings()
-    if not trained:
+    if checkpoint.content is None:
         return command
-    for name in FROM_CHECKPOINT:
+    trained = checkpoint.settings()
+    known = (*FROM_CHECKPOINT, "stage1_seed")
+    lacking = [name for name in (*known, "seed") if name not in trained]
+    if lacking:
+        raise UserError(f"{checkpoint.path} does not say its {', '.join(lacking)}: another version wrote it")
+    if trained["stage1_seed"] is None:
+        trained = {**trained, "stage1_seed": trained["seed"]}
+    for name in known:
         asked = getattr(command.settings, name)
         if name in command.given and asked != trained[name]:
             raise UserError(
                 f"{checkpoint.path} was trained with --{name} {trained[name]}, not {asked}; leave the flag out "
                 "or name another checkpoint"
             )
-    stage1_seed = trained["seed"] if trained["stage1_seed"] is None else trained["stage1_seed"]
-    return command.replace(**{name: trained[name] for name in FROM_CHECKPOINT}, stage1_seed=stage1_seed)
+    return command.replace(**{name: trained[name] for name in known})
 
 
 def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
     """Read the stage-1 checkpoint that stage 2 starts from; return the command with what the checkpoint settles."""
     settings = command.settings
     if settings.pretrained_pth is None:
-        seed = settings.seed if settings.stage1_seed is None else settings.stage1_seed
-        path = find_run(command, "stage1", seed)
+        path = find_run(command, "stage1", stage1_seed(settings))
     else:
         path = Path(settings.pretrained_pth)
     if path.is_dir():
         path = path / f"{settings.start}.pth"
     elif "start" in command.given:
         report_unused(command.script, ["--start"], " with a file")
+    if path.stem in ("last", "best"):
+        command = command.replace(start=path.stem)
     checkpoint = load_checkpoint(path, settings.trust_pickle)
     stage = checkpoint.config.get("stage", "stage1")
     if stage != "stage1":

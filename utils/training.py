@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from datasets.long_tail import LongTailedData
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from utils.engine import EpochResult
 from utils.errors import UserError
 from utils.evaluation import Images, LogitsOf, evaluate_test, selection_score
@@ -65,10 +65,12 @@ def fit(
     """
     history, done = History(), 0
     if run.last.exists():
-        content = load_checkpoint(run.last).content
-        if content is None:
-            raise UserError(f"{run.last} is not a checkpoint of this project; use --overwrite to start anew")
-        model.load_state_dict(content["model"])
+        checkpoint = load_checkpoint(run.last)
+        content = checkpoint.content
+        resumable = content is not None and content["stage"] == run.config["stage"] and "history" in content
+        if content is None or not resumable:
+            raise UserError(f"{run.last} is not the last checkpoint of this run; use --overwrite to start anew")
+        load_weights(model, checkpoint)
         optimizer.load_state_dict(content["optimizer"])
         history, done = History(**content["history"]), content["epoch"]
         print(f"resuming {run.folder} after epoch {done} of {epochs}")

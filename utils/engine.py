@@ -85,14 +85,14 @@ def predict(
     *,
     mirrored: bool = False,
     view: tuple[int, int] | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     message: str = "predicting",
 ) -> Tensor:
     """Apply `function` (a model or its `features`, in evaluation mode) to every image of a split: (N, ...) float32.
 
     Row i belongs to image i of the split. Images are plain, `mirrored`, or augmented as `view` = (seed, epoch) says.
     """
-    rows = torch.arange(len(images), device=execution.device).split(batch_size)
+    rows = torch.arange(len(images), device=execution.device).split(batch_size or execution.predict_batch)
     outputs = []
     for batch in show_progress(rows, message, len(rows)):
         pixels = images.plain(batch, mirrored) if view is None else images.augmented(batch, *view)

@@ -19,7 +19,7 @@ from utils.checkpoint import load_weights
 from utils.config import EVALUATE, parse_command
 from utils.engine import predict
 from utils.errors import run_command
-from utils.evaluation import evaluate_test, logits_report, per_class_table, report_table
+from utils.evaluation import LogitsOf, evaluate_test, logits_report, per_class_table, report_table
 from utils.files import write_json
 from utils.setup import announce, device_images, find_checkpoints, load_data, settle_execution, stage1_seed
 
@@ -36,12 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_model(settings.network, data.num_classes, width=settings.width)
     execution.place(model)
 
-    def logits_of(split: str, mirrored: bool) -> Tensor:
-        return predict(model.eval(), images[split], execution, mirrored=mirrored)
+    def features_of(split: str, mirrored: bool) -> Tensor:
+        return predict(model.eval().features, images[split], execution, mirrored=mirrored)
 
     records = {}
     for name, checkpoint in checkpoints.items():
         load_weights(model, checkpoint)
+        logits_of = LogitsOf(features_of, model.fc)
         records[name] = {
             "epoch": checkpoint.epoch,
             "sha256": checkpoint.sha256,

@@ -8,6 +8,7 @@ time.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from utils.setup import announce, device_images, load_data, settle_execution
 from utils.training import INTERRUPTED, fit, make_sgd
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run stage 1 and return what metrics.json holds."""
     command = parse_command(STAGE1, __doc__, argv)
     settings = command.settings
     execution = settle_execution(command)
@@ -51,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         mixup = mixup_shares(settings.mixup, steps, settings.seed, epoch) if settings.mixup > 0 else None
         return train_epoch(model, batches, steps, optimizer, loss_function, execution, mixup=mixup)
 
-    def logits_of(split: str, mirrored: bool) -> Tensor:
-        return predict(model.eval(), images[split], execution, mirrored=mirrored)
+    def features_of(split: str, mirrored: bool) -> Tensor:
+        return predict(model.eval().features, images[split], execution, mirrored=mirrored)
 
     history = fit(
-        run, model, optimizer, train_one_epoch, logits_of, images, data,
+        run, model, optimizer, train_one_epoch, features_of, images, data,
         base_lr=settings.lr, epochs=settings.epochs, eval_every=settings.eval_every,
     )  # fmt: skip
-    finish_run(run, history, logits_of, images, data, model, execution)
+    return finish_run(run, history, features_of, images, data, model)
 
 
 if __name__ == "__main__":

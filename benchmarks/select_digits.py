@@ -12,43 +12,48 @@ import io
 import itertools
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import main_stage1  # noqa: E402
 import main_stage2  # noqa: E402
-from utils.files import read_json, write_text  # noqa: E402
+from utils.execution import device_name  # noqa: E402
+from utils.files import write_text  # noqa: E402
+from utils.runs import git_revision  # noqa: E402
 
 SEEDS = range(5)
-LEARNING_RATES = ["1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3"]
-TARGETS = {"ce": ["--method", "ce"], "los s=0.98": [], "los gap=1.112": ["--loma_target", "1.112"]}
+LEARNING_RATES = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]
+METHODS = {"ce": ["--method", "ce"], "los s=0.98": [], "los gap=1.112": ["--loma_target", "1.112"]}
 
 
 def main() -> None:
+    started = time.perf_counter()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        common = ["--dataset", "digits", "--holdout", "0.25", "--out", folder]
+        common = ["--dataset", "digits", "--holdout", "0.25", "--out", folder, "--overwrite"]
         for seed in SEEDS:
             with contextlib.redirect_stdout(io.StringIO()):
                 main_stage1.main([*common, "--seed", str(seed)])
-            for (target, flags), lr in itertools.product(TARGETS.items(), LEARNING_RATES):
-                with contextlib.redirect_stdout(io.StringIO()):
-                    main_stage2.main([*common, "--seed", str(seed), "--overwrite", *flags, "--finetune_lr", lr])
-                newest = max(
-                    Path(folder).glob(f"*/seed{seed}/stage2_*/metrics.json"), key=lambda p: p.stat().st_mtime_ns
-                )
-                accuracy = read_json(newest)["holdout"]["class_balanced_accuracy"]
-                rows.append({"target": target, "finetune_lr": lr, "seed": seed, "held_out_class_balanced": accuracy})
+                for (method, flags), lr in itertools.product(METHODS.items(), LEARNING_RATES):
+                    metrics = main_stage2.main([*common, "--seed", str(seed), *flags, "--finetune_lr", str(lr)])
+                    accuracy = metrics["holdout"]["class_balanced_accuracy"]
+                    rows.append({"method": method, "finetune_lr": lr, "seed": seed, "held_out": accuracy})
             print(f"seed {seed} done", flush=True)
-    table = pd.DataFrame(rows).pivot(index=["target", "finetune_lr"], columns="seed", values="held_out_class_balanced")
+    table = pd.DataFrame(rows).pivot(index=["method", "finetune_lr"], columns="seed", values="held_out")
     table.columns = [f"seed{seed}" for seed in table.columns]
     table.insert(0, "mean", table.mean(axis=1))
     print(table.round(2).to_string())
-    write_text(ROOT / "results" / "digits_selection.csv", table.reset_index().to_csv(index=False, float_format="%.4f"))
+    table["command"] = "python benchmarks/select_digits.py"
+    table["device"], table["torch"] = device_name(torch.device("cpu")), str(torch.__version__)
+    table["git_revision"], table["subset_content_sha256"] = git_revision(), metrics["subset"]["content_sha256"]
+    table["seconds_of_all"] = round(time.perf_counter() - started)
+    write_text(ROOT / "results" / "digits_selection.csv", table.reset_index().to_csv(index=False, float_format="%g"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Handwritten digits, long-tailed: 1,797 real 8 x 8 images that come with scikit-learn, so nothing is downloaded.
 
 Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test part). The last 50 images of every
-class in file order, which other people wrote than the first ones, are the test set; the training classes are cut from
-124 images downwards.
+class in file order are the test set; the training classes are cut from the others, from 124 images downwards.
 """
 
 import numpy as np

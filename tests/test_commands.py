@@ -713,7 +713,7 @@ def test_features_are_computed_once_a_view(
 
     monkeypatch.setattr(utils.features, "predict", counting)
     stage2(runs, "--views", views, "--finetune_epoch", 4)
-    assert seen == [(0, view) for view in computed]
+    assert seen == [(utils.features.STAGE2_DRAWS, view) for view in computed]
 
 
 def test_views_change_what_is_learned(trained: Path, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_predict_does_not_depend_on_the_batch_size(cpu: Execution) -> None:
 # Frozen features
 
 
-def frozen(model: ResNet, cpu: Execution, views: int | str | None, seed: int = 7) -> FrozenFeatures:
+def frozen(model: ResNet, cpu: Execution, views: str, seed: int = 7) -> FrozenFeatures:
     return FrozenFeatures(model, {"train": device_images(), "test": device_images(9, seed=1)}, cpu, seed, views)
 
 
@@ -237,7 +237,7 @@ def features_of_epoch(model: ResNet, epoch: int, seed: int = 7) -> Tensor:
 def test_training_on_frozen_features_leaves_the_backbone_untouched(cpu: Execution) -> None:
     model = small_network()
     before = snapshot(model)
-    features = frozen(model, cpu, views=2)
+    features = frozen(model, cpu, views="2")
     labels = torch.arange(22) % CLASSES
     optimizer = sgd(model.fc)
     for epoch in range(3):
@@ -261,7 +261,7 @@ def test_head_trained_on_features_is_the_head_trained_behind_the_backbone(cpu: E
             optimizer.zero_grad()
             F.cross_entropy(twin(pixels), labels).backward()
             optimizer.step()
-    features, optimizer = frozen(model, cpu, views=None), sgd(model.fc)
+    features, optimizer = frozen(model, cpu, views="fresh"), sgd(model.fc)
     for epoch in range(2):
         batches = feature_batches(features.training_view(epoch), device_images().labels, 8, seed=7, epoch=epoch)
         train_epoch(model.fc, batches, 3, optimizer, F.cross_entropy, cpu)
@@ -270,7 +270,7 @@ def test_head_trained_on_features_is_the_head_trained_behind_the_backbone(cpu: E
 
 def test_view_is_what_its_epoch_would_augment(cpu: Execution) -> None:
     model = small_network()
-    features = frozen(model, cpu, views=2)
+    features = frozen(model, cpu, views="2")
     views = [features.training_view(epoch) for epoch in range(5)]
     for epoch, view in enumerate(views):
         torch.testing.assert_close(view, features_of_epoch(model, epoch % 2), rtol=1e-4, atol=1e-5)
@@ -279,7 +279,7 @@ def test_view_is_what_its_epoch_would_augment(cpu: Execution) -> None:
 
 def test_views_are_computed_once(cpu: Execution) -> None:
     model = small_network()
-    features = frozen(model, cpu, views=2)
+    features = frozen(model, cpu, views="2")
     passes = count_passes(model)
     for epoch in range(6):
         features.training_view(epoch)
@@ -304,7 +304,7 @@ def test_plain_features_serve_every_epoch(cpu: Execution) -> None:
 
 def test_fresh_views_serve_one_epoch_each(cpu: Execution) -> None:
     model = small_network()
-    features = frozen(model, cpu, views=None)
+    features = frozen(model, cpu, views="fresh")
     passes = count_passes(model)
     for epoch in (0, 1, 2, 1):
         torch.testing.assert_close(features.training_view(epoch), features_of_epoch(model, epoch), rtol=1e-4, atol=1e-5)
@@ -313,7 +313,7 @@ def test_fresh_views_serve_one_epoch_each(cpu: Execution) -> None:
 
 def test_plain_features_of_each_split_and_way(cpu: Execution) -> None:
     model = small_network().eval()
-    features = frozen(model, cpu, views=1)
+    features = frozen(model, cpu, views="1")
     for split, images in (("train", device_images()), ("test", device_images(9, seed=1))):
         for mirrored in (False, True):
             with torch.no_grad():

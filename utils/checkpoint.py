@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without running anything that is inside them.
 
 Ours are dictionaries of tensors and plain Python values: `format`, `stage`, `epoch`, `model` (a state dict), `config`,
-and in last.pth also `optimizer`, `log`, `last`, `best` and `train_seconds`, which is all that resuming needs.
+and in last.pth also `optimizer` and `history`, which is all that resuming needs.
 """
 
 import io
@@ -48,8 +48,17 @@ class Checkpoint:
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint atomically, serialised in memory first so that a full disk is an OSError and no other."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
+    torch.save(on_cpu({"format": FORMAT, **content}), buffer)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def on_cpu(content: Any) -> Any:
+    """Return nested dictionaries and lists with every tensor on the CPU, so that a file opens on any machine."""
+    if isinstance(content, Tensor):
+        return content.detach().cpu()
+    if isinstance(content, dict):
+        return {key: on_cpu(value) for key, value in content.items()}
+    return [on_cpu(value) for value in content] if isinstance(content, list) else content
 
 
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
@@ -70,6 +79,11 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
             f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run "
             "any code; if you "
             "trust its source, add --trust_pickle"
+        ) from error
+    except (AttributeError, ModuleNotFoundError) as error:
+        raise UserError(
+            f"{path} pickles a class that is not here ({first_line(error)}); save its state_dict() in its own "
+            "code base and load that"
         ) from error
     except Exception as error:  # a damaged archive can raise nearly anything
         raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error

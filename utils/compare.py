@@ -21,18 +21,21 @@ from utils.plots import COLOURS, save_figure
 from utils.report import headline
 
 GROUPS = ("all", *SHOTS)
+# What two runs must share to be repeats of one another.
+SETTINGS = ["dataset", "imb_type", "imb_ratio", "network", "name", "settings", "protocol"]
 WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
 SMOOTHING_WINDOW = 9  # classes whose accuracies the figure's curve averages
 
 
 def run_name(metrics: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return a run's name in a table: its method, and the switches of stage 2 that differ from the protocol."""
+    """Return a run's name in a table: its method, and what differs from the recipe and the protocol."""
     return "stage 1" if metrics["stage"] == "stage1" else " ".join([metrics["method"], *own_tags(config)])
 
 
 def own_tags(config: dict[str, Any]) -> list[str]:
-    """Return the tags of a stage-2 run that do not come from its stage 1."""
-    return [tag for tag in config["tags"] if tag not in (config["stage1"] or {}).get("tags", [])]
+    """Return the tags of a stage-2 run that come neither from its stage 1 nor from a seed or a protocol."""
+    inherited = [*(config["stage1"] or {}).get("tags", []), config["settings"]["protocol"]]
+    return [tag for tag in config["tags"] if tag not in inherited and not tag.startswith("stage1_seed")]
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -47,6 +50,7 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     environment = config["environment"]
     row: dict[str, Any] = {"name": run_name(metrics, config)}
     row |= {key: metrics[key] for key in ("dataset", "imb_type", "imb_ratio", "network", "width", "stage", "method")}
+    row["settings"] = " ".join(tag for tag in config["tags"] if not tag.startswith("stage1_seed"))
     row |= {"protocol": metrics["protocol"], "seed": metrics["seed"]}
     for checkpoint, way in WAYS:
         report = metrics[checkpoint][way] or {}
@@ -72,18 +76,35 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def short_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return the table that people read: all / many / medium / few a checkpoint and way of testing."""
+def short_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the table that people read: all / many / medium / few a checkpoint and way of testing.
+
+    Rows that differ in the seed alone become one, with the mean and, after a plus-minus sign, the sample deviation.
+    Where all of them started from one stage 1, the seeds are stage 2's and the column says so.
+    """
     table = []
-    for row in rows:
-        cells = {"run": row["name"], "protocol": row["protocol"], "seed": row["seed"]}
+    for _, runs in rows.groupby(SETTINGS, sort=False, dropna=False):
+        first = runs.iloc[0]
+        seeds = ", ".join(str(seed) for seed in runs["seed"])
+        one_stage1 = len(runs) > 1 and runs["stage1_sha256"].nunique() == 1
+        cells = {"run": first["name"], "protocol": first["protocol"], "seeds": f"{'stage 2: ' * one_stage1}{seeds}"}
         for checkpoint, way in WAYS:
-            values = [row[f"{checkpoint}_{way}_{group}"] for group in GROUPS]
-            if values[0] is not None:
-                text = " / ".join("-" if value is None else f"{value:.1f}" for value in values)
-                cells[f"{checkpoint}, {way}"] = text
-        table.append({**cells, "LoMa": f"{row['loma_mean']:.2f}", "seconds": f"{row['train_seconds']:.1f}"})
+            columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
+            if runs[columns[0]].notna().all():
+                cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(runs[column], 1) for column in columns)
+        cells["LoMa"] = mean_cell(runs["loma_mean"], 2)
+        cells["seconds"] = mean_cell(runs["train_seconds"], 0)
+        table.append(cells)
     return pd.DataFrame(table)
+
+
+def mean_cell(values: pd.Series, digits: int) -> str:
+    """Return the mean of a column, with its deviation where there are several rows; "-" where it is empty."""
+    numbers = pd.to_numeric(values)
+    if numbers.isna().any():
+        return "-"
+    deviation = f" ± {numbers.std():.{digits}f}" if len(numbers) > 1 else ""
+    return f"{numbers.mean():.{digits}f}{deviation}"
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -98,7 +119,7 @@ def draw_comparison(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Figure
     left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
     width = 0.8 / len(GROUPS)
     for i, group in enumerate(GROUPS):
-        values = [headline(metrics)[group] or 0 for metrics, _ in runs]
+        values = [np.nan if headline(metrics)[group] is None else headline(metrics)[group] for metrics, _ in runs]
         bars = left.bar(np.arange(len(runs)) + (i - 1.5) * width, values, width, color=COLOURS[group], label=group)
         left.bar_label(bars, fmt="%.0f", fontsize=7)
     left.set_xticks(range(len(runs)), [run_name(*run) for run in runs], fontsize=8)
@@ -128,12 +149,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{flag}", type=Path, help=f"write the {flag} here")
     arguments = parser.parse_args(argv)
     runs = [read_run(folder) for folder in arguments.runs]
-    rows = [csv_row(*run) for run in runs]
+    rows = pd.DataFrame([csv_row(*run) for run in runs])
     table = short_table(rows)
     print("all / many / medium / few, in percent")
     print(table.fillna("-").to_string(index=False))
     if arguments.csv:
-        write_text(arguments.csv, pd.DataFrame(rows).to_csv(index=False))
+        write_text(arguments.csv, rows.to_csv(index=False))
     if arguments.markdown:
         write_text(arguments.markdown, to_markdown(table))
     if arguments.figure:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from datasets import DATASETS
 from datasets.long_tail import IMB_TYPES, SUBSETS
+from losses.los import torch_target
 from models import NETWORKS
 from utils.errors import UserError
 from utils.recipes import RECIPES, resolve_smoothing
@@ -78,7 +79,7 @@ class Settings:
         None, "run folder or file: the checkpoint that this script reads [found by the other flags]", (STAGE2, EVALUATE)
     )
     out: str = option("checkpoints", "folder of the runs")
-    workers: int | None = option(None, "threads of the host, on a CPU those that compute too [all]", kind=int)
+    workers: int | None = option(None, "threads that compute, on a CPU [all]", kind=int)
     seed: int = option(0, "random seed; None draws one and records it", kind=int)
     gpu: int = option(0, "number of the CUDA device", kind=int)
 
@@ -146,13 +147,18 @@ class Command:
 
     script: str
     settings: Settings
-    given: frozenset[str]
+    given: dict[str, Any]
     defaults: Settings
     arguments: tuple[str, ...]
 
     def replace(self, **values: Any) -> "Command":
         """Return the same command with other settings."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **values))
+
+    def for_dataset(self, dataset: str) -> "Command":
+        """Return the same command with another data set's preset behind the flags that were given."""
+        drawn = {"seed": self.settings.seed}  # one that was drawn is not drawn again
+        return resolve(self.script, {**self.given, **drawn}, self.arguments, dataset)
 
 
 def seed_value(text: str) -> int | None:
@@ -190,30 +196,38 @@ def parse_command(script: str, description: str, argv: Sequence[str] | None = No
     """Parse a command line, resolve every setting, check its domain, report flags that have no effect."""
     arguments = tuple(sys.argv[1:] if argv is None else argv)
     given = vars(make_parser(script, description).parse_args(arguments))
-    dataset = given.get("dataset", FIELDS["dataset"].default)
+    command = resolve(script, given, arguments)
+    report_unused(script, [f"--{name}" for name in FIELDS if name in given and name not in command.given])
+    return command
+
+
+def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], dataset: str | None = None) -> Command:
+    """Resolve every setting from the flags given, with the preset of `dataset` (that of the flags by default).
+
+    A flag that has no effect in `script` counts as not given, so that it can have none by accident.
+    """
+    dataset = dataset or given.get("dataset", FIELDS["dataset"].default)
     if dataset not in PRESETS:
         raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
     protocol = given.get("protocol", FIELDS["protocol"].default)
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(PROTOCOLS)}")
-    switches = dict(PROTOCOLS[protocol])
+    values = {**PRESETS[dataset], **PROTOCOLS[protocol]}
     if given.get("bn_mode") == "train":
-        switches["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
-    check_domains(Settings(**{**PRESETS[dataset], **switches, **given}))
-    unused = [name for name in given if script not in FIELDS[name].metadata["used_by"]]
-    if "subset_seed" in given and given.get("subset") != "shuffle":
-        unused.append("subset_seed")
-    report_unused(script, [f"--{name}" for name in FIELDS if name in unused])
-    # What has no effect is as good as not given, so that it can have none by accident.
+        values["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
+    check_domains(Settings(**{**values, **given}))
+    unused = {name for name in given if script not in FIELDS[name].metadata["used_by"]}
+    if given.get("subset") != "shuffle":
+        unused.add("subset_seed")
     used = {name: value for name, value in given.items() if name not in unused}
-    settings = Settings(**{**PRESETS[dataset], **switches, **used})
+    settings = Settings(**{**values, **used, "dataset": dataset})
     if settings.seed is None:
         settings = dataclasses.replace(settings, seed=random.SystemRandom().randrange(2**31))
     settings = fill_stage_values(settings, script)
     defaults = Settings(**{**PRESETS[dataset], "dataset": dataset})
     defaults = dataclasses.replace(defaults, method=settings.method, cur_stage=settings.cur_stage)
     check_stage(script, settings)
-    return Command(script, settings, frozenset(used), fill_stage_values(defaults, script), arguments)
+    return Command(script, settings, used, fill_stage_values(defaults, script), arguments)
 
 
 def fill_stage_values(settings: Settings, script: str) -> Settings:
@@ -242,7 +256,9 @@ def check_stage(script: str, settings: Settings) -> None:
             f"{script}.py runs {script.removeprefix('main_')}; --cur_stage {settings.cur_stage} is for "
             f"main_{settings.cur_stage}.py"
         )
-    if settings.cur_stage == "stage2":
+    if settings.cur_stage == "stage1":
+        torch_target(settings.label_smooth or 0.0, 2)
+    else:
         resolve_smoothing(settings.method, 2, settings.label_smooth, settings.loma_target)
 
 

@@ -8,7 +8,7 @@ class UserError(Exception):
     """What is wrong and what to do about it, in one line."""
 
 
-def run_command(command: Callable[[], None], interrupted: str = "") -> None:
+def run_command(command: Callable[[], object], interrupted: str = "") -> None:
     """Run a script's `main` and turn what a user can cause into an exit status.
 
     Status 2 with one line for a `UserError`, 130 for Ctrl-C (the convention for SIGINT), when `interrupted` says what

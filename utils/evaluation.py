@@ -4,17 +4,40 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from datasets.device import DeviceImages
 from datasets.long_tail import LongTailedData
 from utils.errors import UserError
 from utils.metrics import SHOTS, class_balanced_accuracy, classification_report, logits_magnitude
 
-# Logits (N, K) of a split ("train", "holdout" or "test"), of its images as they are or mirrored.
-LogitsOf = Callable[[str, bool], Tensor]
+# Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored.
+FeaturesOf = Callable[[str, bool], Tensor]
 Images = dict[str, DeviceImages]
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
+
+
+class LogitsOf:
+    """Logits (N, K) of a split, of its images as they are or mirrored; each pass through the network is made once.
+
+    The classifier runs in full precision whatever the network runs in: rounded to bf16, logits tie.
+    """
+
+    def __init__(self, features_of: FeaturesOf, classifier: nn.Module) -> None:
+        self.features_of = features_of
+        self.classifier = classifier
+        self._features: dict[tuple[str, bool], Tensor] = {}
+
+    def features(self, split: str, mirrored: bool = False) -> Tensor:
+        """Return the features (N, d) that the logits are computed from."""
+        if (split, mirrored) not in self._features:
+            self._features[split, mirrored] = self.features_of(split, mirrored)
+        return self._features[split, mirrored]
+
+    @torch.no_grad()
+    def __call__(self, split: str, mirrored: bool = False) -> Tensor:
+        return self.classifier(self.features(split, mirrored))
 
 
 def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> dict[str, Any]:
@@ -23,7 +46,7 @@ def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> 
     `flip` is None for a data set whose mirrored images show something else.
     """
     labels = images["test"].labels
-    logits = logits_of("test", False)
+    logits = logits_of("test")
     if not bool(logits.isfinite().all()):
         raise UserError("the network's logits on the test images are not finite: its weights are damaged or diverged")
     report: dict[str, Any] = {"plain": classification_report(logits, labels, data.class_counts), "flip": None}
@@ -40,14 +63,14 @@ def selection_score(record: dict[str, Any]) -> float:
 
 def logits_report(logits_of: LogitsOf, images: Images) -> dict[str, Any]:
     """Return LoMa and RSD on the un-augmented training images and on the test images, plain logits."""
-    return {split: logits_magnitude(logits_of(split, False), images[split].labels) for split in ("train", "test")}
+    return {split: logits_magnitude(logits_of(split), images[split].labels) for split in ("train", "test")}
 
 
 def holdout_report(logits_of: LogitsOf, images: Images) -> dict[str, Any] | None:
     """Return the class-balanced accuracy on the held-out images, None where none were held out."""
     if len(images["holdout"]) == 0:
         return None
-    balanced = class_balanced_accuracy(logits_of("holdout", False), images["holdout"].labels)
+    balanced = class_balanced_accuracy(logits_of("holdout"), images["holdout"].labels)
     return {"images": len(images["holdout"]), "class_balanced_accuracy": balanced}
 
 

@@ -5,7 +5,9 @@ import dataclasses
 import importlib.util
 import platform
 import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -66,9 +68,13 @@ def choose_execution(device: str, gpu: int, amp: str, compile_mode: str, threads
         return Execution(torch.device("cpu"), bf16, compiled, tuple(reasons))
     if gpu >= torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    torch.cuda.set_device(gpu)
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     supported = torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = amp == "bf16" or (amp == "auto" and supported)
-    lacking = compiler_lacks() if compile_mode == "auto" else None
+    lacking = compiler_lacks() if compile_mode != "off" else None
+    if compile_mode == "on" and lacking:
+        raise UserError(f"--compile on: {lacking}; use --compile auto or off")
     compiled = compile_mode != "off" and lacking is None
     lack = f", but {lacking}" if lacking else ""
     bf16_why = "the GPU has bf16" if supported else "the GPU has no bf16"
@@ -77,16 +83,19 @@ def choose_execution(device: str, gpu: int, amp: str, compile_mode: str, threads
         f"precision: {'bf16 autocast' if bf16 else 'fp32'} ({bf16_why}, --amp {amp})",
         f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}{lack}), channels last",
     ]
-    torch.cuda.set_device(gpu)
     return Execution(torch.device("cuda", gpu), bf16, compiled, tuple(reasons))
 
 
 def compiler_lacks() -> str | None:
-    """Return what torch.compile would miss on a CUDA device here, None where it has all."""
+    """Return what torch.compile would miss on the current CUDA device, None where it has all."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         return "there is no C compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers are not installed"
+    if torch.cuda.get_device_capability() < (7, 0):
+        return "the GPU is older than compute capability 7.0"
     return None
 
 

@@ -11,16 +11,19 @@ from utils.engine import predict
 from utils.evaluation import Images
 from utils.execution import Execution
 
+# Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
+STAGE2_DRAWS = 1 << 32
+
 
 class FrozenFeatures:
     """Features (N, d) of a backbone in evaluation mode, each computed once, when it is first asked for.
 
     View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs
-    of fresh augmentation. `views` is their number, "plain" for the images as they are instead, or None for fresh
-    augmentation: a view then serves one epoch and is not kept.
+    of fresh augmentation. `views` is `--views`: their number, "plain" for the images as they are instead,
+    or "fresh" for a view that serves one epoch and is not kept.
     """
 
-    def __init__(self, model: ResNet, images: Images, execution: Execution, seed: int, views: int | str | None) -> None:
+    def __init__(self, model: ResNet, images: Images, execution: Execution, seed: int, views: str) -> None:
         self.model = model
         self.images = images
         self.execution = execution
@@ -46,7 +49,7 @@ class FrozenFeatures:
         """Return the features of the training images (N, d) under the view that `epoch` (from 0) trains on."""
         if self.views == "plain":
             return self.plain("train")
-        view = epoch % self.views if isinstance(self.views, int) else epoch
+        view = epoch if self.views == "fresh" else epoch % int(self.views)
         if view in self._augmented:
             return self._augmented[view]
         features = predict(
@@ -56,7 +59,7 @@ class FrozenFeatures:
             view=(self.seed, view),
             message=f"features, view {view + 1}",
         )
-        if self.views is not None:
+        if self.views != "fresh":
             self._augmented[view] = features
         return features
 

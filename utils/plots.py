@@ -17,15 +17,18 @@ from utils.metrics import FEW_BELOW, MANY_ABOVE, SHOTS
 COLOURS = {"all": "black", "many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 
 
+PLOTS = ("training_curves.png", "accuracy_per_class.png", "logits_per_class.png")
+
+
 def draw_plots(folder: Path, metrics: dict[str, Any], log: list[dict[str, Any]]) -> None:
-    """Write training_curves.png, accuracy_per_class.png and logits_per_class.png into `folder`."""
+    """Write the three pictures of a run into `folder`."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror or error}") from error
-    save_figure(folder / "training_curves.png", training_curves(pd.DataFrame(log)))
-    save_figure(folder / "accuracy_per_class.png", accuracy_per_class(metrics))
-    save_figure(folder / "logits_per_class.png", logits_per_class(metrics))
+    figures = (training_curves(pd.DataFrame(log)), accuracy_per_class(metrics), logits_per_class(metrics))
+    for name, figure in zip(PLOTS, figures, strict=True):
+        save_figure(folder / name, figure)
 
 
 def save_figure(path: Path, figure: Figure) -> None:

@@ -4,9 +4,7 @@ from typing import Any
 
 from datasets.long_tail import LongTailedData
 from models.resnet import ResNet
-from utils.engine import predict
-from utils.evaluation import HEADLINE, Images, LogitsOf, holdout_report, logits_report, report_table
-from utils.execution import Execution
+from utils.evaluation import HEADLINE, FeaturesOf, Images, LogitsOf, holdout_report, logits_report, report_table
 from utils.files import write_json
 from utils.metrics import feature_variance_ratio, finite_or_none
 from utils.plots import draw_plots
@@ -17,11 +15,10 @@ from utils.training import History
 def finish_run(
     run: Run,
     history: History,
-    logits_of: LogitsOf,
+    features_of: FeaturesOf,
     images: Images,
     data: LongTailedData,
     model: ResNet,
-    execution: Execution,
 ) -> dict[str, Any]:
     """Write metrics.json (see README) and the plots of a run, print its table, and return the metrics.
 
@@ -30,8 +27,7 @@ def finish_run(
     """
     settings = run.config["settings"]
     seconds = history.train_seconds
-    train_logits = logits_of("train", False)
-    train_features = predict(model.eval().features, images["train"], execution)
+    logits_of = LogitsOf(features_of, model.fc)
     metrics: dict[str, Any] = {
         "schema": 1,
         "dataset": data.name,
@@ -50,8 +46,8 @@ def finish_run(
         "train_seconds": seconds,
         "images_per_second": history.images / seconds if seconds else None,
         "train": {
-            "accuracy": 100 * float((train_logits.argmax(dim=1) == images["train"].labels).double().mean()),
-            "feature_variance_ratio": feature_variance_ratio(train_features, images["train"].labels),
+            "accuracy": 100 * float((logits_of("train").argmax(dim=1) == images["train"].labels).double().mean()),
+            "feature_variance_ratio": feature_variance_ratio(logits_of.features("train"), images["train"].labels),
         },
         "last": history.last,
         "best": history.best,

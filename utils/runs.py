@@ -18,6 +18,7 @@ from utils.config import FIELDS, PROTOCOL_SWITCHES, PROTOCOLS, STAGE1, STAGE2, T
 from utils.errors import UserError
 from utils.execution import Execution, device_name
 from utils.files import read_json, write_json
+from utils.plots import PLOTS
 
 # Settings by which a default lookup tells runs of one data set, imbalance, network and seed apart.
 IDENTITY = ("subset", "subset_seed", "holdout", "width")
@@ -100,22 +101,27 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
     if stage == "stage2":
         prefix = f"stage2_{settings.method}"
         wanted += _stage1_seed_tag(settings) + ([settings.protocol] if settings.protocol != "honest" else [])
-    exact = parent / "_".join([prefix, *wanted])
-    if (exact / "config.json").is_file():
-        return exact
-    candidates = []
+    exact, candidates = None, []
     for path in sorted(parent.glob("*/config.json")):
         config = read_json(path)
         same = config.get("stage") == stage and (stage == "stage1" or config.get("method") == settings.method)
-        if same and set(wanted) <= set(config.get("tags", [])):
+        tags = set(config.get("tags", []))
+        if same and tags == set(wanted):
+            exact = path.parent
+        elif same and tags > set(wanted):
             candidates.append(path.parent)
-    if not candidates:
-        raise UserError(f"no {stage} run in {exact}; make it first: {_command_for(command, stage, seed)}")
-    if len(candidates) > 1:
+    advice = _command_for(command, stage, seed)
+    if exact is None and not candidates:
+        raise UserError(f"no {stage} run in {parent / '_'.join([prefix, *wanted])}; make it first: {advice}")
+    if exact is None and len(candidates) > 1:
         listed = ", ".join(str(path) for path in candidates)
         raise UserError(f"several {stage} runs fit: {listed}; name one with --pretrained_pth")
-    print(f"using {candidates[0]}, the only {stage} run that fits")
-    return candidates[0]
+    found = candidates[0] if exact is None else exact
+    if not (found / "last.pth").is_file():
+        raise UserError(f"{found} has no finished epoch; go on with it first: {advice} --resume")
+    if exact is None:
+        print(f"using {found}, the only {stage} run that fits")
+    return found
 
 
 def _command_for(command: Command, stage: str, seed: int) -> str:
@@ -145,7 +151,7 @@ class Run:
 
 
 # What a run writes; --overwrite removes these and nothing else.
-OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth"]
+OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth", *(f"plots/{name}" for name in PLOTS)]
 
 
 def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool) -> Run:
@@ -158,6 +164,8 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: b
     if present and not (resume or overwrite):
         state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
         raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
+    if resume and "last.pth" in present and "config.json" not in present:
+        raise UserError(f"{folder} has lost its config.json, so what it was is unknown; --overwrite replaces it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -166,9 +174,11 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: b
     except OSError as error:
         raise UserError(f"cannot use {folder}: {error.strerror or error}; name another place with --out") from error
     if resume and "config.json" in present:
-        _refuse_other_settings(folder, read_json(folder / "config.json"), config)
-    else:
-        write_json(folder / "config.json", config)
+        before = read_json(folder / "config.json")
+        _refuse_other_settings(folder, before, config)
+        # The run keeps its own record, and adds where it went on once it really does (`fit`).
+        return Run(folder, {**before, "resumed": [*before.get("resumed", []), config["environment"]]})
+    write_json(folder / "config.json", config)
     return Run(folder, config)
 
 
@@ -179,9 +189,9 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     keys = [name for name in weighty if script in FIELDS[name].metadata["used_by"]]
     old, new = before.get("settings", {}), now["settings"]
     differing = [f"--{key} {old.get(key)} there, {new[key]} now" for key in keys if old.get(key) != new[key]]
-    for name in ("subset", "stage1"):
+    for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint"), ("precision", "--amp")):
         if before.get(name) != now[name]:
-            differing.append(f"another {'training subset' if name == 'subset' else 'stage-1 checkpoint'}")
+            differing.append(f"another {words}")
     if differing:
         raise UserError(
             f"{folder} was begun with other settings ({'; '.join(differing)}); repeat its command, or use --overwrite"
@@ -210,6 +220,7 @@ def describe(
         "class_counts": data.class_counts.tolist(),
         "subset": data.subset,
         "stage1": stage1 and describe_stage1(stage1),
+        "precision": "bf16" if execution.bf16 else "fp32",
         "environment": {
             "git_revision": git_revision(),
             "python": platform.python_version(),

@@ -61,11 +61,13 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
         return command
     trained = checkpoint.settings()
     known = (*FROM_CHECKPOINT, "stage1_seed")
-    lacking = [name for name in (*known, "seed") if name not in trained]
+    lacking = [name for name in (*known, "seed", "epochs") if name not in trained]
     if lacking:
         raise UserError(f"{checkpoint.path} does not say its {', '.join(lacking)}: another version wrote it")
     if trained["stage1_seed"] is None:
         trained = {**trained, "stage1_seed": trained["seed"]}
+    if trained["dataset"] != command.settings.dataset and "dataset" not in command.given:
+        command = command.for_dataset(trained["dataset"])
     for name in known:
         asked = getattr(command.settings, name)
         if name in command.given and asked != trained[name]:
@@ -93,10 +95,11 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
     stage = checkpoint.config.get("stage", "stage1")
     if stage != "stage1":
         raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
-    epochs = checkpoint.settings().get("epochs")
-    if path.name == "last.pth" and checkpoint.epoch != epochs:
+    command = adopt_checkpoint(command, checkpoint)
+    if checkpoint.content is not None and not (path.parent / "metrics.json").exists():
+        epochs = checkpoint.settings()["epochs"]
         print(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
-    return adopt_checkpoint(command, checkpoint), checkpoint
+    return command, checkpoint
 
 
 def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:

@@ -11,15 +11,16 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from datasets.long_tail import LongTailedData
+from models.resnet import ResNet
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from utils.engine import EpochResult
 from utils.errors import UserError
-from utils.evaluation import Images, LogitsOf, evaluate_test, selection_score
-from utils.files import write_text
+from utils.evaluation import FeaturesOf, Images, LogitsOf, evaluate_test, selection_score
+from utils.files import write_json, write_text
 from utils.metrics import SHOTS
 from utils.runs import Run
 
-INTERRUPTED = ": the last finished epoch is saved; the same command with --resume goes on from there"
+INTERRUPTED = ": finished epochs are saved; the same command with --resume (and the same --seed) goes on from there"
 
 
 @dataclass
@@ -45,10 +46,10 @@ def make_sgd(module: nn.Module, momentum: float, weight_decay: float, nesterov: 
 
 def fit(
     run: Run,
-    model: nn.Module,
+    model: ResNet,
     optimizer: Optimizer,
     train_one_epoch: Callable[[int], EpochResult],
-    logits_of: LogitsOf,
+    features_of: FeaturesOf,
     images: Images,
     data: LongTailedData,
     *,
@@ -73,6 +74,7 @@ def fit(
         load_weights(model, checkpoint)
         optimizer.load_state_dict(content["optimizer"])
         history, done = History(**content["history"]), content["epoch"]
+        write_json(run.folder / "config.json", run.config)
         print(f"resuming {run.folder} after epoch {done} of {epochs}")
     started = time.perf_counter()
     for epoch in range(done, epochs):
@@ -89,6 +91,7 @@ def fit(
                 "lower learning rate"
             )
         evaluated = epoch + 1 == epochs or (epoch + 1) % eval_every == 0
+        logits_of = LogitsOf(features_of, model.fc)
         record = {"epoch": epoch + 1, **evaluate_test(logits_of, images, data)} if evaluated else None
         history.train_seconds += seconds
         history.images += result.images

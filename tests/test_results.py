@@ -1,0 +1,38 @@
+"""What RESULTS.md and README.md quote stands in results/, and the files they name exist."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from utils.compare import short_table, to_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLES = sorted(
+    path for path in (ROOT / "results").glob("*.csv") if "stage1_sha256" in path.read_text().splitlines()[0]
+)
+
+
+def test_there_are_measured_tables() -> None:
+    assert TABLES
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+def test_results_quote_the_measured_table(path: Path) -> None:
+    assert to_markdown(short_table(pd.read_csv(path))) in (ROOT / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+def test_each_row_says_what_made_it(path: Path) -> None:
+    rows = pd.read_csv(path)
+    for column in ("command", "device", "torch", "git_revision", "protocol", "seed", "subset_content_sha256"):
+        assert rows[column].notna().all(), column
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
+def test_links_lead_to_files(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target

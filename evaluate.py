@@ -5,8 +5,8 @@ averaging.
     python evaluate.py --imb_ratio 100 --cur_stage stage2
     python evaluate.py --imb_ratio 100 --pretrained_pth FILE_OR_RUN_FOLDER --json report.json
 
-One or two passes over the test set: seconds on a GPU, a minute or two for ResNet-34 on four CPU cores. The numbers are
-those of the run's own metrics.json; RESULTS.md has what was measured.
+For each checkpoint the test images pass through the network once, mirrored again, and the training images once. Numbers
+are those of the run's own metrics.json where precision and threads are the same; RESULTS.md has what was measured.
 """
 
 from collections.abc import Sequence

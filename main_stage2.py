@@ -2,8 +2,8 @@
 
     python main_stage2.py --imb_ratio 100 --cur_stage stage2 --label_smooth 0.98
 
-takes seconds once the features are computed. Published for CIFAR100-LT, IF 100, ResNet-34: 54.9 % (53.9 % when re-run
-by others), flip-averaged, best epoch on the test set; RESULTS.md has what was measured, on what, in what time.
+takes seconds once the features are computed. Published for CIFAR100-LT, IF 100, ResNet-34: 54.9 %, and 53.9 % when
+re-run by others. RESULTS.md has what was measured, on what, in what time.
 """
 
 from collections.abc import Sequence

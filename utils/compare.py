@@ -123,7 +123,7 @@ def draw_comparison(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Figure
         bars = left.bar(np.arange(len(runs)) + (i - 1.5) * width, values, width, color=COLOURS[group], label=group)
         left.bar_label(bars, fmt="%.0f", fontsize=7)
     left.set_xticks(range(len(runs)), [run_name(*run) for run in runs], fontsize=8)
-    left.set(ylabel="test accuracy (%)", ylim=(0, 120))
+    left.set(ylabel="test accuracy (%)", ylim=(0, 1.15 * left.get_ylim()[1]))
     left.legend(fontsize=8, ncols=4, loc="upper center")
     window = min(SMOOTHING_WINDOW, max(1, len(runs[0][0]["class_counts"]) // 10))
     for metrics, config in runs:

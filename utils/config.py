@@ -122,9 +122,9 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
-# CIFAR runs on the released recipe, which is what `Settings` defaults to. The stage-2 learning rate of `digits` was chosen
-# on held-out images: the best mean of results/digits_selection.csv, of equal ones with the published smoothing, of equal
-# ones the largest.
+# CIFAR runs on the released recipe, which is what `Settings` defaults to. The stage-2 learning rate of `digits` was
+# chosen on held-out images: the best mean of results/digits_selection.csv, of equal ones with the published smoothing,
+# and of those the largest.
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar100": {},
     "cifar10": {},

@@ -21,7 +21,15 @@ from utils.engine import predict
 from utils.errors import run_command
 from utils.evaluation import LogitsOf, evaluate_test, logits_report, per_class_table, report_table
 from utils.files import write_json
-from utils.setup import announce, device_images, find_checkpoints, load_data, settle_execution, stage1_seed
+from utils.setup import (
+    announce,
+    device_images,
+    find_checkpoints,
+    load_data,
+    refuse_other_images,
+    settle_execution,
+    stage1_seed,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, checkpoints = find_checkpoints(command)
     settings = command.settings
     first = next(iter(checkpoints.values()))
-    data = load_data(settings, stage1_seed(settings), first)
+    data = load_data(settings, stage1_seed(settings))
+    refuse_other_images(first, data, warn=True)
     announce(command, data, execution, first.path.parent)
     images = device_images(data, execution)
     model = build_model(settings.network, data.num_classes, width=settings.width)

@@ -24,7 +24,15 @@ from utils.features import STAGE2_DRAWS, FrozenFeatures, batch_statistics_featur
 from utils.recipes import find_recipe, resolve_smoothing, resolve_target
 from utils.report import finish_run
 from utils.runs import describe, open_run, stage2_folder, stage2_tags
-from utils.setup import announce, device_images, find_stage1, load_data, settle_execution, stage1_seed
+from utils.setup import (
+    announce,
+    device_images,
+    find_stage1,
+    load_data,
+    refuse_other_images,
+    settle_execution,
+    stage1_seed,
+)
 from utils.training import INTERRUPTED, fit, make_sgd
 
 
@@ -34,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     execution = settle_execution(command)
     command, checkpoint = find_stage1(command)
     settings = command.settings
-    data = load_data(settings, stage1_seed(settings), checkpoint)
+    data = load_data(settings, stage1_seed(settings))
+    refuse_other_images(checkpoint, data)
     recipe = find_recipe(settings.method)
     smoothing = resolve_smoothing(settings.method, data.num_classes, settings.label_smooth, settings.loma_target)
     target = resolve_target(recipe, smoothing, data.num_classes)

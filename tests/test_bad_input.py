@@ -269,13 +269,14 @@ def test_data_that_cannot_be_downloaded(error: Exception, tmp_path: Path, monkey
     assert "--dataset digits" in message
 
 
-def test_evaluating_on_other_images_than_it_learned_from_is_refused(cifar: Path, tmp_path: Path) -> None:
+def test_other_training_images_are_refused_by_stage_2_and_warned_of_by_the_report(cifar: Path, tmp_path: Path) -> None:
     arguments = ("--data_dir", cifar, "--out", tmp_path / "runs", "--imb_ratio", 100)
     succeed("main_stage1", *arguments)
     train = cifar / "cifar100" / SMALL_CIFAR.folder / "train"
     rewrite(train, lambda content: content.update(data=content["data"][:, ::-1].copy()))
-    for script in ("main_stage2", "evaluate"):
-        assert "other images" in refused(script, *arguments)
+    assert "other training images" in refused("main_stage2", *arguments)
+    outcome = succeed("evaluate", *arguments)
+    assert outcome.err.startswith("warning: ") and "other training images" in outcome.err
 
 
 # Checkpoints

@@ -5,12 +5,14 @@ and in last.pth also `optimizer` and `history`, which is all that resuming needs
 """
 
 import io
+import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.foreign import compare_keys, find_state_dict
@@ -64,12 +66,17 @@ def on_cpu(content: Any) -> Any:
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`models.foreign`).
 
+    A name that ends in .safetensors is read as that format, any other as PyTorch's.
+
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
     `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
     try:
         digest = sha256_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        if path.suffix == ".safetensors":
+            content = read_safetensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -111,6 +118,14 @@ def is_ours(content: dict[str, Any]) -> bool:
     if not isinstance(config, dict) or not all(isinstance(content.get(name), kind) for name, kind in entries.items()):
         return False
     return isinstance(config.get("settings"), dict) and isinstance(config.get("tags"), list)
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Return a released file as a checkpoint of ours (`utils.release`), any other as the state dict that it is."""
+    with safe_open(path, framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dictionary
+        metadata = file.metadata() or {}
+    return {**json.loads(metadata["checkpoint"]), "model": state} if "checkpoint" in metadata else state
 
 
 def first_line(error: Exception) -> str:

@@ -35,10 +35,10 @@ def stage1_seed(settings: Settings) -> int:
     return settings.seed if settings.stage1_seed is None else settings.stage1_seed
 
 
-def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | None = None) -> LongTailedData:
+def load_data(settings: Settings, holdout_seed: int) -> LongTailedData:
     """Load the data set that the settings describe; `holdout_seed` is the seed of stage 1.
 
-    Raises UserError where `--num_class` does not fit it, and where `checkpoint` learned from other images.
+    Raises UserError where `--num_class` does not fit it.
     """
     profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=holdout_seed)
     data = load_dataset(settings.dataset, profile, settings.data_dir)
@@ -47,12 +47,21 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
             f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
             "leave it out"
         )
-    subset = None if checkpoint is None else checkpoint.config.get("subset")
-    if checkpoint is not None and subset is not None and subset != data.subset:
-        raise UserError(
-            f"{checkpoint.path} learned from other images than the ones in {settings.data_dir}: their sha256 differ"
-        )
     return data
+
+
+def refuse_other_images(checkpoint: Checkpoint, data: LongTailedData, *, warn: bool = False) -> None:
+    """Raise UserError where a checkpoint of ours learned from other images than those of `data`, or `warn` of it.
+
+    Stage 2 would re-train on images that stage 1 has not seen; a report on the test images is still right.
+    """
+    subset = checkpoint.config.get("subset", data.subset)
+    if subset == data.subset:
+        return
+    text = f"{checkpoint.path} learned from other training images than the ones here: their sha256 differ"
+    if not warn:
+        raise UserError(f"{text}; train stage 1 on these, or use the copy of the data that it was trained on")
+    print(f"warning: {text}; only the numbers on training images are affected", file=sys.stderr)
 
 
 def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
@@ -96,8 +105,8 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
     if stage != "stage1":
         raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
     command = adopt_checkpoint(command, checkpoint)
-    if checkpoint.content is not None and not (path.parent / "metrics.json").exists():
-        epochs = checkpoint.settings()["epochs"]
+    epochs = checkpoint.settings().get("epochs")
+    if checkpoint.epoch != epochs and not (path.parent / "metrics.json").exists():
         print(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
     return command, checkpoint
 

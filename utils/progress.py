@@ -8,17 +8,18 @@ from progress.bar import Bar
 
 Item = TypeVar("Item")
 
+ERASE_LINE = "\r\x1b[K"  # the next line of the report takes the bar's place
+
 
 def show_progress(items: Iterable[Item], message: str, total: int) -> Iterator[Item]:
     """Yield `items`, drawing a bar on standard error; nothing is drawn where that is not a terminal."""
     if not sys.stderr.isatty():
         yield from items
         return
-    bar = Bar(message, max=total, suffix="%(index)d/%(max)d  %(eta_td)s to go", file=sys.stderr)
+    bar = Bar(message, max=total, suffix="%(index)d/%(max)d  %(eta_td)s to go", file=sys.stderr, hide_cursor=False)
     try:
         for item in items:
             yield item
             bar.next()
     finally:
-        bar.clearln()
-        bar.finish()
+        print(ERASE_LINE, end="", file=sys.stderr, flush=True)

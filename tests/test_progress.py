@@ -1,0 +1,40 @@
+"""The bar is drawn on a terminal, removed afterwards, and absent elsewhere."""
+
+import io
+import sys
+
+import pytest
+
+from utils.progress import ERASE_LINE, show_progress
+
+
+class Terminal(io.StringIO):
+    """Standard error as a person sees it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_bar_with_the_time_to_go_and_is_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert list(show_progress("abc", "training", 3)) == ["a", "b", "c"]
+    text = terminal.getvalue()
+    assert "training" in text and "2/3" in text and "to go" in text
+    assert text.endswith(ERASE_LINE) and "\n" not in text
+
+
+def test_an_error_on_the_way_leaves_the_terminal_clean_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(ZeroDivisionError):
+        for item in show_progress([1, 0], "training", 2):
+            assert 1 / item
+    assert terminal.getvalue().endswith(ERASE_LINE)
+
+
+def test_nothing_is_drawn_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(show_progress([1, 2], "training", 2)) == [1, 2]
+    assert stream.getvalue() == ""

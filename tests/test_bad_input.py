@@ -157,8 +157,10 @@ def test_the_smoothing_limit_of_lort_is_named(trained: Path) -> None:
 
 
 def test_a_refused_smoothing_leaves_nothing_that_the_next_stage_trips_over(runs: Path) -> None:
+    before = contents(runs)
     refused("main_stage1", *DIGITS, "--out", runs, "--epochs", 3, "--label_smooth", 1)
-    stage2(runs, "--method", "ce")
+    assert contents(runs) == before
+    assert "the only stage1 run that fits" in stage2(runs, "--method", "ce").out
 
 
 # Devices
@@ -235,7 +237,9 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_data_are_fine_when_nothing_is_done_to_them(cifar: Path, tmp_path: Path) -> None:
-    succeed("main_stage1", "--data_dir", cifar, "--out", tmp_path / "runs", "--imb_ratio", 100)
+    outcome = succeed("main_stage1", "--data_dir", cifar, "--out", tmp_path / "runs", "--imb_ratio", 100)
+    assert outcome.err == ""
+    assert read(next(tmp_path.rglob("metrics.json")))["dataset"] == "cifar100"
 
 
 @pytest.mark.parametrize("damage", list(DATA_DAMAGE))
@@ -632,7 +636,9 @@ def test_features_that_collapsed_are_reported_as_such(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(models, "build_model", dead)
     stage1(tmp_path, "--epochs", 1)
-    read(next(tmp_path.rglob("metrics.json")))
+    metrics = read(next(tmp_path.rglob("metrics.json")))
+    assert metrics["train"]["feature_variance_ratio"] is None
+    assert set(metrics["logits"]["test"]["column"]["rsd_true"]) == {None}
 
 
 # At the shell

@@ -215,7 +215,7 @@ def describe(
         "tags": tags,
         "command": shlex.join(["python", f"{command.script}.py", *command.arguments]),
         "settings": asdict(command.settings),
-        "target": {"true": target[0], "other": target[1], "smoothing": target[1] * data.num_classes},
+        "target": {"true": target[0], "other": target[1], "torch_smoothing": target[1] * data.num_classes},
         "num_class": data.num_classes,
         "class_counts": data.class_counts.tolist(),
         "subset": data.subset,

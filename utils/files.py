@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their hashes. It imports `utils.errors` alone: every room may import it."""
+"""Files that are whole or absent, and their hashes. It imports `utils.errors` alone: every room may import it."""
 
 import contextlib
 import hashlib

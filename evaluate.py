@@ -19,8 +19,19 @@ from utils.checkpoint import load_weights
 from utils.config import EVALUATE, parse_command
 from utils.engine import predict
 from utils.errors import run_command
-from utils.evaluation import LogitsOf, evaluate_test, logits_report, per_class_table, report_table
+from utils.evaluation import (
+    LogitsOf,
+    calibration_report,
+    details,
+    evaluate_test,
+    logits_report,
+    logits_summary,
+    per_class_table,
+    rebalanced_report,
+    report_table,
+)
 from utils.files import write_json
+from utils.retraining import attach_head
 from utils.setup import (
     announce,
     device_images,
@@ -43,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     announce(command, data, execution, first.path.parent)
     images = device_images(data, execution)
     model = build_model(settings.network, data.num_classes, width=settings.width)
+    if first.config.get("method"):
+        attach_head(model, first.config["method"])
     execution.place(model)
 
     def features_of(split: str, mirrored: bool) -> Tensor:
@@ -52,16 +65,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, checkpoint in checkpoints.items():
         load_weights(model, checkpoint)
         logits_of = LogitsOf(features_of, model.fc)
+        logits = logits_report(logits_of, images)
+        stored = (checkpoint.content or {}).get("temperature")
+        temperature = stored if settings.temperature is None else settings.temperature
         records[name] = {
             "epoch": checkpoint.epoch,
             "sha256": checkpoint.sha256,
             "kind": checkpoint.kind,
             **evaluate_test(logits_of, images, data),
-            "logits": logits_report(logits_of, images),
+            "logits": logits,
+            "logits_summary": logits_summary(logits),
+            "calibration": calibration_report(logits_of, images, data, temperature),
+            "rebalanced": rebalanced_report(logits_of, images, data, settings.rebalance_tau),
         }
     print(per_class_table(records, data))
     print()
     print(report_table(records, settings.protocol))
+    for name, record in records.items():
+        print(f"\n{name}:")
+        print(details(record))
     if settings.json is not None:
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
         write_json(Path(settings.json), {"schema": 1, **subset, "checkpoints": records})

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from datasets.device import steps_per_epoch
-from losses import build_loss
+from losses import build_loss, loss_parameters
 from losses.los import torch_target
 from models import build_model
 from utils.config import STAGE1, parse_command
 from utils.engine import EpochResult, mixup_shares, predict, train_epoch
 from utils.errors import run_command
 from utils.report import finish_run
-from utils.runs import describe, open_run, seed_folder, stage1_tags
+from utils.runs import describe, open_run, read_metrics, stage1_folder, stage1_tags
+from utils.schedules import SCHEDULES
 from utils.setup import announce, device_images, load_data, settle_execution
 from utils.training import INTERRUPTED, fit, make_sgd
 
@@ -32,23 +33,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     execution = settle_execution(command)
     data = load_data(settings, settings.seed)
     tags = stage1_tags(command)
-    folder = seed_folder(settings, settings.seed) / "_".join(["stage1", *tags])
+    folder = stage1_folder(command)
     target = torch_target(settings.label_smooth or 0.0, data.num_classes)
     config = describe(command, "stage1", tags, data, execution, target, stage1=None)
-    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite)
+    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
+    if run.finished:
+        return read_metrics(run)
     announce(command, data, execution, folder)
 
-    images = device_images(data, execution)
+    images = device_images(data, execution, settings.augment)
     torch.manual_seed(settings.seed)
     model = build_model(settings.network, data.num_classes, width=settings.width)
     execution.place(model)
-    loss_function = build_loss("ce", data.class_counts.tolist(), target)
+    own = {name: getattr(settings, name) for name in loss_parameters(settings.loss)}
+    loss_function = build_loss(settings.loss, data.class_counts.tolist(), target, **own).to(execution.device)
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
-    steps = steps_per_epoch(len(data.train), settings.batch_size)
+    steps = steps_per_epoch(len(data.train), settings.batch_size, settings.drop_last)
+    schedule = SCHEDULES[settings.schedule]
 
     def train_one_epoch(epoch: int) -> EpochResult:
         model.train()
-        batches = images["train"].training_batches(settings.batch_size, settings.seed, epoch)
+        batches = images["train"].training_batches(settings.batch_size, settings.seed, epoch, settings.drop_last)
         mixup = mixup_shares(settings.mixup, steps, settings.seed, epoch) if settings.mixup > 0 else None
         return train_epoch(model, batches, steps, optimizer, loss_function, execution, mixup=mixup)
 
@@ -57,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     history = fit(
         run, model, optimizer, train_one_epoch, features_of, images, data,
-        base_lr=settings.lr, epochs=settings.epochs, eval_every=settings.eval_every,
+        loss_function=loss_function, lr_of_epoch=lambda epoch: schedule(settings.lr, epoch, settings.epochs),
+        epochs=settings.epochs, eval_every=settings.eval_every,
     )  # fmt: skip
     return finish_run(run, history, features_of, images, data, model)
 

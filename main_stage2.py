@@ -9,21 +9,30 @@ re-run by others. RESULTS.md has what was measured, on what, in what time.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.device import steps_per_epoch
-from losses import build_loss
 from losses.los import optimal_gap
 from models import build_model
+from models.heads import max_norm_
 from utils.checkpoint import load_weights
 from utils.config import STAGE2, parse_command
 from utils.engine import EpochResult, predict, train_epoch
 from utils.errors import run_command
 from utils.features import STAGE2_DRAWS, FrozenFeatures, batch_statistics_features, feature_batches
-from utils.recipes import find_recipe, resolve_smoothing, resolve_target
 from utils.report import finish_run
-from utils.runs import describe, open_run, stage2_folder, stage2_tags
+from utils.retraining import (
+    build_losses,
+    compute_head,
+    describe_parameters,
+    is_late,
+    order_of,
+    plan_of,
+    row_norm_limit,
+    start_head,
+)
+from utils.runs import describe, open_run, read_metrics, stage2_folder, stage2_tags
+from utils.schedules import cosine_lr
 from utils.setup import (
     announce,
     device_images,
@@ -44,39 +53,47 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings = command.settings
     data = load_data(settings, stage1_seed(settings))
     refuse_other_images(checkpoint, data)
-    recipe = find_recipe(settings.method)
-    smoothing = resolve_smoothing(settings.method, data.num_classes, settings.label_smooth, settings.loma_target)
-    target = resolve_target(recipe, smoothing, data.num_classes)
-    torch.manual_seed(settings.seed)
+    plan = plan_of(settings, data.num_classes)
+    target = plan.target(data.num_classes)
     model = build_model(settings.network, data.num_classes, width=settings.width)
     load_weights(model, checkpoint)
-    if settings.reinit_classifier:
-        model.fc.reset_parameters()
     tags = stage2_tags(command, checkpoint)
     folder = stage2_folder(settings, tags)
     config = describe(command, "stage2", tags, data, execution, target, checkpoint)
-    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite)
+    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
+    if run.finished:
+        return read_metrics(run)
     announce(command, data, execution, folder)
 
     images = device_images(data, execution)
     execution.place(model)
     print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
-    print(f"method: {settings.method}, {recipe.title} ({recipe.citation})")
+    print(f"method: {settings.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
     print(f"target: {target[0]:.6g} for the true class, {target[1]:.6g} for each other; gap {optimal_gap(target):.3f}")
 
-    loss_function = build_loss(recipe.loss, data.class_counts.tolist(), target)
-    optimizer = make_sgd(model.fc, settings.momentum, settings.finetune_wd, settings.nesterov)
-    steps = steps_per_epoch(len(data.train), settings.batch_size)
     draws = settings.seed + STAGE2_DRAWS
+    train = images["train"]
     frozen = FrozenFeatures(model, images, execution, draws, settings.views)
+    limit = row_norm_limit(plan, model.fc)
+    if plan.recipe.trains:
+        model.fc = start_head(plan, model.fc, settings.seed)
+    else:
+        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, data.class_counts.tolist())
+    losses = nn.ModuleList(loss.to(execution.device) for loss in build_losses(plan, data.class_counts.tolist()))
+    optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov)
+    steps = steps_per_epoch(len(data.train), settings.batch_size)
 
     def train_one_epoch(epoch: int) -> EpochResult:
-        order = (settings.batch_size, draws, epoch)
+        order = order_of(plan, train.labels, data.num_classes, draws, epoch)
         if settings.bn_mode == "train":
-            batches = batch_statistics_features(model, images["train"], execution, *order)
+            batches = batch_statistics_features(model, train, execution, order, settings.batch_size, draws, epoch)
         else:
-            batches = feature_batches(frozen.training_view(epoch), images["train"].labels, *order)
-        return train_epoch(model.fc, batches, steps, optimizer, loss_function, execution.full_precision())
+            batches = feature_batches(frozen.training_view(epoch), train.labels, order, settings.batch_size)
+        loss = losses[is_late(epoch, plan.epochs)]
+        result = train_epoch(model.fc, batches, steps, optimizer, loss, execution.full_precision())
+        if limit is not None:
+            max_norm_(model.fc, limit)
+        return result
 
     def features_of(split: str, mirrored: bool) -> Tensor:
         if settings.bn_mode == "train":  # the running statistics have moved, and the features with them
@@ -85,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     history = fit(
         run, model, optimizer, train_one_epoch, features_of, images, data,
-        base_lr=settings.finetune_lr, epochs=settings.finetune_epoch, eval_every=settings.eval_every,
+        loss_function=losses, lr_of_epoch=lambda epoch: cosine_lr(plan.lr, epoch, plan.epochs),
+        epochs=plan.epochs, eval_every=settings.eval_every,
     )  # fmt: skip
     return finish_run(run, history, features_of, images, data, model)
 

@@ -1,19 +1,26 @@
 """Small images live on the device as one uint8 tensor; crop, mirror and normalise run there, drawn per image.
 
+So do, on request, the AutoAugment policy and Cutout that GALA's first stage adds between mirroring and normalising.
 Every draw is a hash of (seed, epoch, image), so it depends neither on the batch an image lands in nor on the number of
 workers or processes, and a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.autoaugment import AUGMENTATIONS, apply_policy, cutout, draw_policy
 from datasets.long_tail import Augmentation, Split
+from utils.errors import UserError
 
 MASK64 = (1 << 64) - 1
+# Salts of the seed: what they draw is independent of the crops, which are drawn with the seed itself.
+POLICY_STREAM, HOLE_STREAM = 1, 2
+# Images that undergo the policy together. Grouping pays only for many; this many need some hundred MB in between.
+CHUNK = 4096
 
 
 def mix64(value: int) -> int:
@@ -38,6 +45,11 @@ def hash_ids(ids: Tensor, seed: int, epoch: int) -> Tensor:
     return (value ^ ((value >> 31) & ((1 << 33) - 1))) & ((1 << 62) - 1)
 
 
+def stream_seed(seed: int, stream: int) -> int:
+    """Return the seed of a further stream of draws, independent of those of `seed` and of its other streams."""
+    return mix64(mix64(stream) ^ (seed & MASK64))
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """Return the shuffled positions 0..count-1 (int64, CPU) of one epoch, a function of (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(mix64(mix64(seed & MASK64) ^ epoch))
@@ -48,11 +60,21 @@ class DeviceImages:
     """The images of one split on a device, and the batches drawn from them.
 
     `images` (N, H, W, 3) uint8 with the padding for crops already around them; `labels` (N,) and `ids` (N,) int64.
-    Batches come out as (B, 3, H, W) float32 in channels-last memory order.
+    Batches come out as (B, 3, H, W) float32 in channels-last memory order. `augment` says what an augmented image
+    undergoes: "crop" is a crop and, where the data set allows it, mirroring; "autoaugment" adds the CIFAR-10 policy and
+    Cutout (GALA's first stage). Raises UserError for another one, and for the policy on images without mirroring.
     """
 
-    def __init__(self, split: Split, augmentation: Augmentation, device: torch.device) -> None:
+    def __init__(self, split: Split, augmentation: Augmentation, device: torch.device, augment: str = "crop") -> None:
+        if augment not in AUGMENTATIONS:
+            raise UserError(f"unknown --augment '{augment}'; known: {', '.join(AUGMENTATIONS)}")
+        if augment == "autoaugment" and not augmentation.mirror:
+            raise UserError(
+                "--augment autoaugment would change what the images of this data set show, as mirroring them would; "
+                "use --augment crop"
+            )
         pad = augmentation.padding
+        self.augment = augment
         self.augmentation = augmentation
         self.size = split.images.shape[1]
         self.images = F.pad(torch.from_numpy(split.images).to(device), (0, 0, pad, pad, pad, pad))
@@ -76,7 +98,24 @@ class DeviceImages:
         return self.normalise(pixels.flip(2) if mirrored else pixels)
 
     def augmented(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
-        """Return the images at `rows` (B,), each with its own crop out of the padding and its own mirroring."""
+        """Return the images at `rows` (B,) as an epoch of training sees them: (B, 3, H, W)."""
+        return self.normalise(self.augmented_pixels(rows, seed, epoch))
+
+    def augmented_pixels(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """Return the images at `rows` (B,) augmented but not normalised: (B, H, W, 3) uint8."""
+        if self.augment == "crop":
+            return self.cropped(rows, seed, epoch)
+        parts = []
+        for part in rows.split(CHUNK):
+            pixels = self.cropped(part, seed, epoch).permute(0, 3, 1, 2).contiguous()
+            draws = hash_ids(self.ids[part], stream_seed(seed, POLICY_STREAM), epoch)
+            pixels = apply_policy(pixels, *draw_policy(draws.cpu()))
+            pixels = cutout(pixels, hash_ids(self.ids[part], stream_seed(seed, HOLE_STREAM), epoch))
+            parts.append(pixels.permute(0, 2, 3, 1).contiguous())
+        return torch.cat(parts)
+
+    def cropped(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """Return the pixels (B, H, W, 3) at `rows` (B,), each with its own crop out of the padding and mirroring."""
         draws = hash_ids(self.ids[rows], seed, epoch)
         offsets = 2 * self.augmentation.padding + 1
         line = torch.arange(self.size, device=draws.device)
@@ -87,15 +126,40 @@ class DeviceImages:
             xs = xs + torch.where(mirrored, line.flip(0), line)
         else:
             xs = xs + line
-        return self.normalise(self.images[rows[:, None, None], ys[:, :, None], xs[:, None, :]])
+        return self.images[rows[:, None, None], ys[:, :, None], xs[:, None, :]]
 
-    def training_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, labels) of one shuffled epoch; the last, partial batch is kept."""
+    def training_batches(
+        self, batch_size: int, seed: int, epoch: int, drop_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, labels) of one shuffled epoch; the last, partial batch is kept unless `drop_last`.
+
+        Raises UserError, at the call, where dropping it would leave no batch.
+        """
+        steps = steps_per_epoch(len(self), batch_size, drop_last)
         order = epoch_order(len(self), seed, epoch).to(self.labels.device)
-        for rows in order.split(batch_size):
-            yield self.augmented(rows, seed, epoch), self.labels[rows]
+        return self._batches(order.split(batch_size)[:steps], seed, epoch)
+
+    def _batches(self, batches: Sequence[Tensor], seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.augment == "crop":
+            for rows in batches:
+                yield self.augmented(rows, seed, epoch), self.labels[rows]
+        else:
+            # A batch holds too few images of each operation: the whole epoch is augmented at once, as uint8.
+            pixels = self.augmented_pixels(torch.arange(len(self), device=self.labels.device), seed, epoch)
+            for rows in batches:
+                yield self.normalise(pixels[rows]), self.labels[rows]
 
 
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of batches of one epoch, the partial one included."""
-    return int(np.ceil(count / batch_size))
+def steps_per_epoch(count: int, batch_size: int, drop_last: bool = False) -> int:
+    """Return the number of batches of one epoch, the partial one included unless `drop_last`.
+
+    Raises UserError where dropping it would leave no batch.
+    """
+    if not drop_last:
+        return int(np.ceil(count / batch_size))
+    if count < batch_size:
+        raise UserError(
+            f"{count} training images are fewer than one batch of {batch_size}, and the last, partial batch is "
+            "dropped, so none would be left; use a smaller --batch_size"
+        )
+    return count // batch_size

@@ -1,16 +1,23 @@
-"""Label over-smoothing: against explicit soft targets, PyTorch's own loss, and its optimum in closed form."""
+"""Label over-smoothing against explicit soft targets, PyTorch's own loss and its optimum in closed form; the
+other losses against the formulas of their papers, one sample at a time. GALA has a file of its own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal, localcontext
+from statistics import NormalDist
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses import LOSSES, build_loss
+from losses import LOSSES, build_loss, loss_parameters
+from losses.class_balanced import effective_number_weights
 from losses.cross_entropy import CrossEntropy
 from losses.los import ONE_HOT, Target, optimal_gap, rest_target, smoothing_for_gap, torch_target
+from losses.parameters import PARAMETER_CHOICES, PARAMETER_RANGES, check_parameter
 from utils.errors import UserError
 from utils.recipes import RECIPES, find_recipe, resolve_smoothing, resolve_target
 
@@ -206,6 +213,488 @@ def test_build_loss_errors() -> None:
     assert "focal_point" in message and all(name in message for name in LOSSES)
     for class_counts in ([3], [3, 0], []):
         assert "class_counts" in refusal(lambda counts=class_counts: build_loss("ce", counts))
+
+
+# The long-tailed losses: each against its paper's formula, one sample at a time, in float64
+
+COUNTS = [500, 120, 37, 9, 2]
+EVEN = [40] * 5
+DETERMINISTIC = [name for name in LOSSES if name not in ("gcl", "gala")]
+SHIFT_INVARIANT = [name for name in DETERMINISTIC if name != "vs"]  # vs multiplies each logit by its own factor
+SOFT = ["ce", "logit_adjust", "balanced_softmax"]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def effective_weights(counts: Sequence[int], beta: float) -> np.ndarray:
+    weights = np.array([(1 - beta) / (1 - beta**count) for count in counts])
+    return weights * len(counts) / weights.sum()
+
+
+def ce_formula(z: np.ndarray, y: int, n: np.ndarray) -> float:
+    return -np.log(softmax(z)[y])
+
+
+def focal_formula(z: np.ndarray, y: int, n: np.ndarray, gamma: float) -> float:
+    p = softmax(z)[y]
+    return -((1 - p) ** gamma) * np.log(p)
+
+
+def cb_ce_formula(z: np.ndarray, y: int, n: np.ndarray, beta: float) -> float:
+    return effective_weights(n, beta)[y] * ce_formula(z, y, n)
+
+
+def wb_cb_formula(z: np.ndarray, y: int, n: np.ndarray, beta: float) -> float:
+    p = softmax(z)
+    answers = [-np.log(p[j]) if j == y else -np.log(1 - p[j]) for j in range(len(z))]
+    return effective_weights(n, beta)[y] * float(np.mean(answers))
+
+
+def logit_adjust_formula(z: np.ndarray, y: int, n: np.ndarray, tau: float) -> float:
+    return -np.log(softmax(z + tau * np.log(n / n.sum()))[y])
+
+
+def balanced_softmax_formula(z: np.ndarray, y: int, n: np.ndarray) -> float:
+    shares = n * np.exp(z)
+    return -np.log(shares[y] / shares.sum())
+
+
+def ldam_formula(z: np.ndarray, y: int, n: np.ndarray, max_margin: float, scale: float) -> float:
+    margins = 1 / n**0.25
+    margins = margins * max_margin / max(margins)
+    cosine = z / scale
+    top = np.exp(scale * (cosine[y] - margins[y]))
+    return -np.log(top / (top + sum(np.exp(scale * cosine[j]) for j in range(len(z)) if j != y)))
+
+
+def las_formula(z: np.ndarray, y: int, n: np.ndarray, smooth_head: float, smooth_tail: float) -> float:
+    rise = np.sin(np.pi * (n[y] - n.min()) / (2 * (n.max() - n.min())))
+    epsilon = smooth_tail + (smooth_head - smooth_tail) * rise
+    log_p = np.log(softmax(z))
+    return -(1 - epsilon) * log_p[y] - epsilon / (len(z) - 1) * (log_p.sum() - log_p[y])
+
+
+def vs_formula(z: np.ndarray, y: int, n: np.ndarray, gamma: float, tau: float) -> float:
+    return -np.log(softmax((n / n.max()) ** gamma * z + tau * np.log(n / n.sum()))[y])
+
+
+FORMULAS: list[tuple[str, Callable[..., float], list[dict[str, float]]]] = [
+    ("ce", ce_formula, [{}]),
+    ("focal", focal_formula, [{"gamma": gamma} for gamma in (0.0, 0.5, 1.0, 2.0, 5.0)]),
+    ("cb_ce", cb_ce_formula, [{"beta": beta} for beta in (0.0, 0.5, 0.99, 0.9999)]),
+    ("wb_cb", wb_cb_formula, [{"beta": beta} for beta in (0.0, 0.5, 0.99, 0.9999)]),
+    ("logit_adjust", logit_adjust_formula, [{"tau": tau} for tau in (0.0, 0.5, 1.0, 2.5)]),
+    ("balanced_softmax", balanced_softmax_formula, [{}]),
+    ("ldam", ldam_formula, [{"max_margin": 0.5, "scale": 30.0}, {"max_margin": 0.2, "scale": 4.0}]),
+    ("las", las_formula, [{"smooth_head": 0.4, "smooth_tail": 0.1}, {"smooth_head": 0.2, "smooth_tail": 0.0}]),
+    ("vs", vs_formula, [{"gamma": 0.05, "tau": 0.75}, {"gamma": 0.3, "tau": 1.5}, {"gamma": 0.0, "tau": 0.0}]),
+]
+CASES = [(name, formula, parameters) for name, formula, choices in FORMULAS for parameters in choices]
+
+
+@pytest.mark.parametrize(("name", "formula", "parameters"), CASES, ids=lambda case: getattr(case, "__name__", None))
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_is_the_mean_of_its_formula(
+    name: str, formula: Callable[..., float], parameters: dict[str, float], seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    classes = int(draw.integers(2, 9))
+    counts = np.sort(draw.integers(1, 1000, classes))[::-1].copy()
+    counts[0] += 1  # never balanced
+    logits, labels = 2 * draw.standard_normal((BATCH, classes)), draw.integers(0, classes, BATCH)
+    expected = np.mean([formula(z, y, counts, **parameters) for z, y in zip(logits, labels, strict=True)])
+    loss = build_loss(name, counts.tolist(), **parameters)
+    assert loss(torch.tensor(logits), torch.tensor(labels)).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_ldam_weighted_is_the_weighted_mean() -> None:
+    logits, labels = random_batch(len(COUNTS))
+    n, weights = np.array(COUNTS), effective_weights(COUNTS, 0.99)
+    losses = [ldam_formula(z, y, n, 0.3, 8.0) for z, y in zip(logits.numpy(), labels, strict=True)]
+    expected = sum(weights[y] * loss for y, loss in zip(labels, losses, strict=True)) / weights[labels].sum()
+    loss = build_loss("ldam_weighted", COUNTS, beta=0.99, max_margin=0.3, scale=8.0)
+    assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-11)
+    even = build_loss("ldam_weighted", COUNTS, beta=0.0), build_loss("ldam", COUNTS)
+    assert even[0](logits, labels).item() == pytest.approx(even[1](logits, labels).item())
+
+
+@pytest.mark.parametrize("name", ["logit_adjust", "balanced_softmax"])
+@pytest.mark.parametrize("target", [torch_target(0.98, 5), rest_target(0.3, 5)])
+def test_soft_targets_of_the_adjusted_logits(name: str, target: Target) -> None:
+    logits, labels = random_batch(5)
+    adjusted = logits + torch.tensor(COUNTS, dtype=torch.float64).log()
+    ours, expected = build_loss(name, COUNTS, target)(logits, labels), soft_target_loss(target)(adjusted, labels)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-11)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999, 1 - 1e-9, 1 - 1e-15])
+def test_effective_number_weights_keep_their_digits(beta: float) -> None:
+    with localcontext() as context:
+        context.prec = 60
+        inverse = [(1 - Decimal(beta)) / (1 - Decimal(beta) ** count) for count in COUNTS]
+        expected = [float(len(COUNTS) * weight / sum(inverse)) for weight in inverse]
+    weights = effective_number_weights(COUNTS, beta)
+    assert weights.tolist() == pytest.approx(expected, rel=1e-12)
+    assert weights.sum().item() == pytest.approx(len(COUNTS))
+
+
+# Their derivatives, and where they must stay finite
+
+
+def cases(names: Sequence[str] = tuple(LOSSES)) -> list[tuple[str, dict[str, float | str]]]:
+    """Each loss with its defaults, and with values of its own where a power or a choice could go wrong."""
+    special: dict[str, list[dict[str, float | str]]] = {
+        "focal": [{"gamma": 0.0}, {"gamma": 0.3}, {"gamma": 1.0}],
+        "cb_ce": [{"beta": 0.0}],
+        "wb_cb": [{"beta": 0.0}],
+        "gala": [{"gala_margin": "released", "gala_accumulation": "double", "lambda1": 1.2}],
+    }
+    return [(name, parameters) for name in names for parameters in [{}, *special.get(name, [])]]
+
+
+@pytest.mark.parametrize(("name", "parameters"), cases(DETERMINISTIC))
+def test_gradcheck_of_every_loss(name: str, parameters: dict[str, float | str]) -> None:
+    logits, labels = random_batch(len(COUNTS))
+    loss = build_loss(name, COUNTS, **parameters)
+    assert torch.autograd.gradcheck(lambda z: loss(z, labels), logits.requires_grad_())
+
+
+def test_gradcheck_of_gcl() -> None:
+    logits, labels = random_batch(len(COUNTS))
+    loss = build_loss("gcl", COUNTS, scale=4.0)
+
+    def same_clouds(z: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return loss(z, labels)
+
+    assert torch.autograd.gradcheck(same_clouds, logits.requires_grad_())
+
+
+@pytest.mark.parametrize(("name", "parameters"), cases())
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_losses_and_gradients_stay_finite(
+    name: str, parameters: dict[str, float | str], classes: int, size: float, dtype: torch.dtype
+) -> None:
+    """Every class wins and loses every label, by 2 * size: probabilities of exactly 0 and 1 among them."""
+    loss = build_loss(name, COUNTS[:classes], **parameters)
+    winners, labels = (grid.flatten() for grid in torch.meshgrid(*[torch.arange(classes)] * 2, indexing="ij"))
+    logits = size * (2 * F.one_hot(winners, classes).to(dtype) - 1)
+    for _ in range(3):  # gala has margins from its second step on
+        value, gradient = value_and_gradient(loss, logits, labels)
+        assert value.isfinite() and value >= 0 and value.dtype == dtype
+        assert gradient.isfinite().all() and gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 2.0])
+def test_focal_is_flat_where_the_true_class_is_certain(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0.0, 0.0]])
+    value, gradient = value_and_gradient(build_loss("focal", [3, 2, 1], gamma=gamma), logits, torch.tensor([0]))
+    assert value == 0 and gradient.abs().max() < 1e-20
+
+
+def test_wb_cb_is_not_clamped() -> None:
+    """Torch clamps a logarithm at -100; a class that is wrongly certain by 1000 nats costs 1000, twice, over K = 2."""
+    logits, labels = torch.tensor([[0.0, 1000.0]]), torch.tensor([0])
+    value, gradient = value_and_gradient(build_loss("wb_cb", [1, 1]), logits, labels)
+    assert value == pytest.approx(1000)
+    assert gradient[0].tolist() == pytest.approx([-1.0, 1.0])
+
+
+# What they have in common
+
+
+def assert_equal_losses(one: nn.Module, other: nn.Module, classes: int = len(COUNTS)) -> None:
+    batch = random_batch(classes)
+    for got, expected in zip(value_and_gradient(one, *batch), value_and_gradient(other, *batch), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("balanced_softmax", {}),
+        ("logit_adjust", {}),
+        ("logit_adjust", {"tau": 2.0}),
+        ("vs", {}),
+        ("cb_ce", {}),
+        ("gcl", {}),
+        ("ldam", {"max_margin": 0.0}),
+    ],
+)
+def test_with_balanced_counts_it_is_cross_entropy(name: str, parameters: dict[str, float]) -> None:
+    ours = build_loss(name, EVEN, **parameters)
+    assert_equal_losses(ours, CrossEntropy())
+    assert not list(ours.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("focal", {"gamma": 0.0}),
+        ("cb_ce", {"beta": 0.0}),
+        ("logit_adjust", {"tau": 0.0}),
+        ("gcl", {"noise": 0.0}),
+        ("ldam", {"max_margin": 0.0}),
+        ("las", {"smooth_head": 0.0, "smooth_tail": 0.0}),
+        ("vs", {"gamma": 0.0, "tau": 0.0}),
+    ],
+)
+def test_switched_off_it_is_cross_entropy(name: str, parameters: dict[str, float]) -> None:
+    ours = build_loss(name, COUNTS, **parameters)
+    assert_equal_losses(ours, CrossEntropy())
+    assert not list(ours.parameters())
+
+
+@pytest.mark.parametrize("target", [ONE_HOT, torch_target(0.98, 5), rest_target(0.7, 5)])
+def test_balanced_softmax_is_logit_adjustment_with_tau_1(target: Target) -> None:
+    ours = build_loss("balanced_softmax", COUNTS, target)
+    assert_equal_losses(ours, build_loss("logit_adjust", COUNTS, target))
+    assert loss_parameters("logit_adjust") == {"tau": 1.0}
+
+
+def test_vs_without_scaling_is_logit_adjustment() -> None:
+    ours = build_loss("vs", COUNTS, gamma=0.0, tau=1.0)
+    assert_equal_losses(ours, build_loss("logit_adjust", COUNTS))
+    assert loss_parameters("vs") == {"gamma": 0.05, "tau": 0.75}
+
+
+def test_las_with_balanced_counts_smooths_by_smooth_head() -> None:
+    logits, labels = random_batch(5)
+    expected = soft_target_loss((1 - 0.3, 0.3 / 4))(logits, labels)
+    got = build_loss("las", EVEN, smooth_head=0.3, smooth_tail=0.1)(logits, labels)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-11)
+
+
+def test_ldam_with_balanced_counts_takes_the_largest_margin_off_every_true_logit() -> None:
+    logits, labels = random_batch(5)
+    expected = F.cross_entropy(logits - 0.4 * 20 * F.one_hot(labels, 5), labels)
+    got = build_loss("ldam", EVEN, max_margin=0.4, scale=20.0)(logits, labels)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-11)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_order_of_the_classes_is_of_no_matter(name: str) -> None:
+    logits, labels = random_batch(len(COUNTS))
+    order = torch.tensor([3, 0, 4, 2, 1])
+    loss = build_loss(name, COUNTS)(logits, labels)
+    permuted = build_loss(name, [COUNTS[old] for old in order])(logits[:, order], order.argsort()[labels])
+    assert permuted.item() == pytest.approx(loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SHIFT_INVARIANT)
+def test_a_shift_of_a_sample_changes_no_loss(name: str) -> None:
+    logits, labels = random_batch(len(COUNTS))
+    loss = build_loss(name, COUNTS)
+    shifted = logits + torch.linspace(-50, 50, BATCH, dtype=torch.float64)[:, None]
+    assert loss(shifted, labels).item() == pytest.approx(loss(logits, labels).item(), rel=1e-10)
+
+
+# Gaussian clouds
+
+
+def gcl_clouds(counts: Sequence[int], batch: int, **parameters: float) -> Tensor:
+    """What the loss takes off logits of 0, one entry a sample and class, read off where the loss meets the logits."""
+    seen = []
+    original = F.cross_entropy
+
+    def spy(logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(logits)
+        return original(logits, labels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "cross_entropy", spy)
+        logits = torch.zeros(batch, len(counts), dtype=torch.float64)
+        build_loss("gcl", counts, **parameters)(logits, torch.zeros(batch, dtype=torch.long))
+    return -seen[0]
+
+
+def test_clouds_have_the_published_distribution() -> None:
+    """|e| with e ~ N(0, 1/3) clamped to [-1, 1]: mean, second moment and share of the clamped, over 100,000 samples."""
+    torch.manual_seed(0)
+    clouds = gcl_clouds(COUNTS, 100_000, scale=20.0, noise=0.4)
+    sizes = [math.log(max(COUNTS) / count) / math.log(max(COUNTS) / min(COUNTS)) for count in COUNTS]
+    assert clouds[:, 0].abs().max() == 0  # the largest class has no cloud
+    half, deviation = NormalDist(), 1 / 3
+    tail = 2 * half.cdf(-3)
+    mean = 2 * deviation * (half.pdf(0) - half.pdf(3)) + tail
+    square = deviation**2 * (1 - tail - 6 * half.pdf(3)) + tail
+    for cloud, size in zip(clouds.T[1:], sizes[1:], strict=True):
+        draws = cloud / (20 * 0.4 * size)
+        assert draws.min() >= 0 and draws.max() <= 1 + 1e-12
+        assert draws.mean().item() == pytest.approx(mean, abs=5 * 0.2 / 100_000**0.5)
+        assert draws.square().mean().item() == pytest.approx(square, abs=5 * 0.16 / 100_000**0.5)
+        assert (draws > 1 - 1e-9).double().mean().item() == pytest.approx(tail, abs=5 * (tail / 100_000) ** 0.5)
+    assert torch.corrcoef(clouds.T[1:]).fill_diagonal_(0).abs().max() < 5 / 100_000**0.5  # a draw for each class
+
+
+def test_clouds_come_from_torchs_global_generator() -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(build_loss("gcl", COUNTS)(*random_batch(5)).item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_gcl_is_the_cross_entropy_of_its_clouded_logits() -> None:
+    logits, labels = random_batch(5)
+    torch.manual_seed(3)
+    draws = (torch.randn(BATCH, 5, dtype=torch.float64) / 3).clamp(-1, 1).abs()
+    sizes = torch.tensor([math.log(500 / count) / math.log(250) for count in COUNTS], dtype=torch.float64)
+    expected = F.cross_entropy(logits - 30 * 0.5 * sizes * draws, labels)
+    torch.manual_seed(3)
+    assert build_loss("gcl", COUNTS)(logits, labels).item() == pytest.approx(expected.item(), rel=1e-11)
+
+
+# Stacks of losses: one call for many values of a hyper-parameter
+
+STACKS: dict[str, list[dict[str, float | str]]] = {
+    "ce": [{}, {}, {}],
+    "focal": [{"gamma": 0.0}, {"gamma": 0.5}, {"gamma": 3.0}],
+    "cb_ce": [{"beta": 0.0}, {"beta": 0.9}, {"beta": 0.9999}],
+    "wb_cb": [{"beta": 0.0}, {"beta": 0.9}, {"beta": 0.9999}],
+    "logit_adjust": [{"tau": 0.0}, {"tau": 1.0}, {"tau": 1.5}],
+    "balanced_softmax": [{}, {}, {}],
+    "ldam": [{"max_margin": 0.1}, {"scale": 5.0}, {"max_margin": 1.0}],
+    "ldam_weighted": [{"beta": 0.0}, {"beta": 0.99}, {"max_margin": 0.1}],
+    "las": [{"smooth_head": 0.2}, {"smooth_tail": 0.0}, {}],
+    "vs": [{"gamma": 0.0}, {"tau": 2.0}, {}],
+    "gcl": [{"noise": 0.0}, {"noise": 1.0}, {"scale": 4.0}],
+    "gala": [{"lambda1": 0.5}, {"gala_margin": "released"}, {"gala_accumulation": "double"}],
+}
+
+
+def stacked_call(losses: Sequence[nn.Module]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function of logits (H, B, K) and labels (B,) that gives the H losses from one call."""
+    _, buffers = torch.func.stack_module_state(list(losses))
+
+    def one(state: dict[str, Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.func.functional_call(losses[0], state, (logits, labels))
+
+    every = torch.func.vmap(one, in_dims=(0, 0, None), randomness="same")
+    return lambda logits, labels: every(buffers, logits, labels)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_stack_of_losses_gives_the_single_losses(name: str, dtype: torch.dtype) -> None:
+    """Values and gradients, over several steps: gala gathers in the stacked buffers as it does in its own."""
+    targets = [ONE_HOT, torch_target(0.3, 5), torch_target(0.98, 5)] if name in SOFT else [ONE_HOT] * 3
+    losses = [build_loss(name, COUNTS, target, **p) for target, p in zip(targets, STACKS[name], strict=True)]
+    together = stacked_call(losses)
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        logits = 3 * torch.randn(3, BATCH, 5, generator=generator, dtype=dtype)
+        labels = torch.randint(5, (BATCH,), generator=generator)
+        leaf = logits.clone().requires_grad_()
+        torch.manual_seed(step)
+        values = together(leaf, labels)
+        (gradients,) = torch.autograd.grad(values.sum(), leaf)
+        for index, loss in enumerate(losses):
+            torch.manual_seed(step)
+            value, gradient = value_and_gradient(loss, logits[index], labels)
+            torch.testing.assert_close(values[index].detach(), value, rtol=2e-6, atol=1e-7)
+            torch.testing.assert_close(gradients[index], gradient, rtol=2e-5, atol=1e-7)
+        assert values.unique().numel() == 3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_have_nothing_to_train_and_keep_no_constant(name: str) -> None:
+    loss = build_loss(name, COUNTS)
+    assert not list(loss.parameters())
+    assert set(loss.state_dict()) == ({"theta", "phi", "theta_sum", "phi_sum"} if name == "gala" else set())
+
+
+@pytest.mark.parametrize(
+    "name", ["cb_ce", "wb_cb", "logit_adjust", "balanced_softmax", "ldam", "las", "vs", "gcl", "gala"]
+)
+def test_logits_of_other_classes_than_the_counts_raise(name: str) -> None:
+    with pytest.raises(RuntimeError):
+        build_loss(name, COUNTS)(*random_batch(7))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "counts", [[], [3], [3, 0], [3, -1], [3, 2.5], [3.0, 2.0], [3, math.nan], [3, math.inf], [3, "2"]]
+)
+@pytest.mark.parametrize("name", ["ce", "las", "gala"])
+def test_class_counts_that_are_none_are_refused(name: str, counts: list[Any]) -> None:
+    message = refusal(lambda: build_loss(name, counts))
+    assert message.startswith("class_counts must") and "\n" not in message
+
+
+@pytest.mark.parametrize("counts", [np.array(COUNTS), torch.tensor(COUNTS), tuple(COUNTS)])
+def test_class_counts_of_any_integer_type(counts: Any) -> None:
+    loss = build_loss("ldam", counts)
+    assert_equal_losses(loss, build_loss("ldam", COUNTS))
+    assert not list(loss.parameters())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_parameter_of_another_loss_is_refused(name: str) -> None:
+    for other in [*PARAMETER_RANGES, *PARAMETER_CHOICES, "no_such"]:
+        if other not in loss_parameters(name):
+            message = refusal(lambda other=other: build_loss(name, COUNTS, **{other: 0.5}))
+            assert f"--{other}" in message and name in message and "\n" not in message
+            assert all(f"--{own}" in message for own in loss_parameters(name))
+
+
+def test_every_parameter_has_a_domain_that_its_default_is_in() -> None:
+    used = {(name, *item) for name in LOSSES for item in loss_parameters(name).items()}
+    assert {parameter for _, parameter, _ in used} == {*PARAMETER_RANGES, *PARAMETER_CHOICES}
+    for _, parameter, default in used:
+        check_parameter(parameter, default)
+
+
+OUTSIDE: dict[str, list[Any]] = {
+    "gamma": [-0.1, 101],
+    "beta": [-0.1, 1.0, 1.5],
+    "tau": [-0.1, 101],
+    "max_margin": [-0.1, 101],
+    "scale": [0.0, -1.0, 1001],
+    "smooth_head": [-0.1, 1.0],
+    "smooth_tail": [-0.1, 1.0],
+    "noise": [-0.1, 101],
+    "lambda1": [-0.1, 101],
+    "lambda2": [-0.1, 101],
+}
+
+
+@pytest.mark.parametrize("parameter", PARAMETER_RANGES)
+def test_a_value_outside_its_range_is_refused(parameter: str) -> None:
+    name = next(name for name in LOSSES if parameter in loss_parameters(name))
+    bounds = PARAMETER_RANGES[parameter]
+    for value in [*OUTSIDE[parameter], math.nan, math.inf, -math.inf, "half", None, True]:
+        message = refusal(lambda value=value: build_loss(name, COUNTS, **{parameter: value}))
+        assert message.startswith(f"--{parameter} must be at least") or message.startswith(
+            f"--{parameter} must be above"
+        )
+        assert f"{bounds.low:g}" in message and f"{bounds.high:g}" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("parameter", PARAMETER_CHOICES)
+def test_a_value_outside_its_choices_is_refused(parameter: str) -> None:
+    for value in ("", "Paper", 1.0, math.nan, None):
+        message = refusal(lambda value=value: build_loss("gala", COUNTS, **{parameter: value}))
+        assert message.startswith(f"--{parameter} must be one of")
+        assert all(choice in message for choice in PARAMETER_CHOICES[parameter])
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in SOFT])
+def test_a_soft_target_is_refused_where_the_loss_has_none(name: str) -> None:
+    message = refusal(lambda: build_loss(name, COUNTS, torch_target(0.1, 5)))
+    assert name in message and ", ".join(SOFT) in message
+    assert build_loss(name, COUNTS, torch_target(0.0, 5)) is not None  # no smoothing is no soft target
+
+
+def test_parameters_of_an_unknown_loss() -> None:
+    assert all(name in refusal(lambda: loss_parameters("focal_point")) for name in LOSSES)
 
 
 # The rules of --label_smooth and --loma_target

@@ -15,8 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.errors import UserError, run_command
+from utils.evaluation import logits_summary
 from utils.files import read_json, write_text
-from utils.metrics import SHOTS
+from utils.metrics import SHOTS, summarise
 from utils.plots import COLOURS, save_figure
 from utils.report import headline
 
@@ -56,13 +57,30 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         report = metrics[checkpoint][way] or {}
         row |= {f"{checkpoint}_{way}_{group}": report.get(group) for group in (*GROUPS, "macro_f1", "ece")}
         row[f"{checkpoint}_epoch"] = metrics[checkpoint]["epoch"]
-    loma = np.array(metrics["logits"]["test"]["column"]["loma"], dtype=float)
+    summary = logits_summary(metrics["logits"])
+    column, row_reading = (summary["test"][reading] for reading in ("column", "row"))
+    calibration = metrics.get("calibration") or {"temperature": None, "plain": {"ece_after": None}}
+    rebalanced = metrics.get("rebalanced") or {"tau": None, "transductive": {"plain": None, "flip": None}}
     row |= {
         "holdout_class_balanced": (metrics["holdout"] or {}).get("class_balanced_accuracy"),
         "train_accuracy": metrics["train"]["accuracy"],
         "feature_variance_ratio": metrics["train"]["feature_variance_ratio"],
-        "loma_mean": np.nanmean(loma),
-        "loma_deviation": np.nanstd(loma),
+        "loma_mean": column["loma"]["mean"],
+        "loma_deviation": column["loma"]["deviation"],
+        "loma_variation": column["loma"]["variation"],
+        "rsd_true_mean": column["rsd_true"]["mean"],
+        "rsd_other_mean": column["rsd_other"]["mean"],
+        "row_loma_mean": row_reading["loma"]["mean"],
+        "train_loma_mean": summary["train"]["column"]["loma"]["mean"],
+        "weight_norm_variation": summarise(metrics["weight_norm"])["variation"],
+        "temperature": calibration["temperature"],
+        "last_plain_ece_after": calibration["plain"]["ece_after"],
+        "rebalance_tau": rebalanced["tau"],
+    }
+    for way in ("plain", "flip"):
+        report = rebalanced["transductive"][way] or {}
+        row |= {f"rebalanced_{way}_{group}": report.get(group) for group in GROUPS}
+    row |= {
         "train_seconds": metrics["train_seconds"],
         "images_per_second": metrics["images_per_second"],
         "subset_content_sha256": metrics["subset"]["content_sha256"],

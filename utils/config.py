@@ -13,15 +13,25 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from datasets import DATASETS
+from datasets.autoaugment import AUGMENTATIONS
 from datasets.long_tail import IMB_TYPES, SUBSETS
+from datasets.sampling import SAMPLERS
+from losses import loss_parameters
 from losses.los import torch_target
+from losses.parameters import check_parameter
 from models import NETWORKS
 from utils.errors import UserError
-from utils.recipes import RECIPES, resolve_smoothing
+from utils.recipes import RECIPES, find_recipe, resolve_parameters, resolve_smoothing
+from utils.schedules import SCHEDULES
 
 STAGE1, STAGE2, EVALUATE = "main_stage1", "main_stage2", "evaluate"
 EVERYWHERE = (STAGE1, STAGE2, EVALUATE)
 TRAINING = (STAGE1, STAGE2)
+
+# Losses that stage 1 can learn features with: those that take the logits of a linear classifier.
+STAGE1_LOSSES = [
+    "ce", "focal", "cb_ce", "reweighted_ce", "wb_cb", "balanced_softmax", "logit_adjust", "las", "vs", "gala"
+]  # fmt: skip
 
 
 def option(
@@ -44,6 +54,13 @@ def option(
 def switch(help_text: str, used_by: Sequence[str], folder: Sequence[str] = ()) -> Any:
     """Declare a setting that is off unless its flag is given."""
     return option(False, help_text, used_by, kind=bool, folder=folder)
+
+
+def parameter(help_text: str, kind: Any = float, choices: Sequence[str] | None = None) -> Any:
+    """Declare a hyper-parameter of some losses, heads and classifiers; None where the method has no such thing."""
+    return option(
+        None, f"{help_text} [the method's]", TRAINING, kind=kind, choices=choices, folder=TRAINING
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,45 @@ class Settings:
     protocol: str = option(
         "honest", "which headline, and what the stage-2 switches default to", choices=["honest", "released"]
     )
+    loss: str = option("ce", "loss of stage 1", (STAGE1,), choices=STAGE1_LOSSES, folder=(STAGE1,))
+    augment: str = option(
+        "crop", "augmentation of stage 1: crop and mirror, or also the AutoAugment policy and Cutout", (STAGE1,),
+        choices=AUGMENTATIONS, folder=(STAGE1,),
+    )  # fmt: skip
+    schedule: str = option(
+        "cosine", "learning rate of stage 1 over its epochs; warmup_cosine halves the first epoch's", (STAGE1,),
+        choices=list(SCHEDULES), folder=(STAGE1,),
+    )  # fmt: skip
+    drop_last: bool = switch("stage 1 leaves out the last batch of an epoch where it is not full", (STAGE1,), (STAGE1,))
     method: str = option("los", "classifier re-training method", (STAGE2, EVALUATE), choices=list(RECIPES))
+    tau: float | None = parameter("weight of the class prior, or exponent of the weight norm")
+    gamma: float | None = parameter("exponent of focal loss, or of vector scaling's factors")
+    beta: float | None = parameter("effective number of samples: (1 - beta^n) / (1 - beta)")
+    rho: float | None = parameter("exponent of inverse class frequencies as weights")
+    max_margin: float | None = parameter("LDAM's largest margin, before scaling")
+    scale: float | None = parameter("scale of a cosine classifier")
+    noise: float | None = parameter("largest width of GCL's clouds, before scaling")
+    smooth_head: float | None = parameter("label-aware smoothing of the largest class")
+    smooth_tail: float | None = parameter("label-aware smoothing of the smallest class")
+    lambda1: float | None = parameter("weight of GALA's margin for the class of the logit")
+    lambda2: float | None = parameter("weight of GALA's margin for the true class")
+    gala_margin: str | None = parameter(
+        "GALA's margins: on the other classes' logits, or the shift on every logit", str, ["paper", "released"]
+    )
+    gala_accumulation: str | None = parameter(
+        "GALA's gradients: summed, or their running sums summed again", str, ["single", "double"]
+    )
+    sampler: str | None = option(
+        None, "how stage 2 draws images [the method's]", (STAGE2,), choices=SAMPLERS, folder=(STAGE2,)
+    )
+    max_norm: float | None = option(
+        None, "hold every weight row of the classifier to min + MAX_NORM * (max - min) of stage 1's [the method's]",
+        (STAGE2,), kind=float, folder=(STAGE2,),
+    )  # fmt: skip
+    rebalance_tau: float = option(1.0, "exponent of the re-balanced predictions in the report", kind=float)
+    temperature: float | None = option(
+        None, "divide logits by this where probabilities are shown [fitted on held-out images]", kind=float
+    )
     loma_target: float | None = option(
         None, "set the smoothing from the wanted logit gap", (STAGE2,), kind=float, folder=(STAGE2,)
     )
@@ -114,6 +169,7 @@ class Settings:
     compile: str = option("auto", "torch.compile the network [on CUDA]", (STAGE1,), choices=["auto", "on", "off"])
     resume: bool = switch("go on with an interrupted run", TRAINING)
     overwrite: bool = switch("replace a run that is there", TRAINING)
+    reuse: bool = switch("use a run that is finished as it is, go on with an interrupted one", TRAINING)
     trust_pickle: bool = switch(
         "load pickled modules, which can run code: only from a source you trust", (STAGE2, EVALUATE)
     )
@@ -121,6 +177,10 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+PARAMETERS = [
+    "tau", "gamma", "beta", "rho", "max_margin", "scale", "noise", "smooth_head", "smooth_tail", "lambda1", "lambda2",
+    "gala_margin", "gala_accumulation",
+]  # fmt: skip
 
 # CIFAR runs on the released recipe, which is what `Settings` defaults to. The stage-2 learning rate of `digits` was
 # chosen on held-out images: the best mean of results/digits_selection.csv, of equal ones with the published smoothing,
@@ -135,11 +195,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# What stage 1 defaults to with a loss, where that was published with a recipe of its own: GALA's code for CIFAR.
+LOSS_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    (dataset, "gala"): {
+        "network": "resnet32", "lr": 0.1, "wd": 5e-4, "augment": "autoaugment", "schedule": "warmup_cosine",
+        "drop_last": True,
+    }
+    for dataset in ("cifar100", "cifar10")
+}  # fmt: skip
+
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "honest": {},
     "released": {"start": "best", "bn_mode": "train", "views": "fresh"},
 }
 PROTOCOL_SWITCHES = ("start", "bn_mode", "views")
+TRAINED_ONLY = ("finetune_epoch", "finetune_lr", "finetune_wd", "momentum", "nesterov")
 
 
 @dataclass(frozen=True)
@@ -213,22 +283,32 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     protocol = given.get("protocol", FIELDS["protocol"].default)
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(PROTOCOLS)}")
-    values = {**PRESETS[dataset], **PROTOCOLS[protocol]}
+    preset = PRESETS[dataset]
+    if script == STAGE1:
+        preset = {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {})}
+    elif find_recipe(given.get("method", FIELDS["method"].default)).own_budget:
+        preset = {name: value for name, value in preset.items() if not name.startswith("finetune_")}
+    values = {**preset, **PROTOCOLS[protocol]}
     if given.get("bn_mode") == "train":
         values["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
     check_domains(Settings(**{**values, **given}))
     unused = {name for name in given if script not in FIELDS[name].metadata["used_by"]}
     if given.get("subset") != "shuffle":
         unused.add("subset_seed")
+    if script == STAGE2 and not find_recipe(given.get("method", FIELDS["method"].default)).trains:
+        unused |= {"sampler", "max_norm", "reinit_classifier", *TRAINED_ONLY} & set(given)
     used = {name: value for name, value in given.items() if name not in unused}
     settings = Settings(**{**values, **used, "dataset": dataset})
     if settings.seed is None:
         settings = dataclasses.replace(settings, seed=random.SystemRandom().randrange(2**31))
     settings = fill_stage_values(settings, script)
-    defaults = Settings(**{**PRESETS[dataset], "dataset": dataset})
-    defaults = dataclasses.replace(defaults, method=settings.method, cur_stage=settings.cur_stage)
+    defaults = Settings(**{**preset, "dataset": dataset})
+    defaults = dataclasses.replace(defaults, method=settings.method, loss=settings.loss, cur_stage=settings.cur_stage)
+    defaults = fill_stage_values(defaults, script)
+    # The folder names a loss that is not the default, and its parameters where they are not the loss's own.
+    defaults = dataclasses.replace(defaults, loss=str(FIELDS["loss"].default))
     check_stage(script, settings)
-    return Command(script, settings, used, fill_stage_values(defaults, script), arguments)
+    return Command(script, settings, used, defaults, arguments)
 
 
 def fill_stage_values(settings: Settings, script: str) -> Settings:
@@ -236,18 +316,40 @@ def fill_stage_values(settings: Settings, script: str) -> Settings:
     if settings.cur_stage is None:
         settings = dataclasses.replace(settings, cur_stage="stage2" if script == STAGE2 else "stage1")
     if settings.cur_stage == "stage1":
-        return settings if settings.label_smooth is not None else dataclasses.replace(settings, label_smooth=0.0)
+        settings = dataclasses.replace(settings, label_smooth=settings.label_smooth or 0.0)
+        return fill_loss_parameters(settings, settings.loss) if script == STAGE1 else settings
     recipe = RECIPES[settings.method]
     smoothing = settings.label_smooth
     if smoothing is None and settings.loma_target is None:
         smoothing = recipe.smoothing
-    return dataclasses.replace(
-        settings,
-        label_smooth=smoothing,
-        finetune_epoch=recipe.epochs if settings.finetune_epoch is None else settings.finetune_epoch,
-        finetune_lr=recipe.lr if settings.finetune_lr is None else settings.finetune_lr,
-        finetune_wd=recipe.weight_decay if settings.finetune_wd is None else settings.finetune_wd,
-    )
+    usual = {
+        "finetune_epoch": recipe.epochs if recipe.trains else 0,
+        "finetune_lr": recipe.lr,
+        "finetune_wd": recipe.weight_decay,
+        "sampler": recipe.sampler,
+        "max_norm": recipe.max_norm,
+    }
+    given = {name: getattr(settings, name) for name in usual if getattr(settings, name) is not None}
+    own: dict[str, Any] = {}
+    if script == STAGE2:
+        own = dict(resolve_parameters(settings.method, given_parameters(settings)))
+    return dataclasses.replace(settings, label_smooth=smoothing, **{**usual, **given, **own})
+
+
+def given_parameters(settings: Settings) -> dict[str, Any]:
+    """Return the hyper-parameters of losses, heads and classifiers that have a value."""
+    return {name: getattr(settings, name) for name in PARAMETERS if getattr(settings, name) is not None}
+
+
+def fill_loss_parameters(settings: Settings, loss: str) -> Settings:
+    """Give the hyper-parameters of stage 1's loss their defaults; a UserError names one that it does not have."""
+    own: dict[str, Any] = dict(loss_parameters(loss))
+    given = given_parameters(settings)
+    for name in given:
+        if name not in own:
+            users = ", ".join(other for other in STAGE1_LOSSES if name in loss_parameters(other))
+            raise UserError(f"--{name} has no meaning for --loss {loss}; it belongs to {users or 'no loss of stage 1'}")
+    return dataclasses.replace(settings, **{**own, **given})
 
 
 def check_stage(script: str, settings: Settings) -> None:
@@ -259,6 +361,8 @@ def check_stage(script: str, settings: Settings) -> None:
         )
     if settings.cur_stage == "stage1":
         torch_target(settings.label_smooth or 0.0, 2)
+        if settings.loss == "gala" and settings.mixup > 0:
+            raise UserError("--loss gala cannot be used with --mixup: its gradients are those of single labels")
     else:
         resolve_smoothing(settings.method, 2, settings.label_smooth, settings.loma_target)
 
@@ -279,7 +383,8 @@ def check_domains(settings: Settings) -> None:
         "num_class": (2, 1e9), "epochs": (1, 1e9), "batch_size": (1, 1e9), "width": (1, 1e5), "eval_every": (1, 1e9),
         "finetune_epoch": (1, 1e9), "lr": (0, 1e6), "finetune_lr": (0, 1e6), "wd": (0, 1e6), "finetune_wd": (0, 1e6),
         "momentum": (0, 1), "mixup": (0, 1e6), "workers": (1, 1e6), "gpu": (0, 1e6), "seed": (0, 2**32 - 1),
-        "subset_seed": (0, 2**32 - 1), "stage1_seed": (0, 2**32 - 1),
+        "subset_seed": (0, 2**32 - 1), "stage1_seed": (0, 2**32 - 1), "max_norm": (0, 1), "rebalance_tau": (0, 100),
+        "temperature": (1e-4, 1e4),
     }  # fmt: skip
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
@@ -293,5 +398,8 @@ def check_domains(settings: Settings) -> None:
         raise UserError(
             "--bn_mode train changes the features with every batch, so they cannot be cached: use --views fresh"
         )
-    if settings.resume and settings.overwrite:
-        raise UserError("--resume and --overwrite exclude each other")
+    for name in PARAMETERS:
+        if getattr(settings, name) is not None:
+            check_parameter(name, getattr(settings, name))
+    if settings.resume + settings.overwrite + settings.reuse > 1:
+        raise UserError("--resume, --overwrite and --reuse exclude one another")

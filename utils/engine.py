@@ -17,12 +17,15 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over one epoch; `diverged_at` is the first step (from 1) whose loss or update was not finite."""
+    """Means over one epoch, arrays of shape () for one network and (H,) for a bank of H heads.
 
-    loss: float
-    accuracy: float
+    `diverged_at` is the first step (from 1) whose loss or update was not finite, 0 where all were.
+    """
+
+    loss: np.ndarray
+    accuracy: np.ndarray
     images: int
-    diverged_at: int | None
+    diverged_at: np.ndarray
 
 
 def mixup_shares(alpha: float, steps: int, seed: int, epoch: int) -> Tensor:
@@ -44,11 +47,12 @@ def train_epoch(
 ) -> EpochResult:
     """Train `module` on `steps` batches of (inputs (B, ...), labels (B,)).
 
-    Losses and counts stay on the device and are read once, at the end. `mixup` (steps,) mixes each batch with itself
-    shifted by one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels.
+    `module` gives logits (B, K) and `loss_function` a scalar, or, for a bank of H heads, (H, B, K) and (H,). Losses and
+    counts stay on the device and are read once, at the end. `mixup` (steps,) mixes each batch with itself shifted by
+    one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels.
     """
-    losses = torch.zeros(steps, device=execution.device)
-    correct = torch.zeros((), dtype=torch.int64, device=execution.device)
+    losses: list[Tensor] = []
+    correct: Tensor | int = 0
     shares = None if mixup is None else mixup.to(execution.device)
     images = 0
     for step, (inputs, labels) in enumerate(show_progress(batches, message, steps)):
@@ -61,20 +65,26 @@ def train_epoch(
         if shares is not None:
             loss = shares[step] * loss + (1 - shares[step]) * loss_function(logits, labels.roll(1, 0))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.sum().backward()  # heads of a bank share nothing: each gets the gradient of its own loss
         optimizer.step()
-        losses[step] = loss.detach() * len(labels)
-        correct += (logits.detach().argmax(dim=1) == labels).sum()
+        losses.append(loss.detach() * len(labels))
+        correct = correct + (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
         images += len(labels)
+    total = torch.stack(losses)  # (steps,) or (steps, H)
     # A last update that overflows shows in no loss of this epoch: it counts as a step of its own.
-    finite = torch.stack([parameter.detach().isfinite().all() for parameter in module.parameters()]).all()
-    bad = torch.cat([~losses.isfinite(), ~finite[None]]).nonzero()
+    finite = torch.stack([_finite(parameter, total.ndim - 1) for parameter in module.parameters()]).all(dim=0)
+    bad = torch.cat([~total.isfinite(), ~finite[None]]).cpu().numpy()
     return EpochResult(
-        loss=float(losses.sum()) / images,
-        accuracy=100 * int(correct) / images,
+        loss=(total.sum(dim=0) / images).cpu().numpy(),
+        accuracy=(100 * torch.as_tensor(correct).double() / images).cpu().numpy(),
         images=images,
-        diverged_at=None if len(bad) == 0 else min(int(bad[0]) + 1, steps),
+        diverged_at=np.where(bad.any(axis=0), np.minimum(bad.argmax(axis=0) + 1, steps), 0),
     )
+
+
+def _finite(parameter: Tensor, bank_dims: int) -> Tensor:
+    """Tell whether a parameter is finite, for each head of a bank."""
+    return parameter.detach().reshape(*parameter.shape[:bank_dims], -1).isfinite().all(dim=-1)
 
 
 @torch.no_grad()

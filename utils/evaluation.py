@@ -1,4 +1,5 @@
-"""What is reported of a model: the test set plain and flip-averaged, LoMa and RSD, metrics.json, the printed table."""
+"""What is reported of a model: the test set plain and flip-averaged, LoMa and RSD, calibration, re-balanced
+predictions, and the printed tables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,18 @@ from torch import Tensor, nn
 from datasets.device import DeviceImages
 from datasets.long_tail import LongTailedData
 from utils.errors import UserError
-from utils.metrics import SHOTS, class_balanced_accuracy, classification_report, logits_magnitude
+from utils.metrics import (
+    SHOTS,
+    calibration_error,
+    class_balanced_accuracy,
+    class_wise_column_means,
+    classification_report,
+    column_means,
+    fit_temperature,
+    logits_magnitude,
+    rebalance,
+    summarise,
+)
 
 # Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored.
 FeaturesOf = Callable[[str, bool], Tensor]
@@ -45,15 +57,27 @@ def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> 
 
     `flip` is None for a data set whose mirrored images show something else.
     """
-    labels = images["test"].labels
-    logits = logits_of("test")
-    if not bool(logits.isfinite().all()):
+    logits = test_logits(logits_of, data)
+    if not bool(logits["plain"].isfinite().all()):
         raise UserError("the network's logits on the test images are not finite: its weights are damaged or diverged")
-    report: dict[str, Any] = {"plain": classification_report(logits, labels, data.class_counts), "flip": None}
+    return report_ways(logits, images, data)
+
+
+def test_logits(logits_of: LogitsOf, data: LongTailedData) -> dict[str, Tensor]:
+    """Return the test logits (N, K) `plain` and, where mirrored images show the same, `flip`-averaged."""
+    logits = {"plain": logits_of("test")}
     if data.augmentation.mirror:
-        averaged = (logits + logits_of("test", True)) / 2
-        report["flip"] = classification_report(averaged, labels, data.class_counts)
-    return report
+        logits["flip"] = (logits["plain"] + logits_of("test", True)) / 2
+    return logits
+
+
+def report_ways(logits: dict[str, Tensor], images: Images, data: LongTailedData) -> dict[str, Any]:
+    """Return the report of each way of testing; None for the one that is missing."""
+    labels = images["test"].labels
+    return {
+        way: classification_report(logits[way], labels, data.class_counts) if way in logits else None
+        for way in ("plain", "flip")
+    }
 
 
 def selection_score(record: dict[str, Any]) -> float:
@@ -64,6 +88,63 @@ def selection_score(record: dict[str, Any]) -> float:
 def logits_report(logits_of: LogitsOf, images: Images) -> dict[str, Any]:
     """Return LoMa and RSD on the un-augmented training images and on the test images, plain logits."""
     return {split: logits_magnitude(logits_of(split), images[split].labels) for split in ("train", "test")}
+
+
+def logits_summary(report: dict[str, Any]) -> dict[str, Any]:
+    """Return mean, deviation and coefficient of variation over the classes of everything in a `logits_report`."""
+    return {
+        split: {
+            reading: {name: summarise(values) for name, values in of_reading.items()}
+            for reading, of_reading in readings.items()
+        }
+        for split, readings in report.items()
+    }
+
+
+def held_out_temperature(logits_of: LogitsOf, images: Images) -> float | None:
+    """Return the temperature that calibrates the logits on the held-out images, None where none were held out."""
+    if len(images["holdout"]) == 0:
+        return None
+    return fit_temperature(logits_of("holdout"), images["holdout"].labels)
+
+
+def calibration_report(
+    logits_of: LogitsOf, images: Images, data: LongTailedData, given: float | None = None
+) -> dict[str, Any] | None:
+    """Return the temperature, `given` or fitted on held-out images, and the calibration error in percent on the test
+    images, before and after; None where there is no temperature."""
+    temperature = held_out_temperature(logits_of, images) if given is None else given
+    if temperature is None:
+        return None
+    report: dict[str, Any] = {"temperature": temperature, "source": "held-out images" if given is None else "given"}
+    for way, logits in test_logits(logits_of, data).items():
+        labels = images["test"].labels
+        before, after = (calibration_error(logits / divisor, labels) for divisor in (1.0, temperature))
+        report[way] = {"ece_before": before, "ece_after": after}
+    return report
+
+
+def rebalanced_report(logits_of: LogitsOf, images: Images, data: LongTailedData, tau: float) -> dict[str, Any]:
+    """Report on the test set with re-balanced predictions (`utils.metrics.rebalance`).
+
+    `transductive` divides by the column means over the test images themselves, as published: it needs all of them at
+    once and supposes that they are balanced. `inductive` divides by the class-wise means over the held-out images, so
+    that one image can be classified alone; None where none were held out. The scores are no calibrated probabilities:
+    their calibration error is left out.
+    """
+    logits = test_logits(logits_of, data)
+    means = {"transductive": {way: column_means(values) for way, values in logits.items()}}
+    if len(images["holdout"]):
+        held_out = class_wise_column_means(logits_of("holdout"), images["holdout"].labels)
+        means["inductive"] = dict.fromkeys(logits, held_out)
+    report: dict[str, Any] = {"tau": tau, "transductive": None, "inductive": None}
+    for form, of_way in means.items():
+        scores = {way: rebalance(values, of_way[way], tau) for way, values in logits.items()}
+        report[form] = report_ways(scores, images, data)
+        for of_test in report[form].values():
+            if of_test is not None:
+                del of_test["ece"]
+    return report
 
 
 def holdout_report(logits_of: LogitsOf, images: Images) -> dict[str, Any] | None:
@@ -90,6 +171,56 @@ def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
     formatted = table.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
     note = f"* the headline of the {protocol} protocol" if any(row[""] for row in rows) else ""
     return "\n".join(part for part in (formatted, note) if part)
+
+
+def rebalanced_table(report: dict[str, Any]) -> str:
+    """Return the table of `rebalanced_report`, with what each of its forms supposes."""
+    notes = {
+        "transductive": "over the test images themselves, supposed balanced: not one image at a time",
+        "inductive": "over held-out images: one image at a time",
+    }
+    rows = [
+        {"re-balanced": form, "test": way, **{key: report[form][way][key] for key in ("all", *SHOTS, "macro_f1")},
+         "": notes[form]}
+        for form in notes if report[form] for way in ("plain", "flip") if report[form][way]
+    ]  # fmt: skip
+    formatted = pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
+    return f"{formatted}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g})"
+
+
+def logits_table(summary: dict[str, Any]) -> str:
+    """Return the table of `logits_summary`: LoMa and RSD over the classes, a row a split and reading."""
+    rows = []
+    for split, readings in summary.items():
+        for reading, values in readings.items():
+            row = {"logits": split, "reading": reading}
+            for name, label in (("loma", "LoMa"), ("rsd_true", "RSD true"), ("rsd_other", "RSD other")):
+                row |= {label: values[name]["mean"], f"{label} +-": values[name]["deviation"]}
+            rows.append({**row, "LoMa +-/mean": values["loma"]["variation"]})
+    return pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
+
+
+def calibration_line(report: dict[str, Any] | None) -> str:
+    """Return one line on calibration before and after the temperature."""
+    if report is None:
+        return (
+            "no temperature: it is fitted on held-out images (train both stages with --holdout, or give --temperature)"
+        )
+    plain = report["plain"]
+    return (
+        f"temperature {report['temperature']:.4g} ({report['source']}): calibration error {plain['ece_before']:.2f} "
+        f"before, {plain['ece_after']:.2f} after (plain test images)"
+    )
+
+
+def details(record: dict[str, Any]) -> str:
+    """Return what is printed below the accuracies: re-balanced predictions, logits, calibration."""
+    return "\n".join(
+        (
+            rebalanced_table(record["rebalanced"]), "", logits_table(record["logits_summary"]),
+            calibration_line(record["calibration"]),
+        )
+    )  # fmt: skip
 
 
 def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:

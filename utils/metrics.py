@@ -77,7 +77,7 @@ def mean_and_deviation(values: Tensor, members: Tensor) -> tuple[Tensor, Tensor]
 
 
 def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list[float | None]]]:
-    """Return LoMa, both deviations and both RSD per class, in the two readings of the LOS paper's definition.
+    """Return LoMa, both deviations and both RSD per class, in the readings that the LOS paper's definition allows.
 
     Logits z (N, K) are centred per sample first, because softmax knows them only up to a constant.
 
@@ -85,6 +85,8 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
       `sigma_true` and `sigma_other` are the deviations of z_k over these two sets.
     - `row`: the same with z_k minus the mean of the sample's other logits in place of z_k, and LoMa_k its mean over the
       samples of class k.
+    - `uncentred`: the column reading of the logits as they are, for comparison; a constant added to all logits of a
+      sample, which changes no prediction, changes it.
 
     RSD is a deviation divided by LoMa. What does not exist is None: RSD where LoMa <= 1e-6, a deviation below two
     samples, LoMa of an absent class.
@@ -94,11 +96,14 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
     of_class = torch.nn.functional.one_hot(labels, num_classes).double()
     true_mean, true_deviation = mean_and_deviation(centred, of_class)
     other_mean, other_deviation = mean_and_deviation(centred, 1 - of_class)
+    raw_mean, raw_deviation = mean_and_deviation(logits.double(), of_class)
+    raw_other_mean, raw_other_deviation = mean_and_deviation(logits.double(), 1 - of_class)
     # z_k - mean_{j != k} z_j = K / (K - 1) * (z_k - mean_j z_j): the row reading is a multiple of the centred logit.
     row = num_classes / (num_classes - 1)
     readings = {
         "column": (true_mean - other_mean, true_deviation, other_deviation),
         "row": (row * true_mean, row * true_deviation, row * other_deviation),
+        "uncentred": (raw_mean - raw_other_mean, raw_deviation, raw_other_deviation),
     }
     result = {}
     for name, (loma, sigma_true, sigma_other) in readings.items():
@@ -112,6 +117,60 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
         }
         result[name] = {key: [finite_or_none(x) for x in value.tolist()] for key, value in columns.items()}
     return result
+
+
+def summarise(values: list[float | None]) -> dict[str, float | None]:
+    """Return mean, sample deviation and coefficient of variation (their ratio) over the classes that have a value."""
+    known = np.array([value for value in values if value is not None], dtype=float)
+    mean = float(known.mean()) if len(known) else math.nan
+    deviation = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+    variation = deviation / mean if mean > 1e-6 else math.nan
+    return {
+        "mean": finite_or_none(mean), "deviation": finite_or_none(deviation), "variation": finite_or_none(variation)
+    }  # fmt: skip
+
+
+def column_means(logits: Tensor) -> Tensor:
+    """Return the mean predicted probability (K,) of each class over logits (N, K), in float64."""
+    return logits.double().softmax(dim=1).mean(dim=0)
+
+
+def class_wise_column_means(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `column_means` (K,) with every class of `labels` (N,) weighing the same, however many images it has."""
+    classes = labels.unique()
+    return torch.stack([column_means(logits[labels == label]) for label in classes]).mean(dim=0)
+
+
+def rebalance(logits: Tensor, means: Tensor, tau: float) -> Tensor:
+    """Return log-scores (N, K): predicted probabilities divided by `means` (K,) to the power `tau`.
+
+    With `column_means` of the very images that are classified this is GALA's prediction re-balancing (arXiv 2403.09036,
+    "norm_logits" of its code): transductive, and it supposes that the images are balanced. With the class-wise means of
+    held-out images it is inductive: each image is classified on its own. On class-balanced images the two agree.
+    """
+    return logits.double().log_softmax(dim=1) - tau * means.log()
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
+    """Return T > 0 that minimises the cross-entropy of softmax(z / T), all classes weighing alike (Guo et al., 2017).
+
+    The loss is convex in 1 / T, so its derivative, the expected minus the true logit, is bisected between 1e-4 and 1e4.
+    None where the best T is not among them: 0 where no image is misclassified, infinity where the logits mislead.
+    """
+    values = logits.double()
+    count = torch.bincount(labels, minlength=logits.shape[1]).double()
+    weight = 1 / count[labels]
+    true = values.gather(1, labels[:, None]).squeeze(1)
+    low, high = math.log(1e-4), math.log(1e4)  # of 1 / T
+    for _ in range(50):
+        middle = (low + high) / 2
+        expected = ((values * math.exp(middle)).softmax(dim=1) * values).sum(dim=1)
+        if float((weight * (expected - true)).sum()) > 0:
+            high = middle
+        else:
+            low = middle
+    temperature = math.exp(-(low + high) / 2)
+    return temperature if 1.001e-4 < temperature < 0.999e4 else None
 
 
 def finite_or_none(value: float) -> float | None:

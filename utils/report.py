@@ -4,12 +4,68 @@ from typing import Any
 
 from datasets.long_tail import LongTailedData
 from models.resnet import ResNet
-from utils.evaluation import HEADLINE, FeaturesOf, Images, LogitsOf, holdout_report, logits_report, report_table
+from utils.evaluation import (
+    HEADLINE,
+    FeaturesOf,
+    Images,
+    LogitsOf,
+    calibration_report,
+    details,
+    holdout_report,
+    logits_report,
+    logits_summary,
+    rebalanced_report,
+    report_table,
+)
 from utils.files import write_json
 from utils.metrics import feature_variance_ratio, finite_or_none
 from utils.plots import draw_plots
 from utils.runs import Run
 from utils.training import History
+
+
+def measure(
+    config: dict[str, Any], history: History, logits_of: LogitsOf, images: Images, data: LongTailedData
+) -> dict[str, Any]:
+    """Return the content of metrics.json (see README) for a classifier, of a run or of a row of a table.
+
+    Beside the report on the test set it says how well the network fits the training images as they are, and how far
+    their features have collapsed onto the class means.
+    """
+    settings = config["settings"]
+    seconds = history.train_seconds
+    report = logits_report(logits_of, images)
+    weight = logits_of.classifier.get_parameter("weight").detach()
+    return {
+        "schema": 1,
+        "dataset": data.name,
+        "imb_type": settings["imb_type"],
+        "imb_ratio": settings["imb_ratio"],
+        "subset": {"kind": settings["subset"], "seed": settings["subset_seed"], **data.subset},
+        "network": settings["network"],
+        "width": settings["width"],
+        "stage": config["stage"],
+        "method": config["method"],
+        "seed": settings["seed"],
+        "stage1": config["stage1"],
+        "protocol": settings["protocol"],
+        "num_class": data.num_classes,
+        "class_counts": data.class_counts.tolist(),
+        "train_seconds": seconds,
+        "images_per_second": history.images / seconds if history.images else None,
+        "train": {
+            "accuracy": 100 * float((logits_of("train").argmax(dim=1) == images["train"].labels).double().mean()),
+            "feature_variance_ratio": feature_variance_ratio(logits_of.features("train"), images["train"].labels),
+        },
+        "last": history.last,
+        "best": history.best,
+        "holdout": holdout_report(logits_of, images),
+        "calibration": calibration_report(logits_of, images, data, settings["temperature"]),
+        "rebalanced": rebalanced_report(logits_of, images, data, settings["rebalance_tau"]),
+        "logits": report,
+        "logits_summary": logits_summary(report),
+        "weight_norm": [finite_or_none(norm) for norm in weight.norm(dim=1).tolist()],
+    }
 
 
 def finish_run(
@@ -20,48 +76,18 @@ def finish_run(
     data: LongTailedData,
     model: ResNet,
 ) -> dict[str, Any]:
-    """Write metrics.json (see README) and the plots of a run, print its table, and return the metrics.
-
-    Beside the report on the test set they say how well the network fits the training images as they are, and how far
-    their features have collapsed onto the class means.
-    """
+    """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
     settings = run.config["settings"]
-    seconds = history.train_seconds
-    logits_of = LogitsOf(features_of, model.fc)
-    metrics: dict[str, Any] = {
-        "schema": 1,
-        "dataset": data.name,
-        "imb_type": settings["imb_type"],
-        "imb_ratio": settings["imb_ratio"],
-        "subset": {"kind": settings["subset"], "seed": settings["subset_seed"], **data.subset},
-        "network": settings["network"],
-        "width": settings["width"],
-        "stage": run.config["stage"],
-        "method": run.config["method"],
-        "seed": settings["seed"],
-        "stage1": run.config["stage1"],
-        "protocol": settings["protocol"],
-        "num_class": data.num_classes,
-        "class_counts": data.class_counts.tolist(),
-        "train_seconds": seconds,
-        "images_per_second": history.images / seconds if seconds else None,
-        "train": {
-            "accuracy": 100 * float((logits_of("train").argmax(dim=1) == images["train"].labels).double().mean()),
-            "feature_variance_ratio": feature_variance_ratio(logits_of.features("train"), images["train"].labels),
-        },
-        "last": history.last,
-        "best": history.best,
-        "holdout": holdout_report(logits_of, images),
-        "logits": logits_report(logits_of, images),
-        "weight_norm": [finite_or_none(norm) for norm in model.fc.weight.detach().norm(dim=1).tolist()],
-    }
+    metrics = measure(run.config, history, LogitsOf(features_of, model.fc), images, data)
     draw_plots(run.folder / "plots", metrics, history.log)
     write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     print()
     print(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
+    print()
+    print(details(metrics))
     if metrics["holdout"]:
         print(f"held-out images: class-balanced accuracy {metrics['holdout']['class_balanced_accuracy']:.2f}")
-    print(f"training took {seconds:.1f} s; everything is in {run.folder}")
+    print(f"training took {metrics['train_seconds']:.1f} s; everything is in {run.folder}")
     return metrics
 
 

@@ -30,6 +30,12 @@ def seed_folder(settings: Settings, seed: int) -> Path:
     return Path(settings.out) / experiment / f"seed{seed}"
 
 
+def experiment_name(settings: Settings) -> str:
+    """Return the name of data and network in the files of a table."""
+    width = "" if settings.width is None else f"w{settings.width}"
+    return f"{settings.dataset}_{settings.imb_type}IF{settings.imb_ratio:g}_{settings.network}{width}"
+
+
 def tag(name: str, value: Any) -> str:
     """Return a setting as it stands in a folder's name."""
     return name if value is True else f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
@@ -76,6 +82,11 @@ def _stage1_seed_tag(settings: Settings) -> list[str]:
 def stage2_folder(settings: Settings, tags: list[str]) -> Path:
     """Return the folder of a stage-2 run."""
     return seed_folder(settings, settings.seed) / "_".join([f"stage2_{settings.method}", *tags])
+
+
+def stage1_folder(command: Command) -> Path:
+    """Return the folder of the stage-1 run that a command line describes."""
+    return seed_folder(command.settings, command.settings.seed) / "_".join(["stage1", *stage1_tags(command)])
 
 
 def _differing(command: Command, names: list[str]) -> list[str]:
@@ -136,10 +147,11 @@ def _command_for(command: Command, stage: str, seed: int) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run folder and its configuration."""
+    """An opened run folder and its configuration; `finished` where it is there already, to be used as it is."""
 
     folder: Path
     config: dict[str, Any]
+    finished: bool = False
 
     @property
     def last(self) -> Path:
@@ -154,13 +166,24 @@ class Run:
 OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth", *(f"plots/{name}" for name in PLOTS)]
 
 
-def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool) -> Run:
-    """Make a run's folder and write its config.json, or reopen one.
+def read_metrics(run: Run) -> dict[str, Any]:
+    """Return the metrics of a finished run, and say that it was there."""
+    print(f"using the finished run {run.folder}")
+    return read_json(run.folder / "metrics.json")
+
+
+def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool, reuse: bool = False) -> Run:
+    """Make a run's folder and write its config.json, or reopen one; with `reuse`, whatever is there.
 
     Raises UserError where a run is there and neither `--resume` nor `--overwrite` was said, where it was made with
     other settings than the resuming command's, and where the folder cannot be written.
     """
     present = [name for name in OWN_FILES if (folder / name).exists()]
+    if reuse and "metrics.json" in present and "config.json" in present:
+        before = read_json(folder / "config.json")
+        _refuse_other_settings(folder, before, config)
+        return Run(folder, before, finished=True)
+    resume = resume or reuse
     if present and not (resume or overwrite):
         state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
         raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
@@ -188,7 +211,8 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     weighty = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
     keys = [name for name in weighty if script in FIELDS[name].metadata["used_by"]]
     old, new = before.get("settings", {}), now["settings"]
-    differing = [f"--{key} {old.get(key)} there, {new[key]} now" for key in keys if old.get(key) != new[key]]
+    # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name.
+    differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint"), ("precision", "--amp")):
         if before.get(name) != now[name]:
             differing.append(f"another {words}")

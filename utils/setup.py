@@ -133,10 +133,14 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
     return adopt_checkpoint(command, first), checkpoints
 
 
-def device_images(data: LongTailedData, execution: Execution) -> Images:
-    """Put the three splits on the device."""
+def device_images(data: LongTailedData, execution: Execution, augment: str = "crop") -> Images:
+    """Put the three splits on the device; `augment` is what a training image undergoes (`datasets.autoaugment`)."""
     splits = {"train": data.train, "holdout": data.holdout, "test": data.test}
-    return {name: DeviceImages(split, data.augmentation, execution.device) for name, split in splits.items()}
+    kinds = {"train": augment}
+    return {
+        name: DeviceImages(split, data.augmentation, execution.device, kinds.get(name, "crop"))
+        for name, split in splits.items()
+    }
 
 
 def announce(command: Command, data: LongTailedData, execution: Execution, folder: object) -> None:

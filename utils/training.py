@@ -1,21 +1,22 @@
 """The epoch loop that both stages share: train, evaluate, log, save, resume."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from datasets.device import mix64
 from datasets.long_tail import LongTailedData
 from models.resnet import ResNet
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from utils.engine import EpochResult
 from utils.errors import UserError
-from utils.evaluation import FeaturesOf, Images, LogitsOf, evaluate_test, selection_score
+from utils.evaluation import FeaturesOf, Images, LogitsOf, evaluate_test, held_out_temperature, selection_score
 from utils.files import write_json, write_text
 from utils.metrics import SHOTS
 from utils.runs import Run
@@ -34,14 +35,10 @@ class History:
     images: int = 0
 
 
-def cosine_lr(base: float, epoch: int, epochs: int) -> float:
-    """Return the learning rate of `epoch` (from 0): half a cosine from `base` towards 0, constant within an epoch."""
-    return base * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
 def make_sgd(module: nn.Module, momentum: float, weight_decay: float, nesterov: bool) -> Optimizer:
-    """Return SGD with weight decay on every parameter, batch norm and biases included, as released."""
-    return SGD(module.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    """Return SGD with weight decay on every parameter that is trained, batch norm and biases included, as released."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return SGD(trained, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
 def fit(
@@ -53,16 +50,18 @@ def fit(
     images: Images,
     data: LongTailedData,
     *,
-    base_lr: float,
+    loss_function: nn.Module,
+    lr_of_epoch: Callable[[int], float],
     epochs: int,
     eval_every: int,
 ) -> History:
     """Train for `epochs` epochs and leave log.csv, last.pth and best.pth in the run's folder.
 
     Goes on from last.pth where the folder has one: everything random is a function of (seed, epoch, image), so weights,
-    optimiser and history are the whole state. The last epoch is always evaluated. `best` is chosen on the test set, the
-    latest epoch winning ties. A loss that is not finite ends the run with a UserError; last.pth is then of the epoch
-    before.
+    optimiser, what the loss has accumulated, and history are the whole state. The last epoch is always evaluated; with
+    no epoch at all (a classifier that is computed) the model is evaluated and saved as it is. `best` is chosen on the
+    test set, the latest epoch winning ties. A loss that is not finite ends the run with a UserError; last.pth is then
+    of the epoch before. The last checkpoint holds the temperature that the held-out images ask for.
     """
     history, done = History(), 0
     if run.last.exists():
@@ -73,61 +72,66 @@ def fit(
             raise UserError(f"{run.last} is not the last checkpoint of this run; use --overwrite to start anew")
         load_weights(model, checkpoint)
         optimizer.load_state_dict(content["optimizer"])
+        loss_function.load_state_dict(content.get("loss", {}))
         history, done = History(**content["history"]), content["epoch"]
         write_json(run.folder / "config.json", run.config)
         print(f"resuming {run.folder} after epoch {done} of {epochs}")
+
+    def keep(epoch: int, row: dict[str, Any], evaluated: bool) -> None:
+        """Evaluate the model after `epoch` epochs, if it is due, and save what there is."""
+        logits_of = LogitsOf(features_of, model.fc)
+        record = {"epoch": epoch, **evaluate_test(logits_of, images, data)} if evaluated else None
+        history.log.append({**row, **log_accuracies(record)})
+        common = {"stage": run.config["stage"], "epoch": epoch, "model": model.state_dict(), "config": run.config}
+        if record is not None:
+            history.last = record
+            if history.best is None or selection_score(record) >= selection_score(history.best):
+                history.best = record
+                save_checkpoint(run.best, common)
+        state = {"optimizer": optimizer.state_dict(), "loss": loss_function.state_dict(), "history": asdict(history)}
+        temperature = held_out_temperature(logits_of, images) if epoch == epochs else None
+        save_checkpoint(run.last, {**common, **state, "temperature": temperature})
+        write_log(run, history)
+
     started = time.perf_counter()
     for epoch in range(done, epochs):
-        lr = cosine_lr(base_lr, epoch, epochs)
+        lr = lr_of_epoch(epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
+        torch.manual_seed(mix64(run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
         epoch_started = time.perf_counter()
         result = train_one_epoch(epoch)  # reads counters from the device at its end, so the clock sees all of its work
         seconds = time.perf_counter() - epoch_started
-        if result.diverged_at is not None:
+        if result.diverged_at:
             kept = f"{run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
             raise UserError(
                 f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a "
                 "lower learning rate"
             )
-        evaluated = epoch + 1 == epochs or (epoch + 1) % eval_every == 0
-        logits_of = LogitsOf(features_of, model.fc)
-        record = {"epoch": epoch + 1, **evaluate_test(logits_of, images, data)} if evaluated else None
         history.train_seconds += seconds
         history.images += result.images
-        history.log.append(log_row(epoch, lr, seconds, result, record))
-        is_best = record is not None and (
-            history.best is None or selection_score(record) >= selection_score(history.best)
-        )
-        if record is not None:
-            history.last = record
-        common = {"stage": run.config["stage"], "epoch": epoch + 1, "model": model.state_dict(), "config": run.config}
-        if is_best:
-            history.best = record
-            save_checkpoint(run.best, common)
-        save_checkpoint(run.last, {**common, "optimizer": optimizer.state_dict(), "history": asdict(history)})
-        write_log(run, history)
+        row = log_row(epoch, lr, seconds, result)
+        keep(epoch + 1, row, epoch + 1 == epochs or (epoch + 1) % eval_every == 0)
         print_epoch(history.log[-1], epochs, (time.perf_counter() - started) / (epoch + 1 - done))
+    if epochs == 0 and history.last is None:
+        keep(0, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
     write_log(run, history)
     return history
 
 
-def log_row(
-    epoch: int, lr: float, seconds: float, result: EpochResult, record: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return one row of log.csv; accuracies are None where the epoch was not evaluated."""
-    row: dict[str, Any] = {
-        "epoch": epoch + 1,
-        "loss": result.loss,
-        "train_accuracy": result.accuracy,
-        "lr": lr,
-        "seconds": seconds,
-        "images_per_second": result.images / seconds,
-    }
-    for way in ("plain", "flip"):
-        report = (record or {}).get(way) or {}
-        row.update({f"{way}_{group}": report.get(group) for group in ("all", *SHOTS)})
-    return row
+LOG_COLUMNS = ("loss", "train_accuracy", "lr", "seconds", "images_per_second")
+
+
+def log_row(epoch: int, lr: float, seconds: float, result: EpochResult) -> dict[str, Any]:
+    """Return what a row of log.csv says of the training in one epoch."""
+    values = (float(result.loss), float(result.accuracy), lr, seconds, result.images / seconds)
+    return {"epoch": epoch + 1, **dict(zip(LOG_COLUMNS, values, strict=True))}
+
+
+def log_accuracies(record: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the accuracies in a row of log.csv, None where the epoch was not evaluated."""
+    reports = {way: (record or {}).get(way) or {} for way in ("plain", "flip")}
+    return {f"{way}_{group}": report.get(group) for way, report in reports.items() for group in ("all", *SHOTS)}
 
 
 def write_log(run: Run, history: History) -> None:

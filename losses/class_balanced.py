@@ -1,0 +1,83 @@
+"""Class-balanced losses: samples weighted by the inverse of their class's effective number of images."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.parts import add_constants, log_rest, of_label, true_class
+
+
+def effective_number_weights(class_counts: Sequence[int], beta: float) -> Tensor:
+    """Return weights (K,) float64 in proportion to (1 - beta) / (1 - beta^n), with sum K, for beta in [0, 1).
+
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019. beta = 0 weighs every
+    class alike; beta -> 1 weighs it by 1 / n.
+    """
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    # 1 - beta^n through expm1: for beta close to 1 the difference would lose its digits. log(0) = -inf serves beta = 0.
+    weights = -1 / torch.expm1(counts * torch.tensor(beta, dtype=torch.float64).log())
+    return len(counts) * weights / weights.sum()
+
+
+class ClassBalancedCrossEntropy(nn.Module):
+    """Mean over the batch of w_y * cross-entropy, w from `effective_number_weights` (Cui et al., CVPR 2019)."""
+
+    weights: Tensor
+
+    def __init__(self, class_counts: Sequence[int], *, beta: float = 0.9999) -> None:
+        super().__init__()
+        add_constants(self, weights=effective_number_weights(class_counts, beta))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        return F.cross_entropy(logits, labels, self.weights.to(logits.dtype), reduction="none").mean()
+
+
+def inverse_frequency_weights(class_counts: Sequence[int], rho: float) -> Tensor:
+    """Return weights (K,) float64 in proportion to (1 / n)^rho, with sum K: rho = 0 weighs every class alike."""
+    logs = -rho * torch.as_tensor(class_counts, dtype=torch.float64).log()
+    return len(logs) * logs.softmax(dim=0)
+
+
+class InverseFrequencyCrossEntropy(nn.Module):
+    """Sum over the batch of w_y * cross-entropy over the sum of its w_y, w from `inverse_frequency_weights`.
+
+    The generalised re-weighting of DisAlign (Zhang et al., CVPR 2021), which MARC (Wang et al., ACML 2022) shares.
+    """
+
+    weights: Tensor
+
+    def __init__(self, class_counts: Sequence[int], *, rho: float = 1.2) -> None:
+        super().__init__()
+        add_constants(self, weights=inverse_frequency_weights(class_counts, rho))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        return F.cross_entropy(logits, labels, self.weights.to(logits.dtype))
+
+
+class ClassBalancedBinary(nn.Module):
+    """Weight Balancing's class-balanced loss, as its code computes it (Alshammari et al., CVPR 2022).
+
+    The K softmax outputs of a sample are taken as K yes-or-no answers: binary cross-entropy of each, times w_y of the
+    sample's class, averaged over all B * K outputs. Torch clamps such logarithms at -100; here they are exact.
+    """
+
+    weights: Tensor
+
+    def __init__(self, class_counts: Sequence[int], *, beta: float = 0.9999) -> None:
+        super().__init__()
+        add_constants(self, weights=effective_number_weights(class_counts, beta))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map logits (B, K) and labels (B,) to a scalar in nats an output."""
+        true = true_class(logits, labels)
+        log_probability = logits.log_softmax(dim=1)
+        # log(1 - p): at most one p of a sample can be close to 1, the largest; log1p is exact for the others.
+        top = true_class(logits, logits.argmax(dim=1))
+        small = log_probability.exp().masked_fill(top, 0)
+        log_no = torch.where(top, log_rest(log_probability, top), torch.log1p(-small))
+        weights = of_label(self.weights.to(logits.dtype), true)
+        return -(weights * torch.where(true, log_probability, log_no)).mean()

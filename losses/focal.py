@@ -1,0 +1,26 @@
+"""Focal loss: easy samples count less."""
+
+from torch import Tensor, nn
+
+from losses.parts import add_constants, log_rest, true_class
+
+
+class Focal(nn.Module):
+    """Mean of -(1 - p_y)^gamma log p_y (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4).
+
+    p is the softmax of the logits, as in the long-tailed literature; the paper itself is about one sigmoid.
+    """
+
+    gamma: Tensor
+
+    def __init__(self, *, gamma: float = 2.0) -> None:
+        super().__init__()
+        add_constants(self, gamma=gamma)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        log_probability = logits.log_softmax(dim=1)
+        # exp(gamma log(1 - p)): the power of 1 - p itself has an infinite slope at p = 1 for gamma < 1.
+        rest = log_rest(log_probability, true_class(logits, labels))
+        factor = (self.gamma.to(logits.dtype) * rest).exp()
+        return -(factor * log_probability.gather(1, labels[:, None])).mean()

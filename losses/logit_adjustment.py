@@ -1,0 +1,31 @@
+"""Logit adjustment: cross-entropy that adds the log of the class prior to the logits while training."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from losses.cross_entropy import CrossEntropy
+from losses.los import ONE_HOT, Target
+from losses.parts import add_constants
+
+
+def class_prior(class_counts: Sequence[int]) -> Tensor:
+    """Return n_j / sum n (K,) float64."""
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    return counts / counts.sum()
+
+
+class LogitAdjustment(CrossEntropy):
+    """Cross-entropy of z + tau log pi against `target` (Menon et al., "Long-tail learning via logit adjustment",
+    ICLR 2021, eq. 10); pi is the class prior."""
+
+    shift: Tensor
+
+    def __init__(self, class_counts: Sequence[int], target: Target = ONE_HOT, *, tau: float = 1.0) -> None:
+        super().__init__(target)
+        add_constants(self, shift=tau * class_prior(class_counts).log())
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        return super().forward(logits + self.shift.to(logits.dtype), labels)

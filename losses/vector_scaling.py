@@ -1,0 +1,30 @@
+"""Vector scaling: logits multiplied and shifted by functions of the class counts."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.logit_adjustment import class_prior
+from losses.parts import add_constants
+
+
+class VectorScaling(nn.Module):
+    """Cross-entropy of (n_j / n_max)^gamma z_j + tau log pi_j (Kini et al., "Label-Imbalanced and Group-Sensitive
+    Classification under Overparameterization", NeurIPS 2021; pi is the class prior).
+
+    The defaults are the values for CIFAR100-LT with an imbalance factor of 100.
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, class_counts: Sequence[int], *, gamma: float = 0.05, tau: float = 0.75) -> None:
+        super().__init__()
+        counts = torch.as_tensor(class_counts, dtype=torch.float64)
+        add_constants(self, factor=(counts / counts.max()) ** gamma, shift=tau * class_prior(class_counts).log())
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        return F.cross_entropy(self.factor.to(logits.dtype) * logits + self.shift.to(logits.dtype), labels)

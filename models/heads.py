@@ -1,0 +1,325 @@
+"""Classifiers that take the place of a network's `fc`: those that are trained, and those that are computed.
+
+A head maps features (B, d) to logits (B, K) and keeps `weight` (K, d) and `bias` (K,) under nn.Linear's names, so the
+keys of a checkpoint stay `fc.weight` and `fc.bias`, followed by the head's own. What a method does not train has
+`requires_grad=False`. Nothing in a forward pass depends on values, so heads of one kind can be stacked under `vmap`.
+"""
+
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+# The largest value of each parameter, far beyond any use. Norms of 0.001 to the power of 10 still fit into float32.
+LARGEST = {"scale": 1000.0, "tau": 10.0}
+
+
+def nonzero_norms(rows: Tensor) -> Tensor:
+    """Return the norms of the rows (..., d) as (..., 1), with 1 for a row of zeros: what may be divided by them.
+
+    Unlike a small constant under the division, it leaves the gradient of such a row at a size that a step survives.
+    """
+    norms = rows.norm(dim=-1, keepdim=True)
+    return torch.where(norms > 0, norms, 1)
+
+
+class Linear(nn.Linear):
+    """A copy of a linear classifier, (K, d), on its device and in its dtype. The base of all other heads."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        like = linear.weight
+        super().__init__(linear.in_features, linear.out_features, device=like.device, dtype=like.dtype)
+        with torch.no_grad():
+            self.weight.copy_(like)
+            if linear.bias is None:
+                self.bias.zero_()
+            else:
+                self.bias.copy_(linear.bias)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: the numbers are copied, and torch's global generator stays where it is."""
+
+    def freeze(self) -> None:
+        """Keep `weight` and `bias` as they are: only the head's own parameters are trained."""
+        self.weight.requires_grad_(False)
+        self.bias.requires_grad_(False)
+
+    def full(self, value: float, *shape: int) -> Tensor:
+        """Return a tensor of `shape`, filled with `value`, of the classifier's device and dtype."""
+        return torch.full(shape, value, device=self.weight.device, dtype=self.weight.dtype)
+
+
+class Cosine(Linear):
+    """z_k = s cos(w_k, f) with a learnt s > 0 (Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without
+    Forgetting", CVPR 2018, section 3.2). A row or a feature vector of zeros has cosine 0.
+
+    There is no bias in it. `bias` stays in the state, as frozen zeros, so that the checkpoints of all heads have one
+    layout and evaluation can read any of them as a linear classifier.
+    """
+
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, *, scale: float = 10.0) -> None:
+        super().__init__(linear)
+        self.bias.requires_grad_(False).zero_()
+        self.add_scale(self.full(scale))
+
+    def add_scale(self, scale: Tensor) -> None:
+        self.scale = nn.Parameter(scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, d) to logits (B, K)."""
+        return self.scale * F.linear(features / nonzero_norms(features), self.weight / nonzero_norms(self.weight))
+
+
+class Normed(Cosine):
+    """The cosine classifier with a fixed s, for losses that add margins to the cosine: LDAM (Cao et al., NeurIPS 2019)
+    and Gaussian clouded logits (Li et al., CVPR 2022). The state keeps s as a buffer."""
+
+    def __init__(self, linear: nn.Linear, *, scale: float = 30.0) -> None:
+        super().__init__(linear, scale=scale)
+
+    def add_scale(self, scale: Tensor) -> None:
+        self.register_buffer("scale", scale)
+
+
+class LearnableWeightScaling(Linear):
+    """z_k = s_k (w_k f + b_k), only s (K,) trained, from 1 (Kang et al., "Decoupling Representation and Classifier for
+    Long-Tailed Recognition", ICLR 2020, section 4.2). The paper scales w_k; its code, like this, the bias with it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.freeze()
+        self.scale = nn.Parameter(self.full(1.0, self.out_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, d) to logits (B, K)."""
+        return self.scale * super().forward(features)
+
+
+class DisAlign(Linear):
+    """z_k = c (s_k z0_k + m_k) + (1 - c) z0_k with the confidence c = sigmoid(v f + u) of the sample and the linear
+    logits z0 (Zhang et al., "Distribution Alignment", CVPR 2021, section 3.3); s, m (K,), v (d,) and u are trained.
+
+    s = 1 and m = 0 start it at the linear classifier. There v and u have no gradient, for c then mixes two equal
+    logits, but s and m have one as long as c is not 0, and once they have moved v and u follow. v = 0 and u = 0 make
+    every c 1/2 at the start, where the sigmoid is steepest. The released layer for classification differs: its
+    v = 0.1 makes c about 0.998 on our CIFAR-100-LT features, which are not negative, so that v would hardly move; u is
+    drawn at random; and it computes (1 + c s) z0 + c m, which starts at (1 + c) z0.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.freeze()
+        self.scale = nn.Parameter(self.full(1.0, self.out_features))
+        self.shift = nn.Parameter(self.full(0.0, self.out_features))
+        self.confidence_weight = nn.Parameter(self.full(0.0, self.in_features))
+        self.confidence_bias = nn.Parameter(self.full(0.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, d) to logits (B, K)."""
+        plain = super().forward(features)
+        confidence = torch.sigmoid(features @ self.confidence_weight + self.confidence_bias)[..., None]
+        # s z0 + m and z0 mixed, written as a change of z0: exactly z0 at the start.
+        return plain + confidence * ((self.scale - 1) * plain + self.shift)
+
+
+class MarginCalibration(Linear):
+    """z_k = s_k (w_k f + b_k) + m_k ||w_k||, s (K,) trained from 1 and m (K,) from 0 (Wang et al., "Margin Calibration
+    for Long-Tailed Visual Recognition", ACML 2022, MARC): it shifts and stretches each class's margin d_k = z_k /
+    ||w_k|| to s_k d_k + m_k."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.freeze()
+        self.scale = nn.Parameter(self.full(1.0, self.out_features))
+        self.shift = nn.Parameter(self.full(0.0, self.out_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, d) to logits (B, K)."""
+        return self.scale * super().forward(features) + self.shift * self.weight.norm(dim=-1)
+
+
+# A constructor takes the linear classifier to start from, and its parameters as keywords with their defaults.
+HEADS: dict[str, Callable[..., Linear]] = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "normed": Normed,
+    "lws": LearnableWeightScaling,
+    "disalign": DisAlign,
+    "marc": MarginCalibration,
+}
+
+
+def build_head(name: str, linear: nn.Linear, **parameters: float | str) -> nn.Linear:
+    """Build the head `name` from the linear classifier (K, d), whose numbers are copied, on its device, in its dtype.
+
+    `parameters` are the head's own; `head_parameters` tells which it has. Raises UserError for an unknown head, an
+    unknown parameter or a value out of range.
+    """
+    check_own("head", name, parameters, head_parameters(name))
+    return HEADS[name](linear, **parameters)
+
+
+def head_parameters(name: str) -> dict[str, float]:
+    """Return the parameters of the head `name` with their defaults. Raises UserError for an unknown one."""
+    return own_parameters("head", name, HEADS)
+
+
+def tau_norm(
+    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.9
+) -> Linear:
+    """Return the linear head of rows w_k / ||w_k||^tau without bias (Kang et al., ICLR 2020, section 4.2, whose code
+    drops the bias). The default is that of Weight Balancing's tuned features (Alshammari et al., CVPR 2022, table 1).
+    A row of zeros stays one."""
+    head = Linear(linear)
+    with torch.no_grad():
+        head.weight.div_(nonzero_norms(head.weight).pow(tau))
+        head.bias.zero_()
+    return head
+
+
+def l2_norm(linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]) -> Linear:
+    """Return the linear head of rows of norm 1 without bias: tau-normalisation with tau = 1."""
+    return tau_norm(linear, features, labels, class_counts, tau=1.0)
+
+
+def ncm(
+    linear: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    class_counts: Tensor | Sequence[int],
+    *,
+    scale: float = 30.0,
+) -> Normed:
+    """Return the nearest-class-mean classifier by cosine: a `normed` head whose rows are the means of the features
+    (N, d) of each class, labels (N,) (Kang et al., ICLR 2020, section 4.2). `scale` decides no prediction, only
+    confidences. Raises UserError for a class without an image among the labels."""
+    head = Normed(linear, scale=scale)
+    index = labels.to(features.device).long()
+    present = torch.bincount(index, minlength=head.out_features)
+    if len(present) != head.out_features or len(index) != len(features):
+        raise UserError(
+            f"ncm needs one label below {head.out_features} for every feature vector, not {len(index)} labels "
+            f"of {len(present)} classes for {len(features)} vectors"
+        )
+    if (present == 0).any():
+        raise UserError(f"ncm needs an image of every class; class {int((present == 0).nonzero()[0])} has none")
+    sums = features.new_zeros(present.shape + features.shape[1:], dtype=torch.float64)
+    sums.index_add_(0, index, features.double())
+    with torch.no_grad():
+        head.weight.copy_(sums / present[:, None])
+    return head
+
+
+def logit_adjust_posthoc(
+    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
+) -> Linear:
+    """Return the linear head with b_k - tau log pi_k, pi the share of each class in the training set (Menon et al.,
+    "Long-Tail Learning via Logit Adjustment", ICLR 2021, equation 9)."""
+    head = Linear(linear)
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    with torch.no_grad():
+        head.bias.sub_((tau * (counts / counts.sum()).log()).to(head.bias))
+    return head
+
+
+# (linear, features, labels, class_counts, **parameters) -> head; call them through `build_closed_form`, which checks.
+CLOSED_FORM: dict[str, Callable[..., Linear]] = {
+    "tau_norm": tau_norm,
+    "l2_norm": l2_norm,
+    "ncm": ncm,
+    "logit_adjust_posthoc": logit_adjust_posthoc,
+}
+
+
+def build_closed_form(
+    name: str,
+    linear: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    class_counts: Tensor | Sequence[int],
+    **parameters: float | str,
+) -> nn.Linear:
+    """Compute the classifier `name` without training, from the linear one (K, d), the features (N, d) of the training
+    images, their labels (N,) and the training images of each class (K,).
+
+    Raises UserError for an unknown name, an unknown parameter, a value out of range, and for class counts that are not
+    K whole numbers of at least 1.
+    """
+    check_own("closed form", name, parameters, closed_form_parameters(name))
+    check_counts(class_counts, linear.out_features)
+    return CLOSED_FORM[name](linear, features, labels, class_counts, **parameters)
+
+
+def closed_form_parameters(name: str) -> dict[str, float]:
+    """Return the parameters of the closed form `name` with their defaults. Raises UserError for an unknown one."""
+    return own_parameters("closed form", name, CLOSED_FORM)
+
+
+def max_norm_threshold(weight: Tensor, share: float = 0.1) -> Tensor:
+    """Return min + share * (max - min) of the row norms of a weight (K, d), 0-d, or of each of a stack (H, K, d), (H,).
+
+    The MaxNorm radius of Weight Balancing (Alshammari et al., CVPR 2022; its code's, with share 0.1). Raises UserError
+    for a share out of [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"--max_norm must be at least 0 and at most 1, not {share}")
+    norms = weight.detach().norm(dim=-1)
+    low, high = norms.amin(dim=-1), norms.amax(dim=-1)
+    return low + share * (high - low)
+
+
+@torch.no_grad()
+def max_norm_(head: nn.Module, threshold: Tensor | float) -> None:
+    """Scale the rows of `head.weight` that are longer than `threshold` down to it, in place (Weight Balancing, eq. 4).
+
+    The weight may be (K, d) with a single threshold or a stack (H, K, d) with one for each, (H,); infinity for none.
+    """
+    weight = head.get_parameter("weight")
+    limit = torch.as_tensor(threshold, device=weight.device, dtype=weight.dtype)[..., None, None]
+    norms = weight.norm(dim=-1, keepdim=True)
+    # Dividing a short row by its own length would shift it by a rounding error: it is multiplied by exactly 1.
+    weight.mul_(torch.where(norms > limit, limit / norms, 1))
+
+
+def own_parameters(kind: str, name: str, table: Mapping[str, Callable[..., nn.Linear]]) -> dict[str, float]:
+    """Return the keyword-only parameters of the entry `name` of `table` with their defaults."""
+    if name not in table:
+        raise UserError(f"unknown {kind} '{name}'; known: {', '.join(table)}")
+    own = inspect.signature(table[name]).parameters.values()
+    return {parameter.name: parameter.default for parameter in own if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def check_own(kind: str, name: str, given: Mapping[str, object], known: Mapping[str, float]) -> None:
+    """Refuse with a UserError a parameter that is not among the `known` ones, or a value that it cannot take."""
+    for parameter, value in given.items():
+        if parameter not in known:
+            has = ", ".join(f"--{own}" for own in known) or "no parameters"
+            raise UserError(f"the {kind} '{name}' has no parameter --{parameter}; it has {has}")
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        high, positive = LARGEST[parameter], parameter == "scale"
+        if not (0 < number <= high or (number == 0 and not positive)):
+            low = "above 0" if positive else "at least 0"
+            raise UserError(f"--{parameter} must be {low} and at most {high:g}, not {value}")
+
+
+def check_counts(class_counts: Tensor | Sequence[int], num_classes: int) -> None:
+    """Refuse with a UserError class counts that are not `num_classes` whole numbers of at least 1."""
+    values = class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts
+    try:
+        whole = [operator.index(count) for count in values]
+    except TypeError:
+        raise UserError("class_counts must be whole numbers, the training images of each class") from None
+    if len(whole) != num_classes or min(whole) < 1:
+        raise UserError(
+            f"class_counts must give at least one training image for each of the classifier's {num_classes} classes, "
+            f"not {len(whole)} counts from {min(whole, default=0)}"
+        )

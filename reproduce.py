@@ -1,0 +1,75 @@
+"""Reproduce a table of the papers: train what is missing, reuse what is there, print ours beside the published figures.
+
+    python reproduce.py unified --select
+    python reproduce.py cifar --seeds 0 1 2
+    python reproduce.py delta --pretrained_pth checkpoints/released/cifar100_expIF100_resnet18w24_seed0.safetensors
+
+Tables: unified (every re-training method on one feature), cifar, delta (LOS over its smoothing), path (LOS over its
+steps), gala, ablation, stress (imbalance factors 200 and 500), imagenet_lt, inaturalist2018, places_lt. Each writes a
+CSV, a Markdown table and figures into `results/`. Stopped, it goes on where it was when it is started again. All other
+flags are those of main_stage1.py and main_stage2.py: the stage 1 of a table is the run that they describe, trained if
+it is missing, or the one that --pretrained_pth names.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import main_stage1
+import main_stage2
+from tables import TABLES
+from tables.request import Request
+from utils.config import STAGE1, make_parser
+from utils.errors import UserError, run_command
+
+INTERRUPTED = ": what was finished is kept; the same command goes on from there"
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; usage: python reproduce.py TABLE [--help]")
+
+
+def make_table_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument("table", help=", ".join(TABLES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds; each has its own stage 1 [0]")
+    parser.add_argument("--imb_ratio", type=float, nargs="+", help="imbalance factors [the table's]")
+    parser.add_argument("--methods", nargs="+", help="methods of main_stage2.py [the table's]")
+    parser.add_argument(
+        "--select", action="store_true",
+        help="unified: choose each method's numbers on held-out images, on three stage 1s trained without them",
+    )  # fmt: skip
+    parser.add_argument("--holdout_pth", nargs="+", default=[], help="those stage 1s: run folders [trained if missing]")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    own, rest = make_table_parser().parse_known_args(arguments)
+    if own.table not in TABLES:
+        refuse(f"unknown table '{own.table}'; known: {', '.join(TABLES)}")
+    given = vars(make_parser(STAGE1, "").parse_args(rest))
+    taken = [f"--{name}" for name in ("seed", "method", "resume", "overwrite", "reuse", "holdout") if name in given]
+    if taken:
+        refuse(f"{', '.join(taken)} cannot be given here: a table sets them (--seeds, --methods)")
+    request = Request(
+        table=own.table, seeds=own.seeds, imb_ratios=own.imb_ratio, methods=own.methods, select=own.select,
+        holdout_pth=own.holdout_pth, results=own.results, given=given,
+        command=shlex.join(["python", "reproduce.py", *arguments]),
+        train_stage1=main_stage1.main, train_stage2=main_stage2.main,
+    )  # fmt: skip
+    TABLES[own.table](request)
+
+
+if __name__ == "__main__":
+    run_command(main, INTERRUPTED)

@@ -1,0 +1,73 @@
+"""LOS over its smoothing: accuracy, and the measured Logits Magnitude beside the gap that the target asks for."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from losses.los import optimal_gap, torch_target
+from tables.request import Request, write_results
+from tables.rows import Measured, Row, measure_rows, open_laboratory
+from utils.compare import GROUPS, csv_row, mean_cell
+from utils.plots import COLOURS
+from utils.runs import experiment_name
+
+SMOOTHINGS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+
+
+def delta(request: Request) -> None:
+    """Write `results/delta_<experiment>.*`."""
+    rows = [Row({"smoothing": s}, ("--method", "los", "--label_smooth", f"{s:g}")) for s in SMOOTHINGS]
+    for ratio in request.ratios():
+        measured: list[Measured] = []
+        for seed in request.seeds:
+            flags = request.starting_point(seed, **ratio)
+            lab = open_laboratory(flags, __doc__ or "")
+            measured += measure_rows(lab, flags, rows)
+        table = pd.DataFrame([delta_row(row) for row in measured if row["metrics"] is not None])
+        shown = pd.DataFrame([line(s, runs) for s, runs in table.groupby("smoothing", sort=True)])
+        name = f"delta_{experiment_name(lab.command.settings)}"
+        write_results(request, name, table, [shown], {"": draw(table)})
+
+
+def delta_row(row: Measured) -> dict[str, object]:
+    """Return a CSV line: the run's numbers and the gap at which its loss is smallest, ln(1 + K (1 - s) / s)."""
+    smoothing = row["label"]["smoothing"]
+    gap = optimal_gap(torch_target(smoothing, row["metrics"]["num_class"]))
+    return {"smoothing": smoothing, "optimal_gap": gap, **csv_row(row["metrics"], row["config"])}
+
+
+def line(smoothing: float, runs: pd.DataFrame) -> dict[str, str]:
+    """Return one line of the table that people read."""
+    cells = {"s": f"{smoothing:g}", "seeds": ", ".join(str(seed) for seed in runs["seed"])}
+    for checkpoint, way in (("last", "plain"), ("best", "flip")):
+        cells[f"{checkpoint}, {way}"] = " / ".join(
+            mean_cell(runs[f"{checkpoint}_{way}_{group}"], 1) for group in GROUPS
+        )
+    cells["optimal gap"] = f"{runs['optimal_gap'].iloc[0]:.2f}"
+    cells["LoMa, training images"] = mean_cell(runs["train_loma_mean"], 2)
+    cells["LoMa, test images"] = mean_cell(runs["loma_mean"], 2)
+    cells["LoMa sd/mean"] = mean_cell(runs["loma_variation"], 2)
+    return cells
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw accuracy and LoMa over the smoothing; the axis has one place a value, since they crowd at 1."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    means = table.groupby("smoothing").mean(numeric_only=True)
+    places = np.arange(len(means))
+    for group in GROUPS:
+        left.plot(places, means[f"last_plain_{group}"], marker="o", markersize=4, color=COLOURS[group], label=group)
+    left.set(ylabel="test accuracy (%), last epoch, plain")
+    left.legend(fontsize=8)
+    right.plot(places, means["optimal_gap"].replace(np.inf, np.nan), "k--", label="optimum ln(1 + K (1 - s) / s)")
+    right.plot(
+        places, means["train_loma_mean"], marker="o", markersize=4, color="grey", label="measured, training images"
+    )
+    right.plot(places, means["loma_mean"], marker="o", markersize=4, color="tab:blue", label="measured, test images")
+    right.set(ylabel="mean Logits Magnitude (column)", ylim=(0, None))
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.set_xticks(places, [f"{s:g}" for s in means.index])
+        axes.set_xlabel("smoothing s")
+    return figure

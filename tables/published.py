@@ -1,0 +1,97 @@
+"""Published figures that a table of ours is put beside, each with its source and protocol. None was measured here."""
+
+from dataclasses import dataclass
+
+WB_PAPER = "Weight Balancing, CVPR 2022, table 1 (ResNet-34, best epoch on the test set)"
+WB_TABLE2 = "Weight Balancing, CVPR 2022, table 2 (ResNet-34, best epoch on the test set)"
+LOS_PAPER = "LOS, ICLR 2025, as listed by GUIDE, ICLR 2026 (ResNet-34, best epoch on the test set, flip-averaged)"
+RERUN = "Deciphering the Extremes, NeurIPS 2025 (LOS's configuration)"
+GALA_README = "README of GALA's code (ResNet-32, best epoch on the test set)"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published accuracy in percent; `groups` are many, medium, few where they were published."""
+
+    dataset: str
+    imb_ratio: float
+    row: str
+    all: float
+    source: str
+    groups: tuple[float, float, float] | None = None
+
+    def __str__(self) -> str:
+        groups = "" if self.groups is None else " / " + " / ".join(f"{value:.1f}" for value in self.groups)
+        return f"{self.all:.1f}{groups}"
+
+
+def _wb(row: str, total: float, many: float, medium: float, few: float) -> Figure:
+    return Figure("cifar100", 100, row, total, WB_PAPER, (many, medium, few))
+
+
+# Rows are methods of `utils.recipes.RECIPES`, "stage 1", and for GALA "gala" with or without "re-balanced".
+PUBLISHED = [
+    _wb("stage 1", 46.08, 76.94, 44.28, 12.17),
+    _wb("tau_norm", 51.31, 73.11, 47.69, 30.10),
+    _wb("l2_norm", 49.60, 76.09, 47.74, 20.87),
+    _wb("wb_cb", 47.09, 77.00, 45.89, 13.60),
+    _wb("wb_wd", 52.42, 72.77, 49.74, 31.80),
+    _wb("wb_maxnorm", 50.20, 76.49, 49.23, 20.67),
+    _wb("wb", 53.35, 72.60, 51.86, 32.63),
+    *(
+        Figure("cifar100", ratio, row, value, WB_TABLE2)
+        for ratio, values in {
+            50: (52.71, 56.33, 57.65, 57.47, 56.06, 57.71),
+            10: (66.03, 67.16, 67.79, 67.96, 67.10, 68.67),
+        }.items()
+        for row, value in zip(("stage 1", "l2_norm", "tau_norm", "wb_wd", "wb_maxnorm", "wb"), values, strict=True)
+    ),
+    Figure("cifar100", 10, "los", 69.7, LOS_PAPER),
+    Figure("cifar100", 50, "los", 58.8, LOS_PAPER),
+    Figure("cifar100", 100, "los", 54.9, LOS_PAPER),
+    Figure("cifar100", 100, "los", 53.92, RERUN, (70.11, 55.37, 33.33)),
+    Figure("cifar100", 200, "los", 47.01, RERUN, (71.63, 56.90, 20.21)),
+    Figure("cifar100", 500, "los", 31.43, RERUN, (67.69, 39.46, 7.44)),
+    *(
+        Figure("cifar100", ratio, row, value, RERUN)
+        for ratio, values in {100: (47.6, 52.8), 200: (42.38, 46.87), 500: (36.59, 40.57)}.items()
+        for row, value in zip(("stage 1", "balanced_softmax"), values, strict=True)
+    ),
+    *(
+        Figure("cifar100", ratio, row, value, GALA_README)
+        for row, values in {"gala": (48.0, 52.1, 56.0, 63.8), "gala re-balanced": (48.5, 52.3, 56.5, 64.2)}.items()
+        for ratio, value in zip((200, 100, 50, 10), values, strict=True)
+    ),
+    Figure("imagenet_lt", 0, "los", 54.4, LOS_PAPER.replace("ResNet-34", "ResNeXt-50")),
+    Figure("inaturalist2018", 0, "los", 70.8, LOS_PAPER.replace("ResNet-34", "ResNet-50")),
+    Figure("imagenet_lt", 0, "wb", 53.9, "Weight Balancing, CVPR 2022, table 3 (ResNeXt-50)"),
+    Figure("inaturalist2018", 0, "wb", 70.2, "Weight Balancing, CVPR 2022, table 3 (ResNet-50)"),
+    Figure("imagenet_lt", 0, "gala re-balanced", 54.9, GALA_README.replace("ResNet-32", "ResNeXt-50")),
+    Figure("inaturalist2018", 0, "gala re-balanced", 73.3, GALA_README.replace("ResNet-32", "ResNet-50")),
+    Figure("places_lt", 0, "gala re-balanced", 41.4, GALA_README.replace("ResNet-32", "ResNet-152")),
+]
+
+
+def published(dataset: str, imb_ratio: float, row: str) -> list[Figure]:
+    """Return the published figures for a row of a table; naturally imbalanced data sets have ratio 0 there."""
+    return [
+        figure
+        for figure in PUBLISHED
+        if figure.dataset == dataset and figure.imb_ratio in (0, imb_ratio) and figure.row == row
+    ]
+
+
+def cell(dataset: str, imb_ratio: float, row: str) -> str:
+    """Return the published figures as a table cell, with a number that `sources` resolves."""
+    figures = published(dataset, imb_ratio, row)
+    return ", ".join(f"{figure} [{SOURCES.index(figure.source) + 1}]" for figure in figures) or "-"
+
+
+SOURCES = list(dict.fromkeys(figure.source for figure in PUBLISHED))
+
+
+def sources(cells: list[str]) -> str:
+    """Return the sources that cells of a table refer to, a line each."""
+    text = " ".join(cells)
+    used = [f"[{i + 1}] {source}." for i, source in enumerate(SOURCES) if f"[{i + 1}]" in text]
+    return "\n".join(["Published, not measured here:", *used]) if used else ""

@@ -1,0 +1,97 @@
+"""What `reproduce.py` was asked for, the stage 1s that a table needs, and where its results go."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.compare import to_markdown
+from utils.config import FIELDS, STAGE1, STAGE2, parse_command
+from utils.files import write_text
+from utils.plots import save_figure
+from utils.runs import stage1_folder
+
+HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
+SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line: `given` are flags of the two stages, `train_stage1` and `train_stage2` their scripts."""
+
+    table: str
+    seeds: list[int]
+    imb_ratios: list[float] | None
+    methods: list[str] | None
+    select: bool
+    holdout_pth: list[str]
+    results: Path
+    given: dict[str, Any]
+    command: str
+    train_stage1: Callable[[Sequence[str]], dict[str, Any]]
+    train_stage2: Callable[[Sequence[str]], dict[str, Any]]
+
+    @property
+    def dataset(self) -> str:
+        return self.given.get("dataset", FIELDS["dataset"].default)
+
+    def ratios(self) -> list[dict[str, float]]:
+        """Return the imbalance factors as flags; none where the data set's preset or a checkpoint decides."""
+        return [{}] if self.imb_ratios is None else [{"imb_ratio": ratio} for ratio in self.imb_ratios]
+
+    def flags(self, script: str, **more: Any) -> list[str]:
+        """Return the flags given that `script` reads, with `more` in their place; None leaves one out."""
+        values = {name: value for name, value in {**self.given, **more}.items() if value is not None}
+        argv: list[str] = []
+        for name, value in values.items():
+            if script in FIELDS[name].metadata["used_by"]:
+                argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        return argv
+
+    def stage1(self, seed: int, **more: Any) -> Path:
+        """Return the folder of the stage-1 run that the flags describe, after training what is missing of it."""
+        argv = self.flags(STAGE1, seed=seed, **more)
+        folder = stage1_folder(parse_command(STAGE1, "", argv))
+        if not (folder / "metrics.json").exists():
+            print(f"missing stage 1: python main_stage1.py {shlex.join(argv)}", flush=True)
+        self.train_stage1([*argv, "--reuse"])
+        return folder
+
+    def starting_point(self, seed: int, **more: Any) -> list[str]:
+        """Return the flags by which stage 2 names its stage 1: the file given, or the run of `stage1`."""
+        source = self.given.get("pretrained_pth") or str(self.stage1(seed, **more))
+        return self.flags(STAGE2, **{**more, "pretrained_pth": source, "seed": seed})
+
+    def splits(self) -> list[list[str]]:
+        """Return, for each stage 1 without the held-out images, the flags by which stage 2 names it."""
+        if self.holdout_pth:
+            return [self.flags(STAGE2, pretrained_pth=path, seed=i) for i, path in enumerate(self.holdout_pth)]
+        return [
+            self.flags(STAGE2, pretrained_pth=str(self.stage1(seed, holdout=HOLDOUT)), seed=seed) for seed in SPLITS
+        ]
+
+
+def write_results(
+    request: Request,
+    name: str,
+    rows: pd.DataFrame,
+    tables: Sequence[pd.DataFrame],
+    figures: dict[str, Figure],
+    notes: str = "",
+) -> None:
+    """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables."""
+    request.results.mkdir(parents=True, exist_ok=True)
+    target = request.results / name
+    write_text(target.with_name(f"{name}.csv"), rows.to_csv(index=False, float_format="%.6g"))
+    parts = [to_markdown(table) for table in tables] + [notes]
+    write_text(target.with_name(f"{name}.md"), "\n".join(part for part in parts if part))
+    for kind, figure in figures.items():
+        save_figure(target.with_name(f"{name}_{kind}.png" if kind else f"{name}.png"), figure)
+    for table in tables:
+        print()
+        print(table.fillna("-").to_string(index=False))
+    print(f"\n{notes}\nwritten to {target}.csv, .md and {len(figures)} figures")

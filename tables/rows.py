@@ -1,0 +1,213 @@
+"""Rows of a table: classifiers re-trained together on one stage 1, each measured and kept as a run would be.
+
+A row is a command line of `main_stage2.py`; its metrics have the schema of that run's metrics.json. Finished rows are
+kept under `<out>/tables/`, keyed by everything that they depend on, so a table that was stopped goes on where it was.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from datasets.long_tail import LongTailedData
+from losses.los import ONE_HOT
+from models import build_model
+from utils.checkpoint import Checkpoint, load_weights
+from utils.config import STAGE2, Command, parse_command
+from utils.errors import UserError
+from utils.evaluation import Images, LogitsOf, evaluate_test, selection_score, test_logits
+from utils.execution import Execution
+from utils.features import STAGE2_DRAWS, FrozenFeatures
+from utils.files import read_json, write_json
+from utils.head_training import Bench, Trained, train_heads
+from utils.report import measure
+from utils.retraining import Plan, plan_of
+from utils.runs import describe, stage2_tags
+from utils.setup import (
+    adopt_checkpoint,
+    device_images,
+    find_stage1,
+    load_data,
+    refuse_other_images,
+    settle_execution,
+    stage1_seed,
+)
+from utils.training import History
+
+FORMAT = 1  # of the kept rows: raise it when a change of the code changes their numbers
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """One stage 1, its data, and everything that a row needs of them."""
+
+    command: Command
+    checkpoint: Checkpoint
+    data: LongTailedData
+    images: Images
+    bench: Bench
+
+    def features_of(self, split: str, mirrored: bool) -> Tensor:
+        return self.bench.frozen.plain(split, mirrored)
+
+    def logits_of(self, head: nn.Module) -> LogitsOf:
+        return LogitsOf(self.features_of, head)
+
+
+def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
+    """Read stage 1 and the data that a command line of `main_stage2.py` names; cached features are found again."""
+    command = parse_command(STAGE2, description, arguments)
+    execution = settle_execution(command)
+    command, checkpoint = find_stage1(command)
+    settings = command.settings
+    data = load_data(settings, stage1_seed(settings))
+    refuse_other_images(checkpoint, data)
+    model = build_model(settings.network, data.num_classes, width=settings.width)
+    load_weights(model, checkpoint)
+    images = device_images(data, execution)
+    execution.place(model)
+    draws = settings.seed + STAGE2_DRAWS
+    frozen = FrozenFeatures(
+        model, images, execution, draws, settings.views,
+        folder=Path(settings.out) / "features" / checkpoint.sha256[:16], identity=identity(checkpoint, data, execution),
+    )  # fmt: skip
+    bench = Bench(
+        frozen, model.fc, images["train"].labels, data.class_counts.tolist(), execution,
+        settings.batch_size, settings.momentum, settings.seed, draws,
+    )  # fmt: skip
+    print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
+    return Laboratory(command, checkpoint, data, images, bench)
+
+
+def identity(checkpoint: Checkpoint, data: LongTailedData, execution: Execution) -> str:
+    """Return what features depend on beside the split and the view."""
+    held = hashlib.sha256(data.holdout.ids.tobytes() + data.test.ids.tobytes()).hexdigest()
+    arithmetic = f"{execution.device.type} {'bf16' if execution.bf16 else 'fp32'}"
+    content = (checkpoint.sha256, *data.subset.values(), held, str(data.augmentation), arithmetic)
+    return " ".join(content)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to be: its label in the table and the flags of `main_stage2.py` that make it."""
+
+    label: dict[str, Any]
+    flags: tuple[str, ...]
+
+
+Measured = dict[str, Any]
+
+
+def measure_rows(
+    lab: Laboratory, shared: Sequence[str], rows: Sequence[Row], temperatures: dict[str, float] | None = None
+) -> list[Measured]:
+    """Return {label, metrics, config, failure} of each row: kept ones as they are, the others trained together.
+
+    `shared` are the flags that all rows have in common, `temperatures` those known for a row's flags (joined by a
+    space). A row whose loss stops being finite, or that makes no sense on this data set, has its `failure` in words and
+    no metrics.
+    """
+    todo: list[tuple[int, Command, Plan, Path]] = []
+    measured: list[Measured | None] = [None] * len(rows)
+    for i, row in enumerate(rows):
+        own = list(row.flags)
+        temperature = (temperatures or {}).get(" ".join(row.flags))
+        if temperature is not None:
+            own += ["--temperature", f"{temperature:.6g}"]
+        command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own]), lab.checkpoint)
+        command = command.replace(start=lab.command.settings.start)
+        try:
+            plan = plan_of(command.settings, lab.data.num_classes)
+            plan.target(lab.data.num_classes)
+        except UserError as error:  # a smoothing that this number of classes rules out, say: the other rows go on
+            config = describe(command, "stage2", [], lab.data, lab.bench.execution, ONE_HOT, lab.checkpoint)
+            measured[i] = {"label": row.label, "failure": f"refused: {error}", "metrics": None, "config": config}
+            continue
+        path = _place(lab, command, plan)
+        if path.exists():
+            measured[i] = {**read_json(path), "label": row.label}
+        else:
+            todo.append((i, command, plan, path))
+    if any(row and row["metrics"] for row in measured):
+        print(f"{len(rows) - measured.count(None)} of {len(rows)} rows are there already")
+    followed: dict[int, _Follower] = {}
+
+    def after_epoch(epoch: int, trained: Sequence[Trained]) -> None:
+        for result in trained:
+            follower = followed.setdefault(id(result), _Follower(lab, result))
+            follower.epoch(epoch)
+            if epoch == (result.plan.epochs if result.plan.recipe.trains else 0):
+                place = next(entry for entry in todo if entry[2] is result.plan)
+                i, command, _, path = place
+                content = follower.content(command)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, content)
+                measured[i] = {**content, "label": rows[i].label}
+
+    train_heads(lab.bench, [plan for _, _, plan, _ in todo], after_epoch)
+    return [content for content in measured if content is not None]
+
+
+def _place(lab: Laboratory, command: Command, plan: Plan) -> Path:
+    """Return the file of a row, named by everything that its numbers depend on."""
+    settings = command.settings
+    depends = {
+        "format": FORMAT, "identity": lab.bench.frozen.identity, "plan": asdict(plan), "seed": settings.seed,
+        "views": settings.views, "batch_size": settings.batch_size, "momentum": settings.momentum,
+        "temperature": settings.temperature, "rebalance_tau": settings.rebalance_tau, "protocol": settings.protocol,
+        "counts": lab.bench.class_counts,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(settings.out) / "tables" / lab.checkpoint.sha256[:16] / f"{plan.method}_{digest}.json"
+
+
+class _Follower:
+    """Evaluates one head as it trains: the latest record, the best one, and the head that each belongs to."""
+
+    def __init__(self, lab: Laboratory, result: Trained) -> None:
+        self.lab = lab
+        self.result = result
+        self.history = History()
+        self.best_score = -1.0
+        self.best_head: nn.Module = result.head
+        self.best_epoch = 0
+
+    def epoch(self, epoch: int) -> None:
+        """Keep the head if it is the best one so far; the test set decides, as for `best` of a run."""
+        if self.result.diverged is not None:
+            return
+        labels = self.lab.images["test"].labels
+        logits = test_logits(self.lab.logits_of(self.result.head), self.lab.data)
+        chosen = logits.get("flip", logits["plain"])
+        score = float((chosen.argmax(dim=1) == labels).double().mean())
+        if score >= self.best_score:
+            self.best_score, self.best_epoch = score, epoch
+            self.best_head = copy.deepcopy(self.result.head)
+        self.last_epoch = epoch
+
+    def content(self, command: Command) -> Measured:
+        """Return what is kept of the finished row."""
+        lab, result = self.lab, self.result
+        tags = stage2_tags(command, lab.checkpoint)
+        execution, target = lab.bench.execution, result.plan.target(lab.data.num_classes)
+        config = describe(command, "stage2", tags, lab.data, execution, target, lab.checkpoint)
+        content: Measured = {
+            "failure": result.diverged and f"diverged at {result.diverged}",
+            "metrics": None,
+            "config": config,
+        }
+        if result.diverged is not None:
+            return content
+        history = self.history
+        history.train_seconds, history.images = result.seconds, result.images
+        last, best = lab.logits_of(result.head), lab.logits_of(self.best_head)
+        history.last = {"epoch": self.last_epoch, **evaluate_test(last, lab.images, lab.data)}
+        history.best = {"epoch": self.best_epoch, **evaluate_test(best, lab.images, lab.data)}
+        assert selection_score(history.best) >= selection_score(history.last) - 1e-6
+        content["metrics"] = measure(config, history, last, lab.images, lab.data)
+        return content

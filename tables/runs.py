@@ -1,0 +1,187 @@
+"""Tables whose rows are whole runs: stage 1s that differ, or stage 2s that no cached features can serve.
+
+Each row is a command of `main_stage1.py` or `main_stage2.py`, run unless it is finished, gone on with if it was
+interrupted.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from datasets import DATASETS
+from tables.published import cell, sources
+from tables.request import Request, write_results
+from utils.compare import GROUPS, csv_row, mean_cell, read_run
+from utils.config import STAGE2, parse_command
+from utils.errors import UserError
+from utils.plots import COLOURS
+from utils.runs import stage2_folder, stage2_tags
+from utils.setup import find_stage1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row: its name, the row of the published figures, flags of stage 1, and of stage 2 where it has one."""
+
+    name: str
+    published: str
+    stage1: dict[str, Any] = field(default_factory=dict)
+    stage2: dict[str, Any] | None = None
+
+
+def cifar(request: Request) -> None:
+    """Stage 1 and LOS at imbalance factors 10, 50 and 100, under both protocols."""
+    ratios = request.imb_ratios or [10, 50, 100]
+    rows = [
+        run
+        for ratio in ratios
+        for run in (
+            Run("stage 1", "stage 1", {"imb_ratio": ratio}),
+            *(
+                Run(f"los, {p}", "los", {"imb_ratio": ratio}, {"method": "los", "protocol": p})
+                for p in ("honest", "released")
+            ),
+        )
+    ]
+    run_table(request, "cifar", rows)
+
+
+def gala(request: Request) -> None:
+    """GALA at imbalance factors 200, 100, 50 and 10, both margins, with and without re-balanced predictions."""
+    ratios = request.imb_ratios or [200, 100, 50, 10]
+    rows = [
+        Run(f"gala, {margin} margin", "gala", {"imb_ratio": ratio, "loss": "gala", "gala_margin": margin})
+        for ratio in ratios for margin in ("paper", "released")
+    ]  # fmt: skip
+    run_table(request, "gala", rows, rebalanced=True)
+
+
+def stress(request: Request) -> None:
+    """Stage 1, LOS, cross-entropy and balanced softmax at imbalance factors 200 and 500."""
+    methods = request.methods or ["ce", "los", "balanced_softmax"]
+    rows = []
+    for ratio in request.imb_ratios or [200, 500]:
+        rows.append(Run("stage 1", "stage 1", {"imb_ratio": ratio}))
+        rows += [Run(method, method, {"imb_ratio": ratio}, {"method": method}) for method in methods]
+    run_table(request, "stress", rows)
+
+
+def ablation(request: Request) -> None:
+    """LOS: batch norm's mode x views x a new classifier x learning rate x epochs."""
+    ways: list[dict[str, Any]] = [{"bn_mode": "eval", "views": views} for views in ("plain", "1", "5", "fresh")]
+    ways.append({"bn_mode": "train", "views": "fresh"})
+    rows = []
+    for ratio in request.imb_ratios or [request.given.get("imb_ratio", 100)]:
+        for way, new, rate, epochs in itertools.product(ways, (False, True), (5e-4, 5e-3, 5e-2), (20, 100)):
+            flags = {**way, "method": "los", "finetune_lr": rate, "finetune_epoch": epochs, "eval_every": epochs // 10}
+            if new:
+                flags["reinit_classifier"] = True
+            start = "new" if new else "warm"
+            name = (
+                f"{way['bn_mode']} batch norm, views {way['views']}, {start} classifier, lr {rate:g}, {epochs} epochs"
+            )
+            rows.append(Run(name, "", {"imb_ratio": ratio}, flags))
+    run_table(request, "ablation", rows)
+
+
+def of_dataset(name: str, methods: Sequence[str], request: Request) -> None:
+    """Stage 1 and re-training on a naturally imbalanced data set."""
+    if name not in DATASETS:
+        raise UserError(f"the data set {name} cannot be read yet; data sets here: {', '.join(DATASETS)}")
+    chosen = request.methods or methods
+    rows = [
+        Run("stage 1", "stage 1", {"dataset": name}),
+        *(Run(m, m, {"dataset": name}, {"method": m}) for m in chosen),
+    ]
+    run_table(request, name, rows)
+
+
+def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: bool = False) -> None:
+    """Run what is missing and write `results/<table>_<dataset>_<network>.*`."""
+    lines, rows = [], []
+    for number, run in enumerate(runs):
+        print(f"--- {run.name}, {run.stage1} ({number + 1} of {len(runs)})", flush=True)
+        measured = pd.DataFrame([{**one(request, run, seed), "name": run.name} for seed in request.seeds])
+        measured["command_of_table"] = request.command
+        rows.append(measured)
+        lines.append(line(run, measured))
+        if rebalanced:
+            lines.append(rebalanced_line(run, measured))
+    together = pd.concat(rows)
+    shown = pd.DataFrame(lines)
+    first = together.iloc[0]
+    width = "" if pd.isna(first["width"]) else f"w{first['width']:.0f}"
+    name = f"{table}_{first['dataset']}_{first['network']}{width}"
+    write_results(request, name, together, [shown], {"": draw(together)}, sources(list(shown["published"])))
+
+
+def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
+    """Run a row for one seed, as far as it is missing, and return its CSV line."""
+    if run.stage2 is None:
+        return csv_row(*read_run(request.stage1(seed, **run.stage1)))
+    source = request.starting_point(seed, **run.stage1)
+    own = {name: value for name, value in run.stage2.items()}
+    argv = [
+        *source,
+        *(
+            word
+            for name, value in own.items()
+            for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+        ),
+    ]
+    request.train_stage2([*argv, "--reuse"])
+    command, checkpoint = find_stage1(parse_command(STAGE2, "", argv))
+    return csv_row(*read_run(stage2_folder(command.settings, stage2_tags(command, checkpoint))))
+
+
+def line(run: Run, measured: pd.DataFrame) -> dict[str, str]:
+    """Return one line of the table that people read."""
+    first = measured.iloc[0]
+    cells = {
+        "IF": f"{first['imb_ratio']:g}",
+        "row": run.name,
+        "seeds": ", ".join(str(seed) for seed in measured["seed"]),
+    }
+    for checkpoint, way in (("last", "plain"), ("best", "flip")):
+        columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
+        cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(measured[column], 1) for column in columns)
+    cells["LoMa"] = mean_cell(measured["loma_mean"], 2)
+    cells["RSD true"] = mean_cell(measured["rsd_true_mean"], 2)
+    cells["seconds"] = mean_cell(measured["train_seconds"], 0)
+    cells["published"] = cell(first["dataset"], float(first["imb_ratio"]), run.published)
+    return cells
+
+
+def rebalanced_line(run: Run, measured: pd.DataFrame) -> dict[str, str]:
+    """Return the line of the same runs with re-balanced predictions, of the last epoch and transductive."""
+    first = measured.iloc[0]
+    cells = {
+        "IF": f"{first['imb_ratio']:g}",
+        "row": f"{run.name}, re-balanced over the test set, tau {first['rebalance_tau']:g}",
+        "last, plain": " / ".join(mean_cell(measured[f"rebalanced_plain_{group}"], 1) for group in GROUPS),
+        "published": cell(first["dataset"], float(first["imb_ratio"]), f"{run.published} re-balanced"),
+    }
+    return cells
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw the accuracy of every row by shot, the mean over its seeds."""
+    means = rows.groupby(["imb_ratio", "name"], sort=False)[[f"last_plain_{group}" for group in GROUPS]].mean()
+    figure = Figure(figsize=(9, 0.3 * len(means) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    labels = [f"IF {ratio:g}: {name}" for ratio, name in means.index]
+    places = np.arange(len(means))[::-1]
+    bars = axes.barh(places, means["last_plain_all"], color="lightgrey", label="all")
+    axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+    for group in GROUPS[1:]:
+        if means[f"last_plain_{group}"].notna().any():
+            axes.plot(means[f"last_plain_{group}"], places, "o", color=COLOURS[group], markersize=4, label=group)
+    axes.set_yticks(places, labels, fontsize=7)
+    axes.set(xlabel="test accuracy (%), last epoch, plain")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure

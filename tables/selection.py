@@ -1,0 +1,133 @@
+"""Choose a method's numbers on held-out images: as many trials for every method, and the test set has no part in it.
+
+The trials run on stage 1s that were trained without the held-out images: on images that a backbone has seen, its
+features are memorised and every classifier looks good. What is chosen on such splits is then used on the stage 1 that
+was trained on all images.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from tables.rows import Laboratory
+from utils.config import STAGE2, parse_command
+from utils.errors import UserError
+from utils.evaluation import held_out_temperature
+from utils.head_training import Trained, train_heads
+from utils.metrics import class_balanced_accuracy
+from utils.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
+from utils.retraining import Plan, plan_of
+
+# A tuned number's flag, where the two differ.
+FLAGS = {"smoothing": "label_smooth", "weight_decay": "finetune_wd"}
+Flags = tuple[str, ...]
+
+
+def trials(method: str) -> list[Flags]:
+    """Return the flags of every trial of `method`: learning rate x epochs x its own parameter, `recipes.TRIALS` in all.
+
+    A method without a parameter of its own has a finer grid of learning rates instead; one that is computed has a finer
+    grid of its parameter; one with nothing to choose has the one trial that there is.
+    """
+    recipe = find_recipe(method)
+    own = [()] if recipe.tuned is None else [_flag(recipe.tuned[0], value) for value in recipe.tuned[1]]
+    if not recipe.trains:
+        return [("--method", method, *flags) for flags in own]
+    rates = TWELVE_LRS if recipe.tuned is None else FOUR_LRS
+    return [
+        ("--method", method, "--finetune_epoch", str(epochs), "--finetune_lr", f"{rate:g}", *flags)
+        for epochs, rate, flags in itertools.product(TUNED_EPOCHS, rates, own)
+    ]
+
+
+def _flag(name: str, value: float) -> Flags:
+    return f"--{FLAGS.get(name, name)}", f"{value:g}"
+
+
+def refuse_seen(lab: Laboratory) -> None:
+    """Raise UserError where a stage 1 has seen the images that would choose."""
+    if not lab.checkpoint.settings().get("holdout"):
+        raise UserError(
+            f"{lab.checkpoint.path} was trained on all images, so none are left to choose on; train stage 1 with "
+            "--holdout 0.2 and name its run with --holdout_pth"
+        )
+
+
+def plan_for(flags: Flags, lab: Laboratory) -> Plan:
+    """Return the plan that `main_stage2.py` would make of these flags."""
+    given = ["--dataset", lab.data.name, *flags]
+    plan = plan_of(parse_command(STAGE2, "", given).settings, lab.data.num_classes)
+    plan.target(lab.data.num_classes)
+    return plan
+
+
+def possible(flags: Flags, lab: Laboratory) -> bool:
+    """Tell whether a trial makes sense on this data set: `lort` does not with a large smoothing on few classes."""
+    try:
+        plan_for(flags, lab)
+    except UserError:
+        return False
+    return True
+
+
+def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Laboratory]) -> pd.DataFrame:
+    """Try every trial of `methods` on each split; return a row a trial: flags, score on each split, mean, temperature.
+
+    The score is the class-balanced accuracy on the held-out images, in percent, of the last epoch; a trial that
+    diverges has none. `extra` trials (the shared budget) only get a temperature. `chosen` marks the best mean of each
+    method, the first of equal ones. Temperatures are the geometric mean over the splits, of the chosen trials and the
+    extra ones.
+    """
+    for lab in labs:
+        refuse_seen(lab)
+    grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, labs[0])]
+    grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, labs[0])]
+    table = pd.DataFrame({"method": [method for method, _ in grid], "flags": [" ".join(flags) for _, flags in grid]})
+    by_split: list[list[Trained]] = []
+    for number, lab in enumerate(labs):
+        print(
+            f"split {number + 1} of {len(labs)}: {len(grid)} trials, {len(lab.data.holdout)} held-out images",
+            flush=True,
+        )
+        by_split.append(train_heads(lab.bench, [plan_for(flags, lab) for _, flags in grid]))
+        table[f"split{number}"] = [score(lab, result) for result in by_split[-1]]
+    splits = [f"split{number}" for number in range(len(labs))]
+    table["mean"] = table[splits].mean(axis=1, skipna=False)
+    table["chosen"] = False
+    for _, rows in table.groupby("method", sort=False):
+        if rows["mean"].notna().any():
+            table.loc[rows["mean"].round(6).idxmax(), "chosen"] = True
+    table["temperature"] = [
+        temperature_over_splits(labs, [results[i] for results in by_split]) if chosen else None
+        for i, chosen in enumerate(table["chosen"])
+    ]
+    return table
+
+
+@torch.no_grad()
+def score(lab: Laboratory, result: Trained) -> float:
+    """Return the class-balanced accuracy of a head on the held-out images, in percent; NaN where it diverged."""
+    if result.diverged is not None:
+        return math.nan
+    logits = lab.logits_of(result.head)("holdout")
+    return class_balanced_accuracy(logits, lab.images["holdout"].labels)
+
+
+def temperature_over_splits(labs: Sequence[Laboratory], results: Sequence[Trained]) -> float | None:
+    """Return the geometric mean of the temperatures that the held-out images of each split ask for, None where none
+    could be fitted."""
+    fitted = [
+        held_out_temperature(lab.logits_of(result.head), lab.images) for lab, result in zip(labs, results, strict=True)
+    ]
+    known = [math.log(value) for value in fitted if value is not None]
+    return math.exp(sum(known) / len(known)) if known else None
+
+
+def describe_choice(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the chosen trial of each method: its flags, mean score and temperature."""
+    chosen = table[table["chosen"]].set_index("method")
+    return {method: chosen.loc[method].to_dict() for method in methods if method in chosen.index}

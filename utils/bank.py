@@ -1,0 +1,84 @@
+"""Many classifiers trained at once on the same features: one module, one loss, one optimiser for all of them.
+
+Heads of one kind differ in numbers only (weights, hyper-parameters, learning rate), so their parameters are stacked
+along a first dimension H and `torch.vmap` runs them side by side, as the linear evaluation of DINOv2 does (Oquab et
+al., 2023). Each head ends where it would have ended alone, up to rounding.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.optim import Optimizer
+
+
+class ModuleBank(nn.Module):
+    """H modules of one structure as one: `forward(inputs..., shared...)` maps each over its own state.
+
+    The stacked parameters are `stacked_parameters` (name -> (H, ...)), those of frozen ones without gradient.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], input_dims: tuple[int | None, ...]) -> None:
+        super().__init__()
+        parameters, buffers = stack_module_state(list(modules))
+        frozen = {name for name, value in modules[0].named_parameters() if not value.requires_grad}
+        self.stacked_parameters = {
+            name: nn.Parameter(value.detach().clone(), requires_grad=name not in frozen)
+            for name, value in parameters.items()
+        }
+        for name, value in self.stacked_parameters.items():
+            self.register_parameter(name.replace(".", "_"), value)
+        self.stacked_buffers = buffers
+        self.template = [copy.deepcopy(modules[0]).to("meta")]  # in a list: its parameters are not the bank's
+        self.input_dims = input_dims
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        def one(state: dict[str, Tensor], *own: Tensor) -> Tensor:
+            return functional_call(self.template[0], state, own)
+
+        state = {**self.stacked_parameters, **self.stacked_buffers}
+        return vmap(one, in_dims=(0, *self.input_dims), randomness="different")(state, *inputs)
+
+    def write_back(self, modules: Sequence[nn.Module]) -> None:
+        """Copy the stacked parameters into the modules that the bank was made of."""
+        with torch.no_grad():
+            for name, values in self.stacked_parameters.items():
+                for module, value in zip(modules, values, strict=True):
+                    module.get_parameter(name).copy_(value)
+
+
+def head_bank(heads: Sequence[nn.Module]) -> ModuleBank:
+    """Return a module that maps features (B, d) to logits (H, B, K)."""
+    return ModuleBank(heads, (None,))
+
+
+def loss_bank(losses: Sequence[nn.Module]) -> ModuleBank:
+    """Return a loss that maps logits (H, B, K) and labels (B,) to losses (H,)."""
+    return ModuleBank(losses, (0, None))
+
+
+class BankSGD(Optimizer):
+    """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], momentum: float, weight_decay: Tensor) -> None:
+        super().__init__(parameters, {})
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.lr = torch.zeros_like(weight_decay)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                each_head = (-1, *[1] * (parameter.ndim - 1))
+                gradient = parameter.grad.addcmul(parameter, self.weight_decay.view(each_head))
+                state = self.state[parameter]
+                if "velocity" not in state:
+                    state["velocity"] = gradient
+                else:
+                    state["velocity"].mul_(self.momentum).add_(gradient)
+                parameter.addcmul_(state["velocity"], -self.lr.view(each_head))

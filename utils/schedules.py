@@ -1,0 +1,19 @@
+"""Learning rates over the epochs, constant within one."""
+
+import math
+from collections.abc import Callable
+
+
+def cosine_lr(base: float, epoch: int, epochs: int) -> float:
+    """Return the learning rate of `epoch` (from 0): half a cosine from `base` towards 0."""
+    return base * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def warmup_cosine_lr(base: float, epoch: int, epochs: int) -> float:
+    """Return half of `base` in the first epoch, then half a cosine from `base` to 0 in the last (GALA's code)."""
+    if epoch == 0:
+        return base / 2
+    return base * (1 + math.cos(math.pi * (epoch - 1) / max(epochs - 2, 1))) / 2
+
+
+SCHEDULES: dict[str, Callable[[float, int, int], float]] = {"cosine": cosine_lr, "warmup_cosine": warmup_cosine_lr}

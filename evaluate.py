@@ -22,15 +22,13 @@ from utils.errors import run_command
 from utils.evaluation import (
     LogitsOf,
     calibration_report,
-    details,
     evaluate_test,
     logits_report,
     logits_summary,
-    per_class_table,
     rebalanced_report,
-    report_table,
 )
 from utils.files import write_json
+from utils.printing import details, per_class_table, report_table
 from utils.retraining import attach_head
 from utils.setup import (
     announce,
@@ -66,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_weights(model, checkpoint)
         logits_of = LogitsOf(features_of, model.fc)
         logits = logits_report(logits_of, images)
-        stored = (checkpoint.content or {}).get("temperature")
-        temperature = stored if settings.temperature is None else settings.temperature
+        temperature, source = settings.temperature, "given"
+        if temperature is None and checkpoint.content is not None:
+            temperature = checkpoint.content.get("temperature")
+            source = checkpoint.content.get("temperature_source", "stored")
         records[name] = {
             "epoch": checkpoint.epoch,
             "sha256": checkpoint.sha256,
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             **evaluate_test(logits_of, images, data),
             "logits": logits,
             "logits_summary": logits_summary(logits),
-            "calibration": calibration_report(logits_of, images, data, temperature),
+            "calibration": calibration_report(logits_of, images, data, temperature, source),
             "rebalanced": rebalanced_report(logits_of, images, data, settings.rebalance_tau),
         }
     print(per_class_table(records, data))

@@ -35,18 +35,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     tags = stage1_tags(command)
     folder = stage1_folder(command)
     target = torch_target(settings.label_smooth or 0.0, data.num_classes)
+    images = device_images(data, execution, settings.augment)
+    own = {name: getattr(settings, name) for name in loss_parameters(settings.loss)}
+    loss_function = build_loss(settings.loss, data.class_counts.tolist(), target, **own).to(execution.device)
     config = describe(command, "stage1", tags, data, execution, target, stage1=None)
     run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
     if run.finished:
         return read_metrics(run)
     announce(command, data, execution, folder)
 
-    images = device_images(data, execution, settings.augment)
     torch.manual_seed(settings.seed)
     model = build_model(settings.network, data.num_classes, width=settings.width)
     execution.place(model)
-    own = {name: getattr(settings, name) for name in loss_parameters(settings.loss)}
-    loss_function = build_loss(settings.loss, data.class_counts.tolist(), target, **own).to(execution.device)
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
     steps = steps_per_epoch(len(data.train), settings.batch_size, settings.drop_last)
     schedule = SCHEDULES[settings.schedule]

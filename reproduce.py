@@ -16,14 +16,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import main_stage1
 import main_stage2
 from tables import TABLES
 from tables.request import Request
-from utils.config import STAGE1, make_parser
+from utils.config import PARAMETERS, STAGE1, make_parser
 from utils.errors import UserError, run_command
+from utils.files import make_folder
+from utils.recipes import find_recipe
 
 INTERRUPTED = ": what was finished is kept; the same command goes on from there"
 
@@ -53,22 +55,54 @@ def make_table_parser() -> argparse.ArgumentParser:
     return parser
 
 
+# Flags of the two stages that every table sets itself, row by row.
+ROW_FLAGS = {
+    "seed", "method", "cur_stage", "resume", "overwrite", "reuse", "holdout", "label_smooth", "loma_target",
+    "temperature",
+}  # fmt: skip
+
+
+def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Raise UserError for flags that the table sets itself or has no use for: none is ignored silently."""
+    table = TABLES[own.table]
+    of_gala = {"lambda1", "lambda2", "gala_accumulation"} if own.table == "gala" else set()
+    sets = sorted((ROW_FLAGS | set(PARAMETERS) | table.sets) - of_gala)
+    taken = [f"--{name}" for name in sets if name in given]
+    if taken:
+        refuse(f"{', '.join(taken)} cannot be given here: the table {own.table} sets them")
+    optional = ("imb_ratio", "methods", "select", "holdout_pth")
+    idle = [f"--{name}" for name in optional if getattr(own, name) and name not in table.uses]
+    if idle:
+        refuse(f"{', '.join(idle)} has no use in the table {own.table}")
+    if own.holdout_pth and not own.select:
+        refuse("--holdout_pth names the stage 1s that --select chooses on; give both")
+    if any(not 0 <= seed < 2**32 for seed in own.seeds):
+        refuse("--seeds must be between 0 and 4294967295")
+
+
+def once(values: list[Any] | None) -> list[Any] | None:
+    """Return what was asked for without repetitions, which would look like repeated measurements."""
+    return None if values is None else list(dict.fromkeys(values))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, rest = make_table_parser().parse_known_args(arguments)
     if own.table not in TABLES:
         refuse(f"unknown table '{own.table}'; known: {', '.join(TABLES)}")
     given = vars(make_parser(STAGE1, "").parse_args(rest))
-    taken = [f"--{name}" for name in ("seed", "method", "resume", "overwrite", "reuse", "holdout") if name in given]
-    if taken:
-        refuse(f"{', '.join(taken)} cannot be given here: a table sets them (--seeds, --methods)")
+    refuse_idle(own, given)
+    for method in own.methods or []:
+        find_recipe(method)
+    make_folder(own.results)
     request = Request(
-        table=own.table, seeds=own.seeds, imb_ratios=own.imb_ratio, methods=own.methods, select=own.select,
-        holdout_pth=own.holdout_pth, results=own.results, given=given,
+        table=own.table, seeds=once(own.seeds) or [0], imb_ratios=once(own.imb_ratio),
+        methods=once(own.methods), select=own.select, holdout_pth=own.holdout_pth,
+        results=own.results, given=given,
         command=shlex.join(["python", "reproduce.py", *arguments]),
         train_stage1=main_stage1.main, train_stage2=main_stage2.main,
     )  # fmt: skip
-    TABLES[own.table](request)
+    TABLES[own.table].make(request)
 
 
 if __name__ == "__main__":

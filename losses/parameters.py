@@ -26,12 +26,12 @@ class Range(NamedTuple):
         return f"{low} {self.low:g} and {high} {self.high:g}"
 
 
-# Upper ends of 100 and 1000 lie far beyond any use; they keep every constant finite in float32.
+# Upper ends lie far beyond any use; they keep every constant, and a norm to the power of tau, finite in float32.
 PARAMETER_RANGES = {
     "gamma": Range(0, 100),
     "beta": Range(0, 1, "[)"),
     "rho": Range(0, 100),
-    "tau": Range(0, 100),
+    "tau": Range(0, 10),
     "max_margin": Range(0, 100),
     "scale": Range(0, 1000, "(]"),
     "smooth_head": Range(0, 1, "[)"),

@@ -1,23 +1,40 @@
 """Tables of the papers, one file a table or a family of them, and the dictionary that `reproduce.py` chooses from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from dataclasses import dataclass
 from functools import partial
 
-from tables.delta import delta
-from tables.path import path
+from tables import delta, path, runs, unified
 from tables.request import Request
-from tables.runs import ablation, cifar, gala, of_dataset, stress
-from tables.unified import unified
 
-TABLES: dict[str, Callable[[Request], None]] = {
-    "unified": unified,
-    "cifar": cifar,
-    "delta": delta,
-    "path": path,
-    "gala": gala,
-    "ablation": ablation,
-    "stress": stress,
-    "imagenet_lt": partial(of_dataset, "imagenet_lt", ("ce", "los", "wb", "balanced_softmax")),
-    "inaturalist2018": partial(of_dataset, "inaturalist2018", ("ce", "los", "wb", "balanced_softmax")),
-    "places_lt": partial(of_dataset, "places_lt", ("ce", "los", "wb", "balanced_softmax")),
+LARGE_SETS_METHODS = ("ce", "los", "wb", "balanced_softmax")
+BUDGET_FLAGS = frozenset({"finetune_epoch", "finetune_lr", "finetune_wd", "sampler", "max_norm", "reinit_classifier"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the function that makes it, flags of `reproduce.py` that it uses, flags of the stages that it sets."""
+
+    make: Callable[[Request], None]
+    uses: Set[str]
+    sets: Set[str] = frozenset()
+
+
+def _large(name: str) -> Table:
+    return Table(partial(runs.of_dataset, name, LARGE_SETS_METHODS), {"methods"}, {"dataset"})
+
+
+TABLES: dict[str, Table] = {
+    "unified": Table(unified.make_table, {"imb_ratio", "methods", "select", "holdout_pth"}, BUDGET_FLAGS),
+    "cifar": Table(runs.cifar, {"imb_ratio"}),
+    "delta": Table(delta.make_table, {"imb_ratio"}),
+    "path": Table(path.make_table, {"imb_ratio", "methods"}, BUDGET_FLAGS),
+    "gala": Table(runs.gala, {"imb_ratio"}, {"loss", "gala_margin"}),
+    "ablation": Table(
+        runs.ablation, {"imb_ratio"}, {"bn_mode", "views", "reinit_classifier", "finetune_lr", "finetune_epoch"}
+    ),
+    "stress": Table(runs.stress, {"imb_ratio", "methods"}),
+    "imagenet_lt": _large("imagenet_lt"),
+    "inaturalist2018": _large("inaturalist2018"),
+    "places_lt": _large("places_lt"),
 }

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from losses.los import optimal_gap, torch_target
 from tables.request import Request, write_results
 from tables.rows import Measured, Row, measure_rows, open_laboratory
+from tables.unified import best_column
 from utils.compare import GROUPS, csv_row, mean_cell
 from utils.plots import COLOURS
 from utils.runs import experiment_name
@@ -14,7 +15,7 @@ from utils.runs import experiment_name
 SMOOTHINGS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 
 
-def delta(request: Request) -> None:
+def make_table(request: Request) -> None:
     """Write `results/delta_<experiment>.*`."""
     rows = [Row({"smoothing": s}, ("--method", "los", "--label_smooth", f"{s:g}")) for s in SMOOTHINGS]
     for ratio in request.ratios():
@@ -39,7 +40,7 @@ def delta_row(row: Measured) -> dict[str, object]:
 def line(smoothing: float, runs: pd.DataFrame) -> dict[str, str]:
     """Return one line of the table that people read."""
     cells = {"s": f"{smoothing:g}", "seeds": ", ".join(str(seed) for seed in runs["seed"])}
-    for checkpoint, way in (("last", "plain"), ("best", "flip")):
+    for checkpoint, way in (("last", "plain"), best_column(runs)):
         cells[f"{checkpoint}, {way}"] = " / ".join(
             mean_cell(runs[f"{checkpoint}_{way}_{group}"], 1) for group in GROUPS
         )

@@ -14,30 +14,35 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from datasets.device import epoch_order, mix64, steps_per_epoch
+from losses.los import ONE_HOT
 from tables.request import Request, write_results
 from tables.rows import Laboratory, open_laboratory
 from tables.selection import plan_for
 from utils.bank import BankSGD, head_bank, loss_bank
 from utils.compare import GROUPS
 from utils.engine import train_epoch
-from utils.evaluation import test_logits
+from utils.errors import UserError
+from utils.evaluation import logits_by_way
 from utils.execution import device_name
 from utils.features import feature_batches
 from utils.metrics import classification_report, feature_variance_ratio, logits_magnitude, summarise
 from utils.plots import COLOURS
+from utils.recipes import Recipe, find_recipe
 from utils.retraining import build_losses, start_head
 from utils.runs import experiment_name, git_revision
 
 METHODS = ("los", "ce", "balanced_softmax")
 LEARNING_RATES = (5e-4, 5e-3, 5e-2)
 EPOCHS = 200
-LBFGS_STEPS = 3000
+LBFGS_STEPS = 1000
 LBFGS_GRADIENT = 1e-7
 
 
-def path(request: Request) -> None:
+def make_table(request: Request) -> None:
     """Write `results/path_<experiment>[_<stage 1>].*`, a row a method, learning rate and step count."""
     methods = request.methods or list(METHODS)
+    for method in methods:
+        refuse_constrained(method)
     for seed in request.seeds:
         for ratio in request.ratios():
             flags = request.starting_point(seed, **ratio)
@@ -51,6 +56,19 @@ def path(request: Request) -> None:
                 f"variance of its features {fit['feature_variance_ratio']:.2f}."
             )
             write_results(request, name, table, [short(table)], {"": draw(table)}, notes)
+
+
+def refuse_constrained(method: str) -> None:
+    """Raise UserError for a method that is more than the minimum of a loss: its path would be another one."""
+    row, plain = find_recipe(method), Recipe("", "")
+    own = [
+        name
+        for name in ("closed_form", "sampler", "max_norm", "weight_decay", "late_loss", "fresh")
+        if getattr(row, name) != getattr(plain, name)
+    ]
+    if own or row.loss in ("gala", "gcl"):
+        reason = ", ".join(own) or "a loss that changes as it is used"
+        raise UserError(f"path follows the minimisation of a fixed loss; --methods {method} has {reason}")
 
 
 def provenance(request: Request, lab: Laboratory) -> dict[str, Any]:
@@ -120,7 +138,11 @@ def all_views(lab: Laboratory) -> tuple[Tensor, Tensor]:
 
 
 def end_points(lab: Laboratory, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Minimise each method's loss over all cached views with L-BFGS, in float64; `converged` says whether it ended."""
+    """Minimise each method's loss over all cached views with L-BFGS, in float64.
+
+    `end` says how that ended: at a minimum, at the last step allowed, or on the way to infinity, where one-hot labels
+    are all met, so that larger weights always lower the loss.
+    """
     features, labels = all_views(lab)
     features = features.double()
     rows = []
@@ -145,10 +167,13 @@ def end_points(lab: Laboratory, methods: Sequence[str]) -> list[dict[str, Any]]:
             float(parameter.grad.abs().max()) for parameter in head.parameters() if parameter.grad is not None
         )
         iterations = optimizer.state[next(iter(head.parameters()))]["n_iter"]
+        with torch.no_grad():
+            met = bool((head(features).argmax(dim=1) == labels).all())
+        end = "converged" if gradient <= 1e-5 else f"stopped after {iterations}"
+        if met and plan.target(lab.data.num_classes) == ONE_HOT:
+            end = "no minimum: separable"
         measured = row(lab, method, None, None, head.float(), loss)
-        rows.append(
-            {**measured, "lbfgs_iterations": iterations, "largest_gradient": gradient, "converged": gradient <= 1e-5}
-        )
+        rows.append({**measured, "lbfgs_iterations": iterations, "largest_gradient": gradient, "end": end})
         print(
             f"{method}: L-BFGS, {iterations} iterations, loss {measured['training_loss']:.5f}, gradient {gradient:.1e}",
             flush=True,
@@ -162,7 +187,7 @@ def row(
 ) -> dict[str, Any]:
     """Measure a head: accuracy on test images, loss on the un-augmented training images, LoMa on both."""
     logits_of = lab.logits_of(head)
-    logits, labels = test_logits(logits_of, lab.data), lab.images["test"].labels
+    logits, labels = logits_by_way(logits_of, lab.data), lab.images["test"].labels
     values: dict[str, Any] = {"method": method, "learning_rate": rate, "steps": steps}
     for way, own in logits.items():
         report = classification_report(own, labels, lab.data.class_counts)
@@ -181,10 +206,13 @@ def short(table: pd.DataFrame) -> pd.DataFrame:
     last = table["steps"].max()
     per_epoch = last / EPOCHS
     lines = []
+    first = table["learning_rate"].isna() | (table["learning_rate"] == LEARNING_RATES[0])  # one start, not one a rate
     for _, own in table[
-        table["steps"].isin([epoch * per_epoch for epoch in (0, 5, 20, EPOCHS)]) | table["steps"].isna()
+        table["steps"].isin([epoch * per_epoch for epoch in (5, 20, EPOCHS)])
+        | table["steps"].isna()
+        | ((table["steps"] == 0) & first)
     ].iterrows():
-        end = "L-BFGS, converged" if own["converged"] is True else "L-BFGS, stopped"
+        end = f"L-BFGS, {own['end']}"
         lines.append(
             {
                 "method": own["method"],

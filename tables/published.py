@@ -6,7 +6,10 @@ WB_PAPER = "Weight Balancing, CVPR 2022, table 1 (ResNet-34, best epoch on the t
 WB_TABLE2 = "Weight Balancing, CVPR 2022, table 2 (ResNet-34, best epoch on the test set)"
 LOS_PAPER = "LOS, ICLR 2025, as listed by GUIDE, ICLR 2026 (ResNet-34, best epoch on the test set, flip-averaged)"
 RERUN = "Deciphering the Extremes, NeurIPS 2025 (LOS's configuration)"
-GALA_README = "README of GALA's code (ResNet-32, best epoch on the test set)"
+GALA_README = "README of GALA's code, tuned lambdas (ResNet-32, best epoch on the test set)"
+GALA_OLD = (
+    "older README of GALA's code, lambda = 1, re-balanced with a tuned tau (ResNet-32, best epoch on the test set)"
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,20 @@ def _wb(row: str, total: float, many: float, medium: float, few: float) -> Figur
     return Figure("cifar100", 100, row, total, WB_PAPER, (many, medium, few))
 
 
-# Rows are methods of `utils.recipes.RECIPES`, "stage 1", and for GALA "gala" with or without "re-balanced".
+WB_TABLE3 = "Weight Balancing, CVPR 2022, table 3 (ResNeXt-50 on ImageNet-LT, ResNet-50 on iNaturalist)"
+LOS_LARGE = "LOS, ICLR 2025, as listed by GUIDE, ICLR 2026 (network not stated there)"
+WB_LARGE = {
+    "imagenet_lt": (
+        (68.5, 42.4, 14.2, 48.6), (61.2, 48.9, 42.6, 52.8), (64.0, 49.0, 36.3, 53.1), (62.0, 49.7, 41.0, 53.3),
+        (62.2, 50.1, 37.5, 53.0), (62.5, 50.4, 41.5, 53.9),
+    ),
+    "inaturalist2018": (
+        (74.5, 66.5, 61.5, 65.4), (11.2, 47.4, 66.9, 51.3), (71.3, 69.8, 68.9, 69.6), (71.0, 70.3, 69.4, 70.0),
+        (71.4, 68.9, 69.1, 69.2), (71.2, 70.4, 69.7, 70.2),
+    ),
+}  # fmt: skip
+
+# Rows are methods of `utils.recipes.RECIPES`, "stage 1", and "gala stage 1" with or without "re-balanced".
 PUBLISHED = [
     _wb("stage 1", 46.08, 76.94, 44.28, 12.17),
     _wb("tau_norm", 51.31, 73.11, 47.69, 30.10),
@@ -58,17 +74,22 @@ PUBLISHED = [
         for row, value in zip(("stage 1", "balanced_softmax"), values, strict=True)
     ),
     *(
-        Figure("cifar100", ratio, row, value, GALA_README)
-        for row, values in {"gala": (48.0, 52.1, 56.0, 63.8), "gala re-balanced": (48.5, 52.3, 56.5, 64.2)}.items()
+        Figure("cifar100", ratio, row, value, source)
+        for source, row, values in (
+            (GALA_OLD, "gala stage 1", (47.4, 50.9, 55.1, 62.5)),
+            (GALA_OLD, "gala stage 1 re-balanced", (47.5, 51.0, 55.2, 62.6)),
+            (GALA_README, "gala stage 1", (48.0, 52.1, 56.0, 63.8)),
+            (GALA_README, "gala stage 1 re-balanced", (48.5, 52.3, 56.5, 64.2)),
+        )
         for ratio, value in zip((200, 100, 50, 10), values, strict=True)
     ),
-    Figure("imagenet_lt", 0, "los", 54.4, LOS_PAPER.replace("ResNet-34", "ResNeXt-50")),
-    Figure("inaturalist2018", 0, "los", 70.8, LOS_PAPER.replace("ResNet-34", "ResNet-50")),
-    Figure("imagenet_lt", 0, "wb", 53.9, "Weight Balancing, CVPR 2022, table 3 (ResNeXt-50)"),
-    Figure("inaturalist2018", 0, "wb", 70.2, "Weight Balancing, CVPR 2022, table 3 (ResNet-50)"),
-    Figure("imagenet_lt", 0, "gala re-balanced", 54.9, GALA_README.replace("ResNet-32", "ResNeXt-50")),
-    Figure("inaturalist2018", 0, "gala re-balanced", 73.3, GALA_README.replace("ResNet-32", "ResNet-50")),
-    Figure("places_lt", 0, "gala re-balanced", 41.4, GALA_README.replace("ResNet-32", "ResNet-152")),
+    Figure("imagenet_lt", 0, "los", 54.4, LOS_LARGE),
+    Figure("inaturalist2018", 0, "los", 70.8, LOS_LARGE),
+    *(
+        Figure(dataset, 0, row, values[-1], WB_TABLE3, values[:3])
+        for dataset, rows in WB_LARGE.items()
+        for row, values in zip(("stage 1", "l2_norm", "tau_norm", "wb_wd", "wb_maxnorm", "wb"), rows, strict=True)
+    ),
 ]
 
 

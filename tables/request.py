@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from utils.compare import to_markdown
 from utils.config import FIELDS, STAGE1, STAGE2, parse_command
-from utils.files import write_text
+from utils.files import make_folder, write_text
 from utils.plots import save_figure
 from utils.runs import stage1_folder
 
@@ -66,13 +66,24 @@ class Request:
         source = self.given.get("pretrained_pth") or str(self.stage1(seed, **more))
         return self.flags(STAGE2, **{**more, "pretrained_pth": source, "seed": seed})
 
-    def splits(self) -> list[list[str]]:
-        """Return, for each stage 1 without the held-out images, the flags by which stage 2 names it."""
-        if self.holdout_pth:
-            return [self.flags(STAGE2, pretrained_pth=path, seed=i) for i, path in enumerate(self.holdout_pth)]
-        return [
-            self.flags(STAGE2, pretrained_pth=str(self.stage1(seed, holdout=HOLDOUT)), seed=seed) for seed in SPLITS
-        ]
+    def splits(self, **like: Any) -> list[list[str]]:
+        """Return, for each stage 1 without the held-out images, the flags by which stage 2 names it.
+
+        `like` are the flags of data and network of the stage 1 that the numbers are chosen for.
+        """
+        paths = self.holdout_pth or [str(self.stage1(seed, holdout=HOLDOUT, **like)) for seed in SPLITS]
+        return [self.flags(STAGE2, pretrained_pth=path, seed=seed) for seed, path in enumerate(paths)]
+
+    def suffix(self) -> str:
+        """Return what a file's name says of a table that is only a part of the whole one."""
+        return "" if self.methods is None else "_" + "-".join(self.methods)
+
+    def repeats(self) -> str:
+        """Return over what a mean and deviation of the table is."""
+        if len(self.seeds) == 1:
+            return f"Seed {self.seeds[0]}."
+        what = "of stage 2 alone, on one stage 1" if self.given.get("pretrained_pth") else "each with its own stage 1"
+        return f"Mean and sample deviation over seeds {', '.join(map(str, self.seeds))}, {what}."
 
 
 def write_results(
@@ -84,14 +95,15 @@ def write_results(
     notes: str = "",
 ) -> None:
     """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables."""
-    request.results.mkdir(parents=True, exist_ok=True)
+    make_folder(request.results)
     target = request.results / name
     write_text(target.with_name(f"{name}.csv"), rows.to_csv(index=False, float_format="%.6g"))
-    parts = [to_markdown(table) for table in tables] + [notes]
+    how = f"Cells read all / many / medium / few, in percent. {request.repeats()} Made by `{request.command}`."
+    parts = [how + "\n", *(to_markdown(table) for table in tables), notes]
     write_text(target.with_name(f"{name}.md"), "\n".join(part for part in parts if part))
     for kind, figure in figures.items():
         save_figure(target.with_name(f"{name}_{kind}.png" if kind else f"{name}.png"), figure)
     for table in tables:
         print()
         print(table.fillna("-").to_string(index=False))
-    print(f"\n{notes}\nwritten to {target}.csv, .md and {len(figures)} figures")
+    print(f"\n{how}\n{notes}\nwritten to {target}.csv, .md and {len(figures)} figures")

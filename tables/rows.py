@@ -20,10 +20,10 @@ from models import build_model
 from utils.checkpoint import Checkpoint, load_weights
 from utils.config import STAGE2, Command, parse_command
 from utils.errors import UserError
-from utils.evaluation import Images, LogitsOf, evaluate_test, selection_score, test_logits
+from utils.evaluation import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
 from utils.execution import Execution
 from utils.features import STAGE2_DRAWS, FrozenFeatures
-from utils.files import read_json, write_json
+from utils.files import make_folder, read_json, write_json
 from utils.head_training import Bench, Trained, train_heads
 from utils.report import measure
 from utils.retraining import Plan, plan_of
@@ -65,6 +65,11 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
     execution = settle_execution(command)
     command, checkpoint = find_stage1(command)
     settings = command.settings
+    if settings.bn_mode != "eval" or settings.views == "fresh" or settings.protocol != "honest" or settings.nesterov:
+        raise UserError(
+            "this table trains on cached features: --bn_mode train, --views fresh, --protocol released and --nesterov "
+            "are for main_stage2.py"
+        )
     data = load_data(settings, stage1_seed(settings))
     refuse_other_images(checkpoint, data)
     model = build_model(settings.network, data.num_classes, width=settings.width)
@@ -112,7 +117,8 @@ def measure_rows(
     space). A row whose loss stops being finite, or that makes no sense on this data set, has its `failure` in words and
     no metrics.
     """
-    todo: list[tuple[int, Command, Plan, Path]] = []
+    todo: dict[Path, tuple[Command, Plan]] = {}
+    places: list[Path | None] = []
     measured: list[Measured | None] = [None] * len(rows)
     for i, row in enumerate(rows):
         own = list(row.flags)
@@ -126,15 +132,16 @@ def measure_rows(
             plan.target(lab.data.num_classes)
         except UserError as error:  # a smoothing that this number of classes rules out, say: the other rows go on
             config = describe(command, "stage2", [], lab.data, lab.bench.execution, ONE_HOT, lab.checkpoint)
-            measured[i] = {"label": row.label, "failure": f"refused: {error}", "metrics": None, "config": config}
+            measured[i] = {"failure": f"refused: {error}", "metrics": None, "config": config}
+            places.append(None)
             continue
         path = _place(lab, command, plan)
-        if path.exists():
-            measured[i] = {**read_json(path), "label": row.label}
-        else:
-            todo.append((i, command, plan, path))
-    if any(row and row["metrics"] for row in measured):
-        print(f"{len(rows) - measured.count(None)} of {len(rows)} rows are there already")
+        places.append(path)
+        if not path.exists():
+            todo.setdefault(path, (command, plan))
+    kept = len([path for path in places if path is not None and path not in todo])
+    if kept:
+        print(f"{kept} of {len(rows)} rows are there already")
     followed: dict[int, _Follower] = {}
 
     def after_epoch(epoch: int, trained: Sequence[Trained]) -> None:
@@ -142,15 +149,24 @@ def measure_rows(
             follower = followed.setdefault(id(result), _Follower(lab, result))
             follower.epoch(epoch)
             if epoch == (result.plan.epochs if result.plan.recipe.trains else 0):
-                place = next(entry for entry in todo if entry[2] is result.plan)
-                i, command, _, path = place
-                content = follower.content(command)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, content)
-                measured[i] = {**content, "label": rows[i].label}
+                path, command = next((path, command) for path, (command, plan) in todo.items() if plan is result.plan)
+                make_folder(path.parent)
+                write_json(path, follower.content(command))
 
-    train_heads(lab.bench, [plan for _, _, plan, _ in todo], after_epoch)
-    return [content for content in measured if content is not None]
+    train_heads(lab.bench, [plan for _, plan in todo.values()], after_epoch)
+    found = [read_kept(path) if path is not None else content for path, content in zip(places, measured, strict=True)]
+    return [
+        {**(content or {}), "label": {**row.label, "flags": " ".join(row.flags)}}
+        for row, content in zip(rows, found, strict=True)
+    ]
+
+
+def read_kept(path: Path) -> Measured:
+    """Read a kept row; a UserError names a damaged file."""
+    content = read_json(path)
+    if not {"failure", "metrics", "config"} <= set(content):
+        raise UserError(f"{path} is damaged; delete it, and the row is trained again")
+    return content
 
 
 def _place(lab: Laboratory, command: Command, plan: Plan) -> Path:
@@ -159,7 +175,7 @@ def _place(lab: Laboratory, command: Command, plan: Plan) -> Path:
     depends = {
         "format": FORMAT, "identity": lab.bench.frozen.identity, "plan": asdict(plan), "seed": settings.seed,
         "views": settings.views, "batch_size": settings.batch_size, "momentum": settings.momentum,
-        "temperature": settings.temperature, "rebalance_tau": settings.rebalance_tau, "protocol": settings.protocol,
+        "temperature": settings.temperature, "rebalance_tau": settings.rebalance_tau,
         "counts": lab.bench.class_counts,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
@@ -182,7 +198,7 @@ class _Follower:
         if self.result.diverged is not None:
             return
         labels = self.lab.images["test"].labels
-        logits = test_logits(self.lab.logits_of(self.result.head), self.lab.data)
+        logits = logits_by_way(self.lab.logits_of(self.result.head), self.lab.data)
         chosen = logits.get("flip", logits["plain"])
         score = float((chosen.argmax(dim=1) == labels).double().mean())
         if score >= self.best_score:

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from datasets import DATASETS
 from tables.published import cell, sources
 from tables.request import Request, write_results
+from tables.unified import best_column
 from utils.compare import GROUPS, csv_row, mean_cell, read_run
 from utils.config import STAGE2, parse_command
-from utils.errors import UserError
+from utils.errors import DivergedError, UserError
 from utils.plots import COLOURS
 from utils.runs import stage2_folder, stage2_tags
 from utils.setup import find_stage1
@@ -55,7 +56,7 @@ def gala(request: Request) -> None:
     """GALA at imbalance factors 200, 100, 50 and 10, both margins, with and without re-balanced predictions."""
     ratios = request.imb_ratios or [200, 100, 50, 10]
     rows = [
-        Run(f"gala, {margin} margin", "gala", {"imb_ratio": ratio, "loss": "gala", "gala_margin": margin})
+        Run(f"gala, {margin} margin", "gala stage 1", {"imb_ratio": ratio, "loss": "gala", "gala_margin": margin})
         for ratio in ratios for margin in ("paper", "released")
     ]  # fmt: skip
     run_table(request, "gala", rows, rebalanced=True)
@@ -105,8 +106,10 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
     """Run what is missing and write `results/<table>_<dataset>_<network>.*`."""
     lines, rows = [], []
     for number, run in enumerate(runs):
-        print(f"--- {run.name}, {run.stage1} ({number + 1} of {len(runs)})", flush=True)
+        words = " ".join(f"--{name} {value}" for name, value in run.stage1.items())
+        print(f"--- {number + 1} of {len(runs)}: {run.name} ({words})", flush=True)
         measured = pd.DataFrame([{**one(request, run, seed), "name": run.name} for seed in request.seeds])
+        measured["failure"] = measured.get("failure")
         measured["command_of_table"] = request.command
         rows.append(measured)
         lines.append(line(run, measured))
@@ -116,12 +119,13 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
     shown = pd.DataFrame(lines)
     first = together.iloc[0]
     width = "" if pd.isna(first["width"]) else f"w{first['width']:.0f}"
-    name = f"{table}_{first['dataset']}_{first['network']}{width}"
+    ratios = "" if request.imb_ratios is None else "_IF" + "-".join(f"{ratio:g}" for ratio in request.imb_ratios)
+    name = f"{table}_{first['dataset']}_{first['network']}{width}{ratios}{request.suffix()}"
     write_results(request, name, together, [shown], {"": draw(together)}, sources(list(shown["published"])))
 
 
 def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
-    """Run a row for one seed, as far as it is missing, and return its CSV line."""
+    """Run a row for one seed, as far as it is missing, and return its CSV line; one that diverges has a `failure`."""
     if run.stage2 is None:
         return csv_row(*read_run(request.stage1(seed, **run.stage1)))
     source = request.starting_point(seed, **run.stage1)
@@ -134,8 +138,13 @@ def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
             for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
         ),
     ]
-    request.train_stage2([*argv, "--reuse"])
     command, checkpoint = find_stage1(parse_command(STAGE2, "", argv))
+    try:
+        request.train_stage2([*argv, "--reuse"])
+    except DivergedError as error:
+        print(f"{run.name} failed: {error}", flush=True)
+        kept = {name: getattr(command.settings, name) for name in ("dataset", "imb_ratio", "network", "width", "seed")}
+        return {**kept, "failure": str(error)}
     return csv_row(*read_run(stage2_folder(command.settings, stage2_tags(command, checkpoint))))
 
 
@@ -147,7 +156,9 @@ def line(run: Run, measured: pd.DataFrame) -> dict[str, str]:
         "row": run.name,
         "seeds": ", ".join(str(seed) for seed in measured["seed"]),
     }
-    for checkpoint, way in (("last", "plain"), ("best", "flip")):
+    if measured["failure"].notna().any():
+        return {**cells, "last, plain": "failed: " + measured["failure"].dropna().iloc[0]}
+    for checkpoint, way in (("last", "plain"), best_column(measured)):
         columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
         cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(measured[column], 1) for column in columns)
     cells["LoMa"] = mean_cell(measured["loma_mean"], 2)

@@ -79,12 +79,13 @@ def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Labora
 
     The score is the class-balanced accuracy on the held-out images, in percent, of the last epoch; a trial that
     diverges has none. `extra` trials (the shared budget) only get a temperature. `chosen` marks the best mean of each
-    method, the first of equal ones. Temperatures are the geometric mean over the splits, of the chosen trials and the
-    extra ones.
+    method, the middle one of equal ones. Temperatures are the geometric mean over the splits, of the chosen trials and
+    the extra ones.
     """
     for lab in labs:
         refuse_seen(lab)
     grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, labs[0])]
+    hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]
     grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, labs[0])]
     table = pd.DataFrame({"method": [method for method, _ in grid], "flags": [" ".join(flags) for _, flags in grid]})
     by_split: list[list[Trained]] = []
@@ -99,13 +100,15 @@ def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Labora
     table["mean"] = table[splits].mean(axis=1, skipna=False)
     table["chosen"] = False
     for _, rows in table.groupby("method", sort=False):
-        if rows["mean"].notna().any():
-            table.loc[rows["mean"].round(6).idxmax(), "chosen"] = True
+        best = rows.index[rows["mean"].round(6) == rows["mean"].round(6).max()]
+        if len(best):
+            table.loc[best[len(best) // 2], "chosen"] = True
+    nothing = pd.DataFrame({"method": hopeless, "flags": "", "chosen": False})
     table["temperature"] = [
         temperature_over_splits(labs, [results[i] for results in by_split]) if chosen else None
         for i, chosen in enumerate(table["chosen"])
     ]
-    return table
+    return pd.concat([table, nothing]) if hopeless else table
 
 
 @torch.no_grad()

@@ -1,34 +1,32 @@
 """Every re-training method on one frozen feature, with a shared budget and with numbers chosen on held-out images."""
 
 import shlex
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from tables.published import cell, sources
 from tables.request import Request, write_results
 from tables.rows import Laboratory, Measured, Row, measure_rows, open_laboratory
 from tables.selection import Flags, select
+from tables.unified_figures import draw_bars, draw_per_class
 from utils.compare import GROUPS, csv_row, mean_cell
 from utils.config import STAGE2, parse_command
 from utils.errors import UserError
+from utils.execution import device_name
 from utils.files import write_text
-from utils.plots import COLOURS
-from utils.recipes import RECIPES, find_recipe
-from utils.runs import experiment_name
+from utils.recipes import RECIPES
+from utils.runs import experiment_name, git_revision
 
 SHARED, SELECTED = "shared", "selected"
-HIGHLIGHTED = {"ce": "black", "los": "tab:red", "balanced_softmax": "tab:blue", "tau_norm": "tab:green"}
 
 
-def unified(request: Request) -> None:
+def make_table(request: Request) -> None:
     """Write `results/unified_<experiment>.*`; with `--select`, first `..._selection.csv`."""
     methods = request.methods or list(RECIPES)
-    for method in methods:
-        find_recipe(method)
     measured: list[Measured] = []
     for ratio in request.ratios():
         for seed in request.seeds:
@@ -38,7 +36,7 @@ def unified(request: Request) -> None:
             choices = find_choices(request, name, methods, lab)
             rows = rows_of(methods, lab.data.name, choices)
             measured += measure_rows(lab, flags, rows, temperatures(choices))
-        report(request, name, measured, choices)
+        report(request, f"{name}{request.suffix()}", measured, choices)
         measured = []
 
 
@@ -76,27 +74,56 @@ def temperatures(choices: pd.DataFrame | None) -> dict[str, float]:
 
 
 def find_choices(request: Request, name: str, methods: Sequence[str], lab: Laboratory) -> pd.DataFrame | None:
-    """Return the trials: made now with `--select`, else those that an earlier selection left, else none."""
+    """Return the trials that an earlier selection left; with `--select`, after choosing for what is missing of them.
+
+    What was chosen on other splits, or for another batch size or other views, is not used; a new selection replaces it.
+    """
     path = request.results / f"{name}_selection.csv"
-    if request.select and not _complete(path, methods):
-        labs = [open_laboratory(flags, "") for flags in request.splits()]
+    settings = lab.command.settings
+    conditions = f"views {settings.views}, batch_size {settings.batch_size}, momentum {settings.momentum:g}"
+    known = read_selection(path)
+    if known is not None and known["conditions"].iloc[0] != conditions:
+        print(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
+        known = None
+    if request.select:
+        like = {key: getattr(settings, key) for key in ("dataset", "imb_type", "imb_ratio", "network", "width")}
+        labs = [open_laboratory(flags, "") for flags in request.splits(**like)]
         for split in labs:
             _refuse_other_recipe(split, lab)
-        trials = select(methods, [shared_flags(method, lab.data.name) for method in methods], labs)
-        trials["command"] = request.command
-        trials["stage1_sha256"] = " ".join(split.checkpoint.sha256 for split in labs)
-        request.results.mkdir(parents=True, exist_ok=True)
-        write_text(path, trials.to_csv(index=False, float_format="%.6g"))
-        print(f"written to {path}")
-    if not path.exists():
+        splits = " ".join(split.checkpoint.sha256 for split in labs)
+        if known is not None and known["splits_sha256"].iloc[0] != splits:
+            print(f"{path} was chosen on other splits: choosing again")
+            known = None
+        missing = [method for method in methods if known is None or method not in set(known["method"])]
+        if missing:
+            shared = [shared_flags(method, lab.data.name) for method in missing]
+            started = time.perf_counter()
+            trials = select(missing, shared, labs)
+            trials["conditions"], trials["splits_sha256"], trials["command"] = conditions, splits, request.command
+            trials["device"], trials["git_revision"] = device_name(lab.bench.execution.device), git_revision()
+            trials["seconds_of_all"] = round(time.perf_counter() - started)
+            known = trials if known is None else pd.concat([known, trials])
+            write_text(path, known.to_csv(index=False, float_format="%.6g"))
+            print(f"written to {path}")
+    if known is None:
         print("no selection yet: --select chooses each method's numbers on held-out images")
         return None
     print(f"numbers chosen on held-out images: {path}")
-    return pd.read_csv(path)
+    return known
 
 
-def _complete(path: Any, methods: Sequence[str]) -> bool:
-    return path.exists() and set(methods) <= set(pd.read_csv(path)["method"])
+def read_selection(path: Path) -> pd.DataFrame | None:
+    """Read the trials of an earlier selection, None where there is none; a UserError names a damaged file."""
+    if not path.exists():
+        return None
+    needed = {"method", "flags", "mean", "chosen", "temperature", "conditions", "splits_sha256"}
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged; delete it and choose again with --select") from error
+    if table.empty or not needed <= set(table.columns):
+        raise UserError(f"{path} is damaged; delete it and choose again with --select")
+    return table
 
 
 def _refuse_other_recipe(split: Laboratory, lab: Laboratory) -> None:
@@ -112,8 +139,12 @@ def _refuse_other_recipe(split: Laboratory, lab: Laboratory) -> None:
 def report(request: Request, name: str, measured: Sequence[Measured], choices: pd.DataFrame | None) -> None:
     """Write the table's CSV, Markdown and figures."""
     rows = pd.DataFrame([table_row(row) for row in measured])
+    if rows["failure"].notna().all():
+        raise UserError(f"no row of the table has a number: {'; '.join(rows['failure'].unique())}")
     numbers = {} if choices is None else dict(zip(choices["flags"], choices["mean"], strict=True))
-    accuracy, logits = [], []
+    accuracy: list[dict[str, Any]] = []
+    logits: list[dict[str, str]] = []
+    failures: list[str] = []
     for method in dict.fromkeys(rows["method"]):
         of_method = rows[rows["method"] == method]
         line: dict[str, Any] = {"method": method}
@@ -122,10 +153,14 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
             if runs.empty:
                 continue
             bad = runs["failure"].dropna()
-            for checkpoint, way in (("last", "plain"), ("best", "flip")):
+            for checkpoint, way in (("last", "plain"), best_column(rows)):
                 columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
                 shown = " / ".join(mean_cell(runs[column], 1) for column in columns)
-                line[f"{budget}: {checkpoint}, {way}"] = bad.iloc[0] if len(bad) else shown
+                if len(bad):
+                    failures.append(f"{method}, {budget} budget: {bad.iloc[0]}.")
+                    shown = "failed, see below"
+                if len(bad) or runs[columns[0]].notna().all():
+                    line[f"{budget}: {checkpoint}, {way}"] = shown
             if budget == SELECTED:
                 line["chosen"] = chosen_words(runs["flags"].iloc[0])
             if len(bad) == 0:
@@ -134,8 +169,9 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
         accuracy.append(line)
     rows["held_out_mean"] = [numbers.get(flags) for flags in rows["flags"]]
     tables = [pd.DataFrame(accuracy), pd.DataFrame(logits)]
-    notes = sources([line["published"] for line in accuracy])
-    figures = {"": draw_bars(rows), "logits": draw_per_class(measured)}
+    notes = "\n".join([*dict.fromkeys(failures), sources([line["published"] for line in accuracy])])
+    titles = {SHARED: "shared budget", SELECTED: "chosen on held-out images"}
+    figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
     write_results(request, name, rows, tables, figures, notes)
 
 
@@ -153,7 +189,6 @@ def table_row(row: Measured) -> dict[str, Any]:
     """Return a row's CSV line; a diverged one has no numbers."""
     config, label = row["config"], row["label"]
     common = {**label, "title": RECIPES[label["method"]].title, "citation": RECIPES[label["method"]].citation}
-    common["flags"] = row_flags(config["command"])
     if row["failure"]:
         settings = config["settings"]
         known = {key: settings[key] for key in ("dataset", "imb_type", "imb_ratio", "network", "width", "seed")}
@@ -161,10 +196,9 @@ def table_row(row: Measured) -> dict[str, Any]:
     return {**common, "failure": None, **{k: v for k, v in csv_row(row["metrics"], config).items() if k not in common}}
 
 
-def row_flags(command: str) -> str:
-    """Return the part of a row's command that makes it this row: from --method on, without the temperature."""
-    words = shlex.split(command)
-    return shlex.join(words[words.index("--method") :]).split(" --temperature")[0]
+def best_column(rows: pd.DataFrame) -> tuple[str, str]:
+    """Return which `best` is shown: flip-averaged, plain for a data set whose images are not mirrored."""
+    return "best", "flip" if rows["best_flip_all"].notna().any() else "plain"
 
 
 def logits_line(method: str, budget: str, runs: pd.DataFrame) -> dict[str, str]:
@@ -187,61 +221,3 @@ def logits_line(method: str, budget: str, runs: pd.DataFrame) -> dict[str, str]:
         "re-balanced, all / few": " / ".join(mean_cell(runs[f"rebalanced_plain_{g}"], 1) for g in ("all", "few")),
         "seconds": mean_cell(runs["train_seconds"], 1),
     }
-
-
-def draw_bars(rows: pd.DataFrame) -> Figure:
-    """Draw each method's accuracy, the best total first: bars for all images, marks for the shots, a panel a budget."""
-    budgets = list(dict.fromkeys(rows["budget"]))
-    figure = Figure(figsize=(6.5 * len(budgets), 0.27 * rows["method"].nunique() + 1.5), layout="constrained")
-    for axes, budget in zip(np.atleast_1d(figure.subplots(1, len(budgets))), budgets, strict=True):
-        columns = {group: f"last_plain_{group}" for group in GROUPS}
-        means = (
-            rows[rows["budget"] == budget].groupby("method")[list(columns.values())].mean().sort_values(columns["all"])
-        )
-        bars = axes.barh(means.index, means[columns["all"]], color="lightgrey", label="all")
-        for group, column in columns.items():
-            if group != "all" and means[column].notna().any():
-                axes.plot(means[column], means.index, "o", color=COLOURS[group], markersize=4, label=group)
-        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
-        axes.tick_params(labelsize=8)
-        axes.margins(y=0.01)
-        axes.set(
-            xlabel="test accuracy (%), last epoch, plain",
-            title=f"{budget} budget" if budget == SHARED else "chosen on held-out images",
-        )
-        axes.legend(fontsize=8, loc="lower right")
-    return figure
-
-
-def draw_per_class(measured: Sequence[Measured]) -> Figure:
-    """Draw LoMa, RSD and weight norm of every class, largest first, a line a method (the first seed of each)."""
-    seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in measured:
-        if row["metrics"] is not None:
-            seen.setdefault((row["label"]["method"], row["label"]["budget"]), row["metrics"])
-    budgets = list(dict.fromkeys(budget for _, budget in seen))
-    figure = Figure(figsize=(15, 4 * len(budgets)), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(len(budgets), 3))
-    for line, budget in zip(grid, budgets, strict=True):
-        for method, metrics in ((method, metrics) for (method, own), metrics in seen.items() if own == budget):
-            order = np.argsort(-np.array(metrics["class_counts"]), kind="stable")
-            column = metrics["logits"]["test"]["column"]
-            colour = HIGHLIGHTED.get(method, "lightgrey")
-            style = {
-                "color": colour,
-                "linewidth": 1.5 if method in HIGHLIGHTED else 0.7,
-                "zorder": 2 if method in HIGHLIGHTED else 1,
-            }
-            for axes, values in zip(line, (column["loma"], column["rsd_true"], metrics["weight_norm"]), strict=True):
-                axes.plot(
-                    np.array(values, dtype=float)[order], label=method if method in HIGHLIGHTED else None, **style
-                )
-        for axes, name in zip(line, ("LoMa (column, test images)", "RSD of true samples", "weight norm"), strict=True):
-            axes.set(
-                xlabel="class, largest first",
-                ylabel=name,
-                title=f"{budget} budget",
-                yscale="log" if name != "LoMa (column, test images)" else "linear",
-            )
-        line[0].legend(fontsize=8, title="others in grey", title_fontsize=8)
-    return figure

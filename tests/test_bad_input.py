@@ -114,6 +114,11 @@ STAGE1_VALUES = """
     --holdout 1|--holdout -0.1|--holdout nan|--width 0|--width wide|--mixup -1|--mixup nan|--eval_every 0
     --workers 0|--workers two|--seed -1|--seed 1.5|--seed none|--gpu -1|--gpu first|--subset_seed -1
     --resume --overwrite|--nosuchflag 3|--epoch 3|stray|--cur_stage stage3|--device cuda
+    --loss gala --mixup 0.2|--loss gala --tau 1|--loss ce --gamma 2|--loss gala --lambda1 -1|--loss las --smooth_head 1
+    --loss cb_ce --beta 1|--loss focal --gamma nan|--loss gcl|--loss ldam|--loss nosuch|--max_margin 0.5
+    --loss gala --gala_margin x|--loss gala --gala_accumulation triple|--augment autoaugment|--augment none
+    --schedule step|--temperature 0|--temperature nan|--rebalance_tau -1|--rebalance_tau nan|--rho nan
+    --reuse --resume|--reuse --overwrite|--loss vs --label_smooth 0.1|--loss focal --label_smooth 0.1
 """
 STAGE2_VALUES = """
     --label_smooth 1|--label_smooth -0.1|--label_smooth nan|--label_smooth 0.5 --method ce
@@ -123,10 +128,21 @@ STAGE2_VALUES = """
     --finetune_epoch 0|--finetune_epoch -1|--finetune_epoch 1.5|--finetune_lr nan|--finetune_lr -1|--finetune_wd -1
     --num_class 100|--device cuda
     --seed -1|--stage1_seed -1|--stage1_seed 1.5|--stage1_seed 7|--resume --overwrite|--nosuchflag 3
+    --tau 1|--tau 1 --method los|--tau -1 --method logit_adjust|--tau -1|--tau nan --method vs|--tau one --method vs
+    --method cb_ce --beta 1|--method cb_ce --beta -0.1|--beta 1|--method gala --gala_margin x|--gala_margin x
+    --method gala --gala_accumulation x|--gala_margin paper|--method marc --rho nan|--rho nan|--method disalign --rho -1
+    --method focal --gamma -1|--method ldam --max_margin -1|--method gcl --noise nan|--method cosine --scale 0
+    --method las --smooth_head 1|--method las --smooth_tail -1|--method gala --lambda1 -1|--method gala --lambda2 inf
+    --max_norm -0.1|--max_norm 1.1|--max_norm nan|--sampler random|--method l2_norm --tau 1|--method tau_norm --tau -1
+    --method tau_norm --tau nan|--method tau_norm --tau 11|--method ncm --scale 0|--method ncm --tau 1
+    --method cosine --scale 1001|--method ce --scale 3|--method ldam --label_smooth 0.5|--method crt --loma_target 2
+    --temperature 0|--temperature -1|--temperature nan|--temperature 1e5|--rebalance_tau -1|--rebalance_tau 101
+    --rebalance_tau nan|--reuse --resume|--reuse --overwrite
 """
 EVALUATE_VALUES = """
     --num_class 100|--imb_ratio 0.5|--imb_ratio 10|--label_smooth 0.5 --method ce --cur_stage stage2|--seed 7
-    --workers 0|--nosuchflag 3|--device cuda|--network resnet20
+    --workers 0|--nosuchflag 3|--device cuda|--network resnet20|--temperature 0|--rebalance_tau -1
+    --method nosuch --cur_stage stage2
 """
 
 
@@ -149,6 +165,33 @@ def test_a_value_outside_its_domain_is_refused(script: str, flags: str, runs: Pa
     if flags not in ("--method lort", "--stage1_seed 7") and script != "evaluate":
         assert any(name in message for name in named or ["stray"])
     assert contents(runs) == before  # and no folder that the next command could take for a run
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "named"),
+    [
+        ("main_stage2", "--tau 1 --method los", "it belongs to logit_adjust, vs, tau_norm, logit_adjust_posthoc"),
+        ("main_stage2", "--rho 1", "it belongs to disalign, marc"),
+        ("main_stage2", "--gala_margin paper --method ce", "--method ce; it belongs to gala"),
+        ("main_stage2", "--label_smooth 0.5 --method gala", "it belongs to label_smooth, los, lort"),
+        ("main_stage2", "--method logit_adjust --tau -1", "--tau must be at least 0 and at most 10, not -1"),
+        ("main_stage2", "--method cb_ce --beta 1", "--beta must be at least 0 and below 1, not 1"),
+        ("main_stage2", "--method marc --rho nan", "--rho must be at least 0 and at most 100, not nan"),
+        ("main_stage2", "--method cosine --scale 0", "--scale must be above 0 and at most 1000, not 0"),
+        ("main_stage2", "--method gala --gala_margin x", "unknown --gala_margin 'x'; known: paper, released"),
+        ("main_stage2", "--max_norm 2", "--max_norm must be between 0 and 1, not 2"),
+        ("main_stage2", "--sampler x", "known: instance, class_balanced, sqrt, progressive"),
+        ("main_stage1", "--tau 1", "--loss ce; it belongs to logit_adjust, vs"),
+        ("main_stage1", "--loss focal --noise 1", "it belongs to no loss of stage 1"),
+        ("main_stage1", "--loss ldam", "known: ce, focal, cb_ce, reweighted_ce, wb_cb"),
+        ("main_stage1", "--loss gala --mixup 0.2", "--loss gala cannot be used with --mixup"),
+        ("main_stage1", "--loss vs --label_smooth 0.1", "takes no soft target; those that do: ce, logit_adjust"),
+    ],
+)  # fmt: skip
+def test_a_wrong_parameter_is_answered_with_its_range_or_its_owners(
+    script: str, flags: str, named: str, trained: Path
+) -> None:
+    assert named in refused(script, *DIGITS, "--out", trained, *flags.split())
 
 
 def test_the_smoothing_limit_of_lort_is_named(trained: Path) -> None:

@@ -30,6 +30,7 @@ from datasets.cifar import CIFAR100, Layout, load_cifar
 from datasets.long_tail import LongTailedData
 from utils.config import PRESETS
 from utils.files import sha256_file
+from utils.metrics import summarise
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["main_stage1", "main_stage2", "evaluate"]
@@ -565,12 +566,86 @@ def test_metrics_follow_the_schema(trained: Path, runs: Path) -> None:
                 assert 0 <= report[name] <= 100
             assert len(report["per_class_accuracy"]) == 10
         for split in ("train", "test"):
-            for reading in ("column", "row"):
+            assert list(metrics["logits"][split]) == ["column", "row", "uncentred"]
+            assert metrics["logits_summary"][split] == {
+                reading: {name: summarise(values) for name, values in of_reading.items()}
+                for reading, of_reading in metrics["logits"][split].items()
+            }
+            for reading in ("column", "row", "uncentred"):
                 values = metrics["logits"][split][reading]
                 assert set(values) == {"loma", "sigma_true", "sigma_other", "rsd_true", "rsd_other"}
                 assert all(len(value) == 10 for value in values.values())
                 for loma, sigma, rsd in zip(values["loma"], values["sigma_true"], values["rsd_true"], strict=True):
                     assert rsd is None if loma <= 1e-6 else rsd == pytest.approx(sigma / loma)
+
+
+def test_calibration_and_inductive_predictions_need_held_out_images(trained: Path, tmp_path: Path) -> None:
+    folder = folder_of(trained, "stage1_epochs2")
+    metrics = read(folder / "metrics.json")
+    assert metrics["calibration"] is None and metrics["rebalanced"]["inductive"] is None
+    assert metrics["rebalanced"]["transductive"]["plain"]["all"] >= 0
+    assert torch.load(folder / "last.pth", weights_only=True)["temperature"] is None
+    out = succeed("evaluate", "--pretrained_pth", folder).out
+    assert "no temperature" in out and "--holdout" in out
+
+
+def test_a_temperature_is_fitted_on_held_out_images_and_stored(tmp_path: Path) -> None:
+    stage1(tmp_path, "--holdout", 0.2)
+    stage2(tmp_path, "--holdout", 0.2, "--finetune_lr", 0.01)
+    report = tmp_path / "report.json"
+    for pattern in ("stage1*", "stage2*"):
+        folder = next(tmp_path.rglob(f"{pattern}/metrics.json")).parent
+        metrics = read(folder / "metrics.json")
+        calibration = metrics["calibration"]
+        assert calibration["source"] == "held-out images" and calibration["temperature"] > 0
+        stored = torch.load(folder / "last.pth", weights_only=True)["temperature"]
+        assert stored == pytest.approx(calibration["temperature"])
+        assert calibration["plain"]["ece_before"] == pytest.approx(metrics["last"]["plain"]["ece"])
+        assert "flip" not in calibration  # a mirrored digit is another sign
+        out = succeed("evaluate", "--pretrained_pth", folder, "--json", report).out
+        found = read(report)["checkpoints"]["last"]["calibration"]
+        assert found["temperature"] == stored
+        assert found["plain"]["ece_after"] == pytest.approx(calibration["plain"]["ece_after"], abs=1e-3)
+        assert f"temperature {stored:.4g}" in out
+
+
+def test_a_temperature_that_is_given_is_used(trained: Path, tmp_path: Path) -> None:
+    source, report = folder_of(trained, "stage1_epochs2"), tmp_path / "report.json"
+    for temperature in (1.0, 0.2):
+        out = tmp_path / f"{temperature}"
+        stage2(out, "--pretrained_pth", source, "--temperature", temperature)
+        folder = next(out.rglob("stage2*/metrics.json")).parent
+        assert folder.name == "stage2_los_epochs2_finetune_epoch2"  # it changes the report and not the run
+        metrics = read(folder / "metrics.json")
+        calibration = metrics["calibration"]
+        assert (calibration["temperature"], calibration["source"]) == (temperature, "given")
+        same_error = calibration["plain"]["ece_after"] == pytest.approx(calibration["plain"]["ece_before"])
+        assert same_error == (temperature == 1)
+        succeed("evaluate", "--pretrained_pth", folder, "--json", report, "--temperature", temperature)
+        found = read(report)["checkpoints"]["last"]["calibration"]
+        assert found["plain"]["ece_after"] == pytest.approx(calibration["plain"]["ece_after"], abs=1e-3)
+
+
+@pytest.mark.parametrize("tau", [0, 1.5])
+def test_rebalanced_predictions_are_reported(tau: float, tmp_path: Path) -> None:
+    stage1(tmp_path, "--holdout", 0.2, "--rebalance_tau", tau)
+    folder = next(tmp_path.rglob("metrics.json")).parent
+    metrics = read(folder / "metrics.json")
+    rebalanced, plain = metrics["rebalanced"], metrics["last"]["plain"]
+    assert rebalanced["tau"] == tau
+    for form in ("transductive", "inductive"):
+        found = rebalanced[form]["plain"]
+        assert rebalanced[form]["flip"] is None and "ece" not in found
+        assert (found["per_class_accuracy"] == plain["per_class_accuracy"]) == (tau == 0)
+        assert len(found["per_class_accuracy"]) == 10 and 0 <= found["macro_f1"] <= 100
+    out = succeed("evaluate", "--pretrained_pth", folder, "--rebalance_tau", tau).out
+    assert f"tau = {tau:g}" in out and "supposed balanced" in out and "one image at a time" in out
+
+
+def test_flip_averaged_images_are_calibrated_and_rebalanced_too(lines: tuple[Path, list[Outcome]]) -> None:
+    folder, _ = lines
+    report = read(folder / "stage2_los" / "metrics.json")["rebalanced"]["transductive"]
+    assert set(report) == {"plain", "flip"} and report["flip"]["all"] >= 0
 
 
 def test_an_empty_group_is_null(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One epoch of training and one pass of prediction against loops written out by hand; features of a frozen backbone."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,13 +11,17 @@ import torch.nn.functional as F
 from scipy.stats import kstest
 from torch import Tensor, nn
 
-from datasets.device import DeviceImages
+from datasets.device import DeviceImages, epoch_order
 from datasets.long_tail import Augmentation, Split
+from losses.cross_entropy import CrossEntropy
 from models import build_model
+from models.heads import Linear
 from models.resnet import ResNet
+from utils.bank import BankSGD, head_bank, loss_bank
 from utils.engine import mixup_shares, predict, train_epoch
 from utils.execution import Execution
 from utils.features import FrozenFeatures, batch_statistics_features, feature_batches
+from utils.schedules import SCHEDULES, cosine_lr, warmup_cosine_lr
 
 CLASSES = 5
 AUGMENTATION = Augmentation(padding=2, mirror=True, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
@@ -76,7 +81,7 @@ def test_epoch_equals_a_plain_loop(cpu: Execution) -> None:
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-6)  # a mean over images: the last batch is smaller
     assert result.accuracy == pytest.approx(100 * correct / 22)
     assert result.images == 22
-    assert result.diverged_at is None
+    assert result.diverged_at == 0  # at no step
 
 
 def test_mixup_equals_a_plain_loop(cpu: Execution) -> None:
@@ -163,11 +168,11 @@ def nan_gradient(loss: Tensor, logits: Tensor) -> Tensor:
         (infinite_loss, {2, 4}, 2),
         (nan_gradient, {2}, 3),  # the update of step 2 is bad, step 3 is the first whose loss shows it
         (nan_gradient, {4}, 4),  # the last update: no loss of this epoch shows it
-        (nan_loss, set(), None),
+        (nan_loss, set(), 0),
     ],
 )
 def test_first_bad_step(
-    cpu: Execution, spoil: Callable[[Tensor, Tensor], Tensor], steps: set[int], expected: int | None
+    cpu: Execution, spoil: Callable[[Tensor, Tensor], Tensor], steps: set[int], expected: int
 ) -> None:
     model = nn.Linear(3, CLASSES)
     batches = [(torch.randn(4, 3), torch.arange(4)) for _ in range(4)]
@@ -180,7 +185,7 @@ def test_epoch_reports_the_step_of_a_real_divergence(cpu: Execution) -> None:
     model = nn.Linear(3, CLASSES)
     batches = [(torch.randn(4, 3), torch.arange(4)) for _ in range(50)]
     result = train_epoch(model, batches, 50, sgd(model, lr=1e4), F.cross_entropy, cpu)
-    assert result.diverged_at is not None and 1 < result.diverged_at < 50
+    assert 1 < result.diverged_at < 50
 
 
 # Prediction
@@ -241,7 +246,7 @@ def test_training_on_frozen_features_leaves_the_backbone_untouched(cpu: Executio
     labels = torch.arange(22) % CLASSES
     optimizer = sgd(model.fc)
     for epoch in range(3):
-        batches = feature_batches(features.training_view(epoch), labels, 8, seed=0, epoch=epoch)
+        batches = feature_batches(features.training_view(epoch), labels, epoch_order(22, seed=0, epoch=epoch), 8)
         train_epoch(model.fc, batches, 3, optimizer, F.cross_entropy, cpu)
         features.plain("test")
         features.plain("test", mirrored=True)
@@ -263,7 +268,8 @@ def test_head_trained_on_features_is_the_head_trained_behind_the_backbone(cpu: E
             optimizer.step()
     features, optimizer = frozen(model, cpu, views="fresh"), sgd(model.fc)
     for epoch in range(2):
-        batches = feature_batches(features.training_view(epoch), device_images().labels, 8, seed=7, epoch=epoch)
+        order = epoch_order(22, seed=7, epoch=epoch)
+        batches = feature_batches(features.training_view(epoch), device_images().labels, order, 8)
         train_epoch(model.fc, batches, 3, optimizer, F.cross_entropy, cpu)
     torch.testing.assert_close(model.fc.weight, twin.fc.weight, rtol=1e-4, atol=1e-5)
 
@@ -325,7 +331,7 @@ def test_feature_batches_come_in_the_order_of_images() -> None:
     images = device_images()
     labels = torch.arange(22)
     features = 10.0 * labels[:, None].expand(22, 3)
-    batches = list(feature_batches(features, labels, 8, seed=4, epoch=6))
+    batches = list(feature_batches(features, labels, epoch_order(22, seed=4, epoch=6), 8))
     by_image = [part.tolist() for _, part in images.training_batches(8, seed=4, epoch=6)]
     assert [(part % CLASSES).tolist() for _, part in batches] == by_image
     assert [len(part) for _, part in batches] == [8, 8, 6]
@@ -342,7 +348,8 @@ def test_batch_statistics_move_and_nothing_else_does(cpu: Execution) -> None:
     twin = copy.deepcopy(model).train()
     with torch.no_grad():
         expected = [twin.features(pixels) for pixels, _ in images.training_batches(8, seed=2, epoch=1)]
-    batches = list(batch_statistics_features(model, images, cpu, 8, seed=2, epoch=1))
+    order = epoch_order(22, seed=2, epoch=1)
+    batches = list(batch_statistics_features(model, images, cpu, order, 8, seed=2, epoch=1))
     for (features, _), theirs in zip(batches, expected, strict=True):
         assert torch.equal(features, theirs) and not features.requires_grad
     assert_bitwise(model, twin.state_dict())
@@ -355,7 +362,7 @@ def test_batch_statistics_move_and_nothing_else_does(cpu: Execution) -> None:
 def test_classifier_gradient_is_that_of_full_backpropagation(cpu: Execution) -> None:
     images, model = device_images(), small_network()
     twin = copy.deepcopy(model).train()
-    ours = batch_statistics_features(model, images, cpu, 8, seed=2, epoch=1)
+    ours = batch_statistics_features(model, images, cpu, epoch_order(22, seed=2, epoch=1), 8, seed=2, epoch=1)
     theirs = images.training_batches(8, seed=2, epoch=1)
     for (features, labels), (pixels, same_labels) in zip(ours, theirs, strict=True):
         assert torch.equal(labels, same_labels)
@@ -367,3 +374,70 @@ def test_classifier_gradient_is_that_of_full_backpropagation(cpu: Execution) -> 
         torch.testing.assert_close(model.fc.bias.grad, twin.fc.bias.grad, rtol=1e-5, atol=1e-7)
         assert twin.conv1.weight.grad is not None and model.conv1.weight.grad is None
         assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("fc."))
+
+
+# Schedules
+
+
+def test_cosine_starts_at_the_base_and_stretches_with_the_epochs() -> None:
+    assert cosine_lr(0.1, 0, 200) == 0.1
+    assert cosine_lr(0.1, 100, 200) == pytest.approx(0.05)
+    assert cosine_lr(0.1, 199, 200) == pytest.approx(0.05 * (1 + math.cos(math.pi * 199 / 200)))
+    assert [cosine_lr(1.0, 2 * e, 40) for e in range(20)] == pytest.approx([cosine_lr(1.0, e, 20) for e in range(20)])
+
+
+def test_warmup_cosine_is_that_of_galas_code() -> None:
+    """Epoch 1: 0.05; epoch e >= 2: 0.05 (1 + cos(pi (e - 2) / 198)); epoch 200: 0."""
+    found = [warmup_cosine_lr(0.1, epoch, 200) for epoch in range(200)]
+    expected = [0.05, *(0.05 * (1 + math.cos(math.pi * (e - 2) / 198)) for e in range(2, 201))]
+    assert found == pytest.approx(expected, abs=1e-15)
+    assert found[0] == 0.05 and found[1] == 0.1 and found[199] == 0.0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 20])
+def test_a_schedule_is_finite_at_any_length(schedule: str, epochs: int) -> None:
+    rates = [SCHEDULES[schedule](0.3, epoch, epochs) for epoch in range(epochs)]
+    assert all(0 <= rate <= 0.3 for rate in rates) and rates[0] > 0
+    assert rates[schedule == "warmup_cosine" :] == sorted(rates[schedule == "warmup_cosine" :], reverse=True)
+
+
+# Banks
+
+
+def test_an_epoch_of_a_bank_counts_for_each_head(cpu: Execution) -> None:
+    torch.manual_seed(0)
+    heads = [Linear(nn.Linear(3, CLASSES)) for _ in range(3)]
+    batches = [(torch.randn(4, 3), torch.arange(4)) for _ in range(5)] + [(torch.randn(2, 3), torch.arange(2))]
+    singles = [train_epoch(copy.deepcopy(head), batches, 6, sgd(head, lr=0.0), CrossEntropy(), cpu) for head in heads]
+    bank = head_bank(heads)
+    optimizer = BankSGD(list(bank.parameters()), 0.9, torch.zeros(3))
+    losses = loss_bank([CrossEntropy() for _ in heads])
+    result = train_epoch(bank, batches, 6, optimizer, losses, cpu)
+    assert result.loss.shape == result.accuracy.shape == result.diverged_at.shape == (3,)
+    assert result.loss == pytest.approx([float(single.loss) for single in singles], rel=1e-5)
+    assert result.accuracy == pytest.approx([float(single.accuracy) for single in singles])
+    assert result.images == singles[0].images == 22 and not result.diverged_at.any()
+    assert singles[0].loss.shape == singles[0].diverged_at.shape == ()
+
+
+def test_the_first_bad_step_of_each_head_of_a_bank(cpu: Execution) -> None:
+    """One bad loss, one update that only the last step makes, one head without either."""
+    torch.manual_seed(0)
+    bank = head_bank([Linear(nn.Linear(3, CLASSES)) for _ in range(3)])
+    factors = torch.ones(4, 3)
+    factors[1, 0] = torch.nan
+    step = iter(range(4))
+
+    def losses(logits: Tensor, labels: Tensor) -> Tensor:
+        number = next(step)
+        each = torch.stack([F.cross_entropy(one, labels) for one in logits]) * factors[number]
+        spoilt = (0 * logits[1]).sum().sqrt() if number == 3 else 0.0
+        return each + torch.tensor([0.0, 1.0, 0.0]) * spoilt
+
+    batches = [(torch.randn(4, 3), torch.arange(4)) for _ in range(4)]
+    optimizer = BankSGD(list(bank.parameters()), 0.9, torch.zeros(3))
+    optimizer.lr = torch.full((3,), 0.1)
+    result = train_epoch(bank, batches, 4, optimizer, losses, cpu)
+    assert result.diverged_at.tolist() == [2, 4, 0]
+    assert np.isfinite(result.loss[2]) and not np.isfinite(result.loss[0])

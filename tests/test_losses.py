@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses import LOSSES, build_loss, loss_parameters
-from losses.class_balanced import effective_number_weights
+from losses.class_balanced import effective_number_weights, inverse_frequency_weights
 from losses.cross_entropy import CrossEntropy
 from losses.los import ONE_HOT, Target, optimal_gap, rest_target, smoothing_for_gap, torch_target
 from losses.parameters import PARAMETER_CHOICES, PARAMETER_RANGES, check_parameter
@@ -321,6 +321,28 @@ def test_ldam_weighted_is_the_weighted_mean() -> None:
     assert even[0](logits, labels).item() == pytest.approx(even[1](logits, labels).item())
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0, 1.2])
+def test_reweighted_ce_is_the_weighted_mean(rho: float) -> None:
+    """DisAlign's generalised re-weighting: w_j = K (1 / n_j)^rho / sum_k (1 / n_k)^rho."""
+    logits, labels = random_batch(len(COUNTS))
+    inverse = [(1 / count) ** rho for count in COUNTS]
+    weights = [len(COUNTS) * value / sum(inverse) for value in inverse]
+    total = sum(weights[y] * ce_formula(z, y, np.array(COUNTS)) for z, y in zip(logits.numpy(), labels, strict=True))
+    expected = total / sum(weights[y] for y in labels)
+    assert build_loss("reweighted_ce", COUNTS, rho=rho)(logits, labels).item() == pytest.approx(expected, rel=1e-11)
+    torchs = nn.CrossEntropyLoss(weight=torch.tensor(weights, dtype=torch.float64))
+    assert torchs(logits, labels).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_inverse_frequency_weights_sum_to_the_number_of_classes() -> None:
+    weights = inverse_frequency_weights(COUNTS, 1.2)
+    assert weights.dtype == torch.float64 and weights.sum().item() == pytest.approx(len(COUNTS))
+    assert (weights[4] / weights[0]).item() == pytest.approx(250**1.2)
+    extreme = inverse_frequency_weights([10**6, 1], 100.0)
+    assert extreme.isfinite().all() and extreme.sum().item() == pytest.approx(2)
+    assert loss_parameters("reweighted_ce") == {"rho": 1.2}
+
+
 @pytest.mark.parametrize("name", ["logit_adjust", "balanced_softmax"])
 @pytest.mark.parametrize("target", [torch_target(0.98, 5), rest_target(0.3, 5)])
 def test_soft_targets_of_the_adjusted_logits(name: str, target: Target) -> None:
@@ -422,6 +444,7 @@ def assert_equal_losses(one: nn.Module, other: nn.Module, classes: int = len(COU
         ("logit_adjust", {"tau": 2.0}),
         ("vs", {}),
         ("cb_ce", {}),
+        ("reweighted_ce", {}),
         ("gcl", {}),
         ("ldam", {"max_margin": 0.0}),
     ],
@@ -437,6 +460,7 @@ def test_with_balanced_counts_it_is_cross_entropy(name: str, parameters: dict[st
     [
         ("focal", {"gamma": 0.0}),
         ("cb_ce", {"beta": 0.0}),
+        ("reweighted_ce", {"rho": 0.0}),
         ("logit_adjust", {"tau": 0.0}),
         ("gcl", {"noise": 0.0}),
         ("ldam", {"max_margin": 0.0}),
@@ -557,6 +581,7 @@ STACKS: dict[str, list[dict[str, float | str]]] = {
     "focal": [{"gamma": 0.0}, {"gamma": 0.5}, {"gamma": 3.0}],
     "cb_ce": [{"beta": 0.0}, {"beta": 0.9}, {"beta": 0.9999}],
     "wb_cb": [{"beta": 0.0}, {"beta": 0.9}, {"beta": 0.9999}],
+    "reweighted_ce": [{"rho": 0.0}, {"rho": 0.8}, {}],
     "logit_adjust": [{"tau": 0.0}, {"tau": 1.0}, {"tau": 1.5}],
     "balanced_softmax": [{}, {}, {}],
     "ldam": [{"max_margin": 0.1}, {"scale": 5.0}, {"max_margin": 1.0}],
@@ -610,7 +635,7 @@ def test_losses_have_nothing_to_train_and_keep_no_constant(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cb_ce", "wb_cb", "logit_adjust", "balanced_softmax", "ldam", "las", "vs", "gcl", "gala"]
+    "name", ["cb_ce", "wb_cb", "reweighted_ce", "logit_adjust", "balanced_softmax", "ldam", "las", "vs", "gcl", "gala"]
 )
 def test_logits_of_other_classes_than_the_counts_raise(name: str) -> None:
     with pytest.raises(RuntimeError):
@@ -655,6 +680,7 @@ def test_every_parameter_has_a_domain_that_its_default_is_in() -> None:
 OUTSIDE: dict[str, list[Any]] = {
     "gamma": [-0.1, 101],
     "beta": [-0.1, 1.0, 1.5],
+    "rho": [-0.1, 101],
     "tau": [-0.1, 101],
     "max_margin": [-0.1, 101],
     "scale": [0.0, -1.0, 1001],

@@ -9,14 +9,20 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 from torch import Tensor
 
+from utils.evaluation import logits_summary
 from utils.metrics import (
     calibration_error,
     class_balanced_accuracy,
+    class_wise_column_means,
     classification_report,
+    column_means,
     confusion_counts,
     feature_variance_ratio,
+    fit_temperature,
     logits_magnitude,
+    rebalance,
     shot_groups,
+    summarise,
 )
 
 CLASSES = 8
@@ -142,6 +148,8 @@ def loop_magnitude(logits: Tensor, labels: Tensor, reading: str, k: int) -> dict
     for z, label in zip(rows, labels.tolist(), strict=True):
         if reading == "column":
             value = z[k] - sum(z) / classes
+        elif reading == "uncentred":
+            value = z[k]
         else:
             value = z[k] - sum(z[j] for j in range(classes) if j != k) / (classes - 1)
         (of_class if label == k else of_others).append(value)
@@ -155,7 +163,7 @@ def loop_magnitude(logits: Tensor, labels: Tensor, reading: str, k: int) -> dict
     loma: float | None = None
     if of_class and (reading == "row" or of_others):
         loma = sum(of_class) / len(of_class)
-        if reading == "column":
+        if reading != "row":
             loma -= sum(of_others) / len(of_others)
     sigmas = {"sigma_true": deviation(of_class), "sigma_other": deviation(of_others)}
     rsd = {
@@ -167,7 +175,8 @@ def loop_magnitude(logits: Tensor, labels: Tensor, reading: str, k: int) -> dict
 
 def assert_agrees_with_loop(logits: Tensor, labels: Tensor) -> None:
     result = logits_magnitude(logits, labels)
-    for reading in ("column", "row"):
+    assert list(result) == ["column", "row", "uncentred"]
+    for reading in result:
         for k in range(logits.shape[1]):
             for key, expected in loop_magnitude(logits, labels, reading, k).items():
                 got = result[reading][key][k]
@@ -198,6 +207,8 @@ def test_loma_knows_logits_up_to_a_constant_of_each_sample() -> None:
             assert compared
             for a, b in compared:
                 assert b == pytest.approx(a, rel=1e-9, abs=1e-10)
+    assert not np.allclose(before["uncentred"]["loma"], after["uncentred"]["loma"], rtol=1e-2)
+    assert min(after["uncentred"]["sigma_other"]) > 5 * max(before["uncentred"]["sigma_other"])
 
 
 def test_scaling_the_logits_scales_loma_and_leaves_rsd() -> None:
@@ -261,7 +272,8 @@ def test_both_readings_at_the_optimum_of_los(classes: int, smoothing: float) -> 
     gap = math.log(1 + classes * (1 - smoothing) / smoothing)
     labels = torch.arange(2 * classes) % classes
     logits = gap * torch.nn.functional.one_hot(labels, classes).double() + torch.linspace(-3, 3, 2 * classes)[:, None]
-    for reading in logits_magnitude(logits, labels).values():
+    result = logits_magnitude(logits, labels)
+    for reading in (result["column"], result["row"]):
         assert reading["loma"] == pytest.approx([gap] * classes)
         assert reading["sigma_true"] == pytest.approx([0.0] * classes, abs=1e-9)
 
@@ -288,3 +300,186 @@ def test_feature_variance_ratio_agrees_with_a_loop() -> None:
 def test_collapsed_features_have_ratio_zero() -> None:
     labels = torch.arange(12) % 3
     assert feature_variance_ratio(torch.eye(3)[labels], labels) == pytest.approx(0, abs=1e-12)
+
+
+# Summaries
+
+
+def test_summarise_gives_mean_deviation_and_their_ratio() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    found = summarise([1.0, None, 2.0, 4.0, None, 9.0])
+    assert found["mean"] == pytest.approx(4.0)
+    assert found["deviation"] == pytest.approx(np.std(values, ddof=1))
+    assert found["variation"] == pytest.approx(np.std(values, ddof=1) / 4.0)
+
+
+def test_summarise_has_none_for_what_does_not_exist() -> None:
+    nothing = {"mean": None, "deviation": None, "variation": None}
+    assert summarise([]) == summarise([None, None]) == nothing
+    assert summarise([3.0]) == {"mean": 3.0, "deviation": None, "variation": None}
+    assert summarise([2.0, 2.0]) == {"mean": 2.0, "deviation": 0.0, "variation": 0.0}
+    for values in ([-1.0, 1.0], [-3.0, -4.0]):  # a spread has no size relative to nothing
+        found = summarise(list(values))
+        assert found["variation"] is None and found["deviation"] is not None
+
+
+def test_the_summary_of_a_report_is_that_of_each_list() -> None:
+    report = {split: logits_magnitude(*random_logits(seed=seed)) for split, seed in (("train", 0), ("test", 1))}
+    summary = logits_summary(report)
+    assert list(summary) == ["train", "test"]
+    for split, readings in report.items():
+        assert list(summary[split]) == ["column", "row", "uncentred"]
+        for reading, of_reading in readings.items():
+            assert summary[split][reading] == {name: summarise(values) for name, values in of_reading.items()}
+    assert summary["test"]["column"]["loma"]["mean"] == pytest.approx(np.mean(report["test"]["column"]["loma"]))
+    json.dumps(summary, allow_nan=False)
+
+
+# Re-balanced predictions
+
+
+def loop_rebalanced(logits: Tensor, means: list[float], tau: float) -> list[int]:
+    """GALA's prediction re-balancing, image after image: argmax_j p_ij / m_j ** tau."""
+    predictions = []
+    for row in logits.double().tolist():
+        powers = [math.exp(value - max(row)) for value in row]
+        scores = [power / sum(powers) / mean**tau for power, mean in zip(powers, means, strict=True)]
+        predictions.append(scores.index(max(scores)))
+    return predictions
+
+
+def loop_probabilities(logits: Tensor) -> np.ndarray:
+    powers = np.exp(logits.double().numpy() - logits.double().numpy().max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transductive_rebalancing_agrees_with_a_loop(tau: float, dtype: torch.dtype) -> None:
+    logits, _ = random_logits()
+    logits = (logits + torch.linspace(1, -1, CLASSES, dtype=torch.float64)).to(dtype)
+    sums = loop_probabilities(logits).sum(axis=0)  # the published form: sums, which differ from means by a constant
+    scores = rebalance(logits, column_means(logits), tau)
+    assert scores.argmax(dim=1).tolist() == loop_rebalanced(logits, sums.tolist(), tau)
+    assert (scores.argmax(dim=1) != logits.argmax(dim=1)).any()
+    assert scores.dtype == torch.float64
+
+
+def test_inductive_rebalancing_agrees_with_a_loop() -> None:
+    logits, _ = random_logits(seed=1)
+    held_out, labels = random_logits(count=90, seed=2)
+    probability = loop_probabilities(held_out)
+    of_class = [probability[labels.numpy() == k].mean(axis=0) for k in range(CLASSES)]
+    means = np.mean(of_class, axis=0)
+    found = class_wise_column_means(held_out, labels)
+    np.testing.assert_allclose(found.numpy(), means, rtol=1e-12)
+    assert not np.allclose(column_means(held_out).numpy(), means, rtol=1e-2)  # the labels are not balanced
+    assert rebalance(logits, found, 1.0).argmax(dim=1).tolist() == loop_rebalanced(logits, means.tolist(), 1.0)
+
+
+def test_a_class_without_held_out_images_has_no_share_in_the_means() -> None:
+    held_out, labels = random_logits(count=90)
+    keep = labels != 3
+    found = class_wise_column_means(held_out[keep], labels[keep])
+    probability, rest = loop_probabilities(held_out), [k for k in range(CLASSES) if k != 3]
+    expected = np.mean([probability[labels.numpy() == k].mean(axis=0) for k in rest], axis=0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+def test_tau_zero_changes_no_prediction_and_no_probability() -> None:
+    logits, _ = random_logits()
+    scores = rebalance(logits, column_means(logits), 0.0)
+    assert torch.equal(scores.argmax(dim=1), logits.argmax(dim=1))
+    torch.testing.assert_close(scores, logits.log_softmax(dim=1))
+
+
+def test_on_balanced_images_both_forms_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40 * CLASSES) % CLASSES
+    logits = torch.randn(len(labels), CLASSES, generator=generator, dtype=torch.float64)
+    transductive, inductive = column_means(logits), class_wise_column_means(logits, labels)
+    torch.testing.assert_close(inductive, transductive, rtol=1e-12, atol=0)
+    for tau in (0.5, 1.0, 2.0):
+        one, other = rebalance(logits, transductive, tau), rebalance(logits, inductive, tau)
+        assert torch.equal(one.argmax(dim=1), other.argmax(dim=1))
+
+
+def test_one_image_alone_is_classified_as_within_a_batch() -> None:
+    logits, _ = random_logits()
+    means = class_wise_column_means(*random_logits(count=90, seed=2))
+    whole = rebalance(logits, means, 1.0)
+    for i in range(0, len(logits), 7):
+        torch.testing.assert_close(rebalance(logits[i : i + 1], means, 1.0)[0], whole[i])
+    # The transductive form cannot do that: over one image its means are its own probabilities, and all scores equal.
+    alone = rebalance(logits[:1], column_means(logits[:1]), 1.0)
+    torch.testing.assert_close(alone, torch.zeros_like(alone), atol=1e-12, rtol=0)
+
+
+def test_rebalancing_evens_out_the_predictions() -> None:
+    logits, _ = random_logits(count=800)
+    logits = logits + torch.linspace(2, -2, CLASSES, dtype=torch.float64)
+    before, after = logits.log_softmax(dim=1), rebalance(logits, column_means(logits), 1.0)
+    counts = [torch.bincount(scores.argmax(dim=1), minlength=CLASSES).double().std() for scores in (before, after)]
+    assert counts[1] < counts[0] / 2
+
+
+def test_a_probability_that_is_nearly_zero_stays_finite() -> None:
+    logits = torch.tensor([[0.0, -600.0], [1.0, -500.0]])
+    scores = rebalance(logits, column_means(logits), 1.0)
+    assert scores.isfinite().all()
+
+
+# Temperature
+
+
+def calibrated_logits(count: int = 6000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits whose softmax is the distribution that the labels were drawn from."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 1.5 * torch.randn(count, CLASSES, generator=generator, dtype=torch.float64)
+    return logits, torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0, 40.0])
+def test_a_known_temperature_is_found(temperature: float) -> None:
+    logits, labels = calibrated_logits()
+    base = fit_temperature(logits, labels)
+    assert base == pytest.approx(1.0, abs=0.06)
+    assert fit_temperature(temperature * logits, labels) == pytest.approx(temperature * base, rel=1e-6)
+    assert fit_temperature((temperature * logits).float(), labels) == pytest.approx(temperature * base, rel=1e-4)
+
+
+def test_the_temperature_is_the_minimum_of_the_class_balanced_loss() -> None:
+    logits, labels = random_logits()
+    labels = torch.cat([labels, torch.zeros(300, dtype=torch.int64)])  # class 0 outweighs the others by far
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.cat([logits, 4 * torch.randn(300, CLASSES, generator=generator, dtype=torch.float64)])
+    found = fit_temperature(logits, labels)
+    assert found is not None
+
+    def loss(temperature: float) -> float:
+        each = torch.nn.functional.cross_entropy(logits / temperature, labels, reduction="none")
+        return float(torch.stack([each[labels == k].mean() for k in range(CLASSES)]).mean())
+
+    assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
+    # Every image of a class counted three times leaves it as it is.
+    repeated = torch.arange(len(labels)).repeat_interleave(torch.where(labels == 0, 3, 1))
+    assert fit_temperature(logits[repeated], labels[repeated]) == pytest.approx(found, rel=1e-9)
+
+
+def test_no_temperature_is_best_where_all_are_right_or_the_logits_mislead() -> None:
+    labels = torch.arange(30) % CLASSES
+    right = torch.nn.functional.one_hot(labels, CLASSES).double()
+    assert fit_temperature(3 * right, labels) is None
+    assert fit_temperature(-3 * right, labels) is None
+    assert fit_temperature(torch.zeros(30, CLASSES), labels) is None
+    wrong = right.clone()
+    wrong[0] = right[1]
+    assert fit_temperature(3 * wrong, labels) is not None
+
+
+def test_a_fitted_temperature_lowers_the_calibration_error() -> None:
+    logits, labels = calibrated_logits()
+    flat = 0.05 * logits
+    temperature = fit_temperature(flat, labels)
+    assert temperature is not None and temperature < 0.1
+    assert calibration_error(flat / temperature, labels) < 3 < calibration_error(flat, labels)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_commands import Outcome, contents, folder_of, read, run, same, stage1, succeed, weights
 
+import main_stage2
 import utils.training
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,21 @@ VARIANTS: dict[str, tuple[str, tuple[object, ...], str]] = {
                        "stage2_los_epochs2_width4_finetune_epoch3_reinit_classifier_viewsfresh"),
     "released": ("main_stage2", ("--finetune_epoch", EPOCHS, "--protocol", "released"),
                  "stage2_los_epochs2_width4_finetune_epoch3_released"),
+    "gala stage 1": ("main_stage1", ("--epochs", EPOCHS, "--loss", "gala", "--gala_accumulation", "double"),
+                     "stage1_epochs3_width4_lossgala_gala_accumulationdouble"),
+    "gala": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "gala", "--views", 2),
+             "stage2_gala_epochs2_width4_finetune_epoch3_views2"),
+    "gcl": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "gcl", "--views", 2),
+            "stage2_gcl_epochs2_width4_finetune_epoch3_views2"),
+    "class_balanced": ("main_stage2", ("--finetune_epoch", EPOCHS, "--sampler", "class_balanced", "--views", 2),
+                       "stage2_los_epochs2_width4_finetune_epoch3_samplerclass_balanced_views2"),
+    "progressive": ("main_stage2", ("--finetune_epoch", EPOCHS, "--sampler", "progressive", "--views", 2),
+                    "stage2_los_epochs2_width4_finetune_epoch3_samplerprogressive_views2"),
+    "wb": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "wb", "--views", 2),
+           "stage2_wb_epochs2_width4_finetune_epoch3_views2"),
+    "late loss": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "ldam_drw", "--max_margin", 0.3,
+                                  "--views", 2),
+                  "stage2_ldam_drw_epochs2_width4_finetune_epoch3_max_margin0.3_views2"),
 }  # fmt: skip
 
 
@@ -76,6 +92,9 @@ def assert_same_run(left: Path, right: Path) -> None:
         mine, its = (torch.load(folder / name, weights_only=True) for folder in (left, right))
         assert mine["epoch"] == its["epoch"]
         assert same(mine["model"], its["model"])
+        if name == "last.pth":
+            assert same(mine["loss"], its["loss"])  # what GALA has gathered
+            assert mine["temperature"] == its["temperature"]
     logs = [pd.read_csv(folder / "log.csv").drop(columns=["seconds", "images_per_second"]) for folder in (left, right)]
     pd.testing.assert_frame_equal(*logs, check_exact=True)
     mine, its = (without_clocks(read(folder / "metrics.json")) for folder in (left, right))
@@ -111,6 +130,9 @@ STOPS = [
     *((variant, 2, "before last.pth") for variant in ("mixup", "honest", "released")),
     ("stage 1", 1, "before best.pth"), ("honest", 3, "log.csv"), ("released", 3, "log.csv"),
     ("holdout", 1, "log.csv"), ("holdout", 2, "log.csv"), ("new classifier", 1, "log.csv"),
+    *((variant, epoch, "log.csv") for variant in ("gala stage 1", "gala", "gcl") for epoch in (1, 2)),
+    ("gala stage 1", 3, "before last.pth"), ("gcl", 2, "before last.pth"),
+    *((variant, 2, "log.csv") for variant in ("class_balanced", "progressive", "wb", "late loss")),
 ]  # fmt: skip
 
 
@@ -132,6 +154,85 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     resumed = succeed(script, *arguments, "--resume")
     assert (f"after epoch {finished} of {EPOCHS}" in resumed.out) == (finished > 0)
     assert_same_run(folder, whole[variant])
+
+
+@pytest.mark.parametrize("variant", ["gala stage 1", "gala"])
+def test_what_gala_has_gathered_is_in_the_checkpoint(variant: str, whole: dict[str, Path]) -> None:
+    gathered = torch.load(whole[variant] / "last.pth", weights_only=True)["loss"]
+    theta = [value for name, value in gathered.items() if name.endswith("theta")]
+    sums = [value for name, value in gathered.items() if name.endswith("theta_sum")]
+    assert theta and all(bool((value > 0).all()) for value in theta)
+    assert all(torch.equal(a, b) != (variant == "gala stage 1") for a, b in zip(theta, sums, strict=True))
+
+
+def test_an_interrupted_gala_does_not_start_its_statistics_anew(start: Path, tmp_path: Path) -> None:
+    script, arguments = command("gala", start, tmp_path)
+    interrupt(script, arguments, 2, "log.csv")
+    last = folder_of(tmp_path, VARIANTS["gala"][2]) / "last.pth"
+    before = torch.load(last, weights_only=True)["loss"]
+    succeed(script, *arguments, "--resume")
+    after = torch.load(last, weights_only=True)["loss"]
+    assert before and all(bool((after[name] > value).all()) for name, value in before.items())
+
+
+# --reuse
+
+
+@pytest.mark.parametrize("variant", ["stage 1", "honest"])
+def test_reuse_takes_a_finished_run_as_it_is(variant: str, start: Path, whole: dict[str, Path], tmp_path: Path) -> None:
+    script, arguments = command(variant, start, tmp_path)
+    folder = folder_of(tmp_path, VARIANTS[variant][2])
+    shutil.copytree(whole[variant], folder)
+    before = contents(tmp_path)
+    outcome = succeed(script, *arguments, "--reuse")
+    assert contents(tmp_path) == before
+    assert f"using the finished run {folder}" in outcome.out and "epoch " not in outcome.out
+
+
+def test_reuse_returns_the_metrics_of_the_finished_run(whole: dict[str, Path], start: Path) -> None:
+    script, arguments = command("honest", start, whole["honest"].parents[2])
+    found = main_stage2.main([*map(str, arguments), "--reuse"])
+    assert script == "main_stage2" and found == read(whole["honest"] / "metrics.json")
+
+
+@pytest.mark.parametrize("variant", ["stage 1", "honest", "gala"])
+def test_reuse_goes_on_with_an_interrupted_run(
+    variant: str, start: Path, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    script, arguments = command(variant, start, tmp_path)
+    interrupt(script, [*arguments, "--reuse"], 2, "log.csv")
+    assert f"after epoch 2 of {EPOCHS}" in succeed(script, *arguments, "--reuse").out
+    assert_same_run(folder_of(tmp_path, VARIANTS[variant][2]), whole[variant])
+
+
+def test_reuse_begins_a_missing_run(start: Path, whole: dict[str, Path], tmp_path: Path) -> None:
+    script, arguments = command("honest", start, tmp_path)
+    succeed(script, *arguments, "--reuse")
+    assert_same_run(folder_of(tmp_path, VARIANTS["honest"][2]), whole["honest"])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_reuse_with_other_settings_is_refused(
+    finished: bool, start: Path, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    script, arguments = command("honest", start, tmp_path)
+    if finished:
+        shutil.copytree(whole["honest"], folder_of(tmp_path, VARIANTS["honest"][2]))
+    else:
+        interrupt(script, arguments, 1, "log.csv")
+    before = contents(tmp_path)
+    outcome = run(script, *arguments, "--eval_every", 3, "--reuse")
+    assert outcome.status == 2 and "--eval_every 1 there, 3 now" in outcome.err and outcome.err.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("other", ["--resume", "--overwrite"])
+@pytest.mark.parametrize("script", ["main_stage1", "main_stage2"])
+def test_reuse_excludes_resume_and_overwrite(script: str, other: str, tmp_path: Path) -> None:
+    outcome = run(script, "--dataset", "digits", "--out", tmp_path, "--reuse", other)
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert all(flag in outcome.err for flag in ("--resume", "--overwrite", "--reuse"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_may_be_interrupted_again_and_again(start: Path, whole: dict[str, Path], tmp_path: Path) -> None:
@@ -245,7 +346,7 @@ def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeyp
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("utils.evaluation.per_class_table", stop)
+    monkeypatch.setattr("utils.printing.per_class_table", stop)
     outcome = run("evaluate", "--pretrained_pth", start)
     assert outcome.status == 130
     assert "--resume" not in outcome.err

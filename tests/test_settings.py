@@ -1,4 +1,8 @@
-"""No dead setting: each one is read, by the scripts that say so; presets and protocols name settings that exist."""
+"""No dead setting: each one is read, by the scripts that say so; presets and protocols name settings that exist.
+
+A hyper-parameter of losses and heads counts as read where it has a value, which it has for the methods that own it;
+test_recipes.py says that another value has an effect.
+"""
 
 import ast
 import dataclasses
@@ -12,18 +16,42 @@ import pytest
 import torch
 from test_commands import ROOT, SCRIPTS, folder_of, run, stage1, stage2, succeed
 
+import utils.runs
 import utils.setup
 from datasets import DATASETS
+from losses import loss_parameters
 from models import build_model
-from utils.config import EVERYWHERE, FIELDS, PRESETS, PROTOCOL_SWITCHES, PROTOCOLS, Settings
+from utils.config import (
+    EVERYWHERE,
+    FIELDS,
+    LOSS_PRESETS,
+    PARAMETERS,
+    PRESETS,
+    PROTOCOL_SWITCHES,
+    PROTOCOLS,
+    STAGE1_LOSSES,
+    Settings,
+)
+from utils.runs import describe
 
 ROOMS = ("utils", "datasets", "models", "losses")
 SOURCES = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))]
 
 
+def recorded(node: ast.Subscript) -> list[str]:
+    """The setting that `settings["NAME"]` names."""
+    of_settings = isinstance(node.value, ast.Name) and node.value.id == "settings"
+    return [node.slice.value] if of_settings and isinstance(node.slice, ast.Constant) else []
+
+
 def reads(tree: ast.AST) -> Iterator[str]:
-    """The settings that a module reads: as `settings.NAME`, or from a tuple or list of nothing but their names."""
+    """The settings that a module reads: as `settings.NAME`, as `settings["NAME"]` of a run's record, from a tuple or
+    list of nothing but their names, or from the list of all hyper-parameters."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id == "PARAMETERS":
+            yield from PARAMETERS
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            yield from recorded(node)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             owner = node.value
             name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
@@ -49,14 +77,20 @@ def test_nothing_reads_a_setting_that_does_not_exist() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "settings":
                 assert node.attr in FIELDS, f"{path.name}:{node.lineno}: settings.{node.attr}"
+            if isinstance(node, ast.Subscript):
+                assert set(recorded(node)) <= set(FIELDS), f"{path.name}:{node.lineno}"
 
 
 # Where reading a setting does not make a script depend on it: naming a folder, checking a domain, filling in defaults,
 # handing values on, quoting a command.
 NOT_A_USE = {
     "stage1_tags", "stage2_tags", "_command_for", "adopt_checkpoint", "check_domains", "fill_stage_values",
-    "parse_command", "replace", "asdict", "_asdict_inner", "describe",
+    "parse_command", "replace", "asdict", "_asdict_inner", "describe", "given_parameters", "_refuse_other_settings",
 }  # fmt: skip
+
+
+# Hyper-parameters that stage 1 knows only in order to refuse them.
+NO_LOSS = set(PARAMETERS) - {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
 
 
 class Spy:
@@ -67,9 +101,20 @@ class Spy:
         self.checked: set[str] = set()
 
     def __call__(self, settings: Settings, name: str) -> Any:
-        if name in FIELDS:
+        value = object.__getattribute__(settings, name)
+        if name in FIELDS and (name not in PARAMETERS or value is not None):
             self.note(name, sys._getframe(1))
-        return object.__getattribute__(settings, name)
+        return value
+
+    def recording(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of config.json with settings that note who reads them."""
+
+        class Record(dict[str, Any]):
+            def __getitem__(record, name: str) -> Any:
+                self.note(name, sys._getframe(1))
+                return super().__getitem__(name)
+
+        return {**config, "settings": Record(config["settings"])}
 
     def note(self, name: str, frame: FrameType | None) -> None:
         while frame is not None:
@@ -91,12 +136,16 @@ def spies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spy]:
     plain = out / "plain.pth"
     torch.save(build_model("resnet8", 10, width=2).state_dict(), plain)
     small = ("--dataset", "digits", "--width", 2, "--out", out)
+    losses = ("focal", "cb_ce", "reweighted_ce", "logit_adjust", "las", "gala")
+    methods = ("focal", "cb_ce", "vs", "las", "gcl", "ldam", "gala", "marc", "tau_norm")
     lines: list[tuple[str, tuple[object, ...]]] = [
         ("main_stage1", (*small, "--epochs", 1)),
         ("main_stage1", (*small, "--epochs", 1, "--resume")),
+        *(("main_stage1", (*small, "--epochs", 1, "--loss", loss, "--out", out / loss)) for loss in losses),
         ("main_stage2", (*small, "--finetune_epoch", 1)),
         ("main_stage2", (*small, "--finetune_epoch", 1, "--protocol", "released")),
         ("main_stage2", (*small, "--finetune_epoch", 1, "--pretrained_pth", plain, "--method", "ce")),
+        *(("main_stage2", (*small, "--finetune_epoch", 1, "--pretrained_pth", plain, "--method", m)) for m in methods),
         ("evaluate", (*small, "--cur_stage", "stage1")),
         ("evaluate", (*small, "--cur_stage", "stage2", "--method", "ce")),
         ("evaluate", ("--dataset", "digits", "--width", 2, "--pretrained_pth", plain, "--json", out / "report.json")),
@@ -107,8 +156,12 @@ def spies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spy]:
         def reading(settings: Settings, name: str, spy: Spy = found[script]) -> Any:
             return spy(settings, name)
 
+        def describing(*given: Any, spy: Spy = found[script], **named: Any) -> dict[str, Any]:
+            return spy.recording(describe(*given, **named))
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Settings, "__getattribute__", reading, raising=False)
+            patch.setattr(utils.runs, "describe", describing)
             succeed(script, *arguments)
     return found
 
@@ -116,7 +169,14 @@ def spies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spy]:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_setting_that_claims_to_be_used_by_a_script_is(script: str, spies: dict[str, Spy]) -> None:
     claimed = {name for name, field in FIELDS.items() if script in field.metadata["used_by"]}
-    assert claimed - spies[script].used - spies[script].checked == set()
+    assert claimed - spies[script].used - spies[script].checked == (NO_LOSS if script == "main_stage1" else set())
+
+
+def test_a_parameter_that_no_loss_of_stage_1_has_is_refused_there(tmp_path: Path) -> None:
+    assert {"max_margin", "noise", "scale"} == NO_LOSS
+    for name in NO_LOSS:
+        outcome = run("main_stage1", "--dataset", "digits", "--out", tmp_path, f"--{name}", 0.5)
+        assert outcome.status == 2 and "it belongs to no loss of stage 1" in outcome.err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -135,7 +195,8 @@ def test_every_setting_is_used_by_a_known_script() -> None:
 
 def test_presets_and_protocols_name_settings_that_exist() -> None:
     assert list(PRESETS) == list(DATASETS)
-    for preset in PRESETS.values():
+    assert all(dataset in DATASETS and loss in STAGE1_LOSSES for dataset, loss in LOSS_PRESETS)
+    for preset in (*PRESETS.values(), *LOSS_PRESETS.values()):
         assert set(preset) <= set(FIELDS)
         assert not set(preset) & {"dataset", "protocol", *PROTOCOL_SWITCHES}
     assert set(PROTOCOL_SWITCHES) <= set(FIELDS)
@@ -145,7 +206,8 @@ def test_presets_and_protocols_name_settings_that_exist() -> None:
 
 
 def test_presets_hold_values_in_their_domain() -> None:
-    for dataset, preset in PRESETS.items():
+    presets = [*PRESETS.items(), *((dataset, preset) for (dataset, _), preset in LOSS_PRESETS.items())]
+    for dataset, preset in presets:
         settings = Settings(**preset, dataset=dataset)
         utils.config.check_domains(dataclasses.replace(settings, device="cpu"))
 

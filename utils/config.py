@@ -209,7 +209,11 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "released": {"start": "best", "bn_mode": "train", "views": "fresh"},
 }
 PROTOCOL_SWITCHES = ("start", "bn_mode", "views")
-TRAINED_ONLY = ("finetune_epoch", "finetune_lr", "finetune_wd", "momentum", "nesterov")
+# What has no effect in stage 2 where the classifier is computed from plain features instead of trained.
+TRAINED_ONLY = (
+    "finetune_epoch", "finetune_lr", "finetune_wd", "momentum", "nesterov", "batch_size", "views", "bn_mode",
+    "eval_every", "sampler", "max_norm", "reinit_classifier",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     if given.get("subset") != "shuffle":
         unused.add("subset_seed")
     if script == STAGE2 and not find_recipe(given.get("method", FIELDS["method"].default)).trains:
-        unused |= {"sampler", "max_norm", "reinit_classifier", *TRAINED_ONLY} & set(given)
+        unused |= set(TRAINED_ONLY) & set(given)
     used = {name: value for name, value in given.items() if name not in unused}
     settings = Settings(**{**values, **used, "dataset": dataset})
     if settings.seed is None:

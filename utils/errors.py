@@ -8,6 +8,10 @@ class UserError(Exception):
     """What is wrong and what to do about it, in one line."""
 
 
+class DivergedError(UserError):
+    """A training whose loss or logits stopped being finite: of many in a table, the others can go on."""
+
+
 def run_command(command: Callable[[], object], interrupted: str = "") -> None:
     """Run a script's `main` and turn what a user can cause into an exit status.
 

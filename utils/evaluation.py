@@ -1,18 +1,16 @@
-"""What is reported of a model: the test set plain and flip-averaged, LoMa and RSD, calibration, re-balanced
-predictions, and the printed tables."""
+"""What is measured of a model: the test set plain and flip-averaged, LoMa and RSD, calibration, re-balanced
+predictions. `utils.printing` shows it."""
 
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from datasets.device import DeviceImages
 from datasets.long_tail import LongTailedData
-from utils.errors import UserError
+from utils.errors import DivergedError
 from utils.metrics import (
-    SHOTS,
     calibration_error,
     class_balanced_accuracy,
     class_wise_column_means,
@@ -27,11 +25,11 @@ from utils.metrics import (
 # Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored.
 FeaturesOf = Callable[[str, bool], Tensor]
 Images = dict[str, DeviceImages]
-HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
 
 
 class LogitsOf:
-    """Logits (N, K) of a split, of its images as they are or mirrored; each pass through the network is made once.
+    """Logits (N, K) of a split, of its images as they are or mirrored; each pass is made once, so that one of
+    these serves one state of the weights.
 
     The classifier runs in full precision whatever the network runs in: rounded to bf16, logits tie.
     """
@@ -40,6 +38,7 @@ class LogitsOf:
         self.features_of = features_of
         self.classifier = classifier
         self._features: dict[tuple[str, bool], Tensor] = {}
+        self._logits: dict[tuple[str, bool], Tensor] = {}
 
     def features(self, split: str, mirrored: bool = False) -> Tensor:
         """Return the features (N, d) that the logits are computed from."""
@@ -49,7 +48,9 @@ class LogitsOf:
 
     @torch.no_grad()
     def __call__(self, split: str, mirrored: bool = False) -> Tensor:
-        return self.classifier(self.features(split, mirrored))
+        if (split, mirrored) not in self._logits:
+            self._logits[split, mirrored] = self.classifier(self.features(split, mirrored))
+        return self._logits[split, mirrored]
 
 
 def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> dict[str, Any]:
@@ -57,13 +58,15 @@ def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> 
 
     `flip` is None for a data set whose mirrored images show something else.
     """
-    logits = test_logits(logits_of, data)
+    logits = logits_by_way(logits_of, data)
     if not bool(logits["plain"].isfinite().all()):
-        raise UserError("the network's logits on the test images are not finite: its weights are damaged or diverged")
+        raise DivergedError(
+            "the network's logits on the test images are not finite: its weights are damaged or diverged"
+        )
     return report_ways(logits, images, data)
 
 
-def test_logits(logits_of: LogitsOf, data: LongTailedData) -> dict[str, Tensor]:
+def logits_by_way(logits_of: LogitsOf, data: LongTailedData) -> dict[str, Tensor]:
     """Return the test logits (N, K) `plain` and, where mirrored images show the same, `flip`-averaged."""
     logits = {"plain": logits_of("test")}
     if data.augmentation.mirror:
@@ -109,15 +112,19 @@ def held_out_temperature(logits_of: LogitsOf, images: Images) -> float | None:
 
 
 def calibration_report(
-    logits_of: LogitsOf, images: Images, data: LongTailedData, given: float | None = None
+    logits_of: LogitsOf,
+    images: Images,
+    data: LongTailedData,
+    given: float | None = None,
+    source: str = "given",
 ) -> dict[str, Any] | None:
-    """Return the temperature, `given` or fitted on held-out images, and the calibration error in percent on the test
-    images, before and after; None where there is no temperature."""
+    """Return the temperature, `given` from some `source` or fitted on held-out images, and the calibration error in
+    percent on the test images, before and after; None where there is no temperature."""
     temperature = held_out_temperature(logits_of, images) if given is None else given
     if temperature is None:
         return None
-    report: dict[str, Any] = {"temperature": temperature, "source": "held-out images" if given is None else "given"}
-    for way, logits in test_logits(logits_of, data).items():
+    report: dict[str, Any] = {"temperature": temperature, "source": "held-out images" if given is None else source}
+    for way, logits in logits_by_way(logits_of, data).items():
         labels = images["test"].labels
         before, after = (calibration_error(logits / divisor, labels) for divisor in (1.0, temperature))
         report[way] = {"ece_before": before, "ece_after": after}
@@ -132,7 +139,7 @@ def rebalanced_report(logits_of: LogitsOf, images: Images, data: LongTailedData,
     that one image can be classified alone; None where none were held out. The scores are no calibrated probabilities:
     their calibration error is left out.
     """
-    logits = test_logits(logits_of, data)
+    logits = logits_by_way(logits_of, data)
     means = {"transductive": {way: column_means(values) for way, values in logits.items()}}
     if len(images["holdout"]):
         held_out = class_wise_column_means(logits_of("holdout"), images["holdout"].labels)
@@ -153,83 +160,3 @@ def holdout_report(logits_of: LogitsOf, images: Images) -> dict[str, Any] | None
         return None
     balanced = class_balanced_accuracy(logits_of("holdout"), images["holdout"].labels)
     return {"images": len(images["holdout"]), "class_balanced_accuracy": balanced}
-
-
-def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
-    """Return the table of all / many / medium / few, a row a checkpoint and test, the headline starred."""
-    headline = HEADLINE[protocol]
-    if not any(record["flip"] for record in records.values()):
-        headline = (headline[0], "plain")
-    rows = []
-    for name, record in records.items():
-        for way in ("plain", "flip"):
-            if record[way] is not None:
-                star = "*" if (name, way) == headline else ""
-                values = {key: record[way][key] for key in ("all", *SHOTS, "macro_f1", "ece")}
-                rows.append({"": star, "checkpoint": name, "epoch": record.get("epoch"), "test": way, **values})
-    table = pd.DataFrame(rows)
-    formatted = table.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
-    note = f"* the headline of the {protocol} protocol" if any(row[""] for row in rows) else ""
-    return "\n".join(part for part in (formatted, note) if part)
-
-
-def rebalanced_table(report: dict[str, Any]) -> str:
-    """Return the table of `rebalanced_report`, with what each of its forms supposes."""
-    notes = {
-        "transductive": "over the test images themselves, supposed balanced: not one image at a time",
-        "inductive": "over held-out images: one image at a time",
-    }
-    rows = [
-        {"re-balanced": form, "test": way, **{key: report[form][way][key] for key in ("all", *SHOTS, "macro_f1")},
-         "": notes[form]}
-        for form in notes if report[form] for way in ("plain", "flip") if report[form][way]
-    ]  # fmt: skip
-    formatted = pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
-    return f"{formatted}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g})"
-
-
-def logits_table(summary: dict[str, Any]) -> str:
-    """Return the table of `logits_summary`: LoMa and RSD over the classes, a row a split and reading."""
-    rows = []
-    for split, readings in summary.items():
-        for reading, values in readings.items():
-            row = {"logits": split, "reading": reading}
-            for name, label in (("loma", "LoMa"), ("rsd_true", "RSD true"), ("rsd_other", "RSD other")):
-                row |= {label: values[name]["mean"], f"{label} +-": values[name]["deviation"]}
-            rows.append({**row, "LoMa +-/mean": values["loma"]["variation"]})
-    return pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
-
-
-def calibration_line(report: dict[str, Any] | None) -> str:
-    """Return one line on calibration before and after the temperature."""
-    if report is None:
-        return (
-            "no temperature: it is fitted on held-out images (train both stages with --holdout, or give --temperature)"
-        )
-    plain = report["plain"]
-    return (
-        f"temperature {report['temperature']:.4g} ({report['source']}): calibration error {plain['ece_before']:.2f} "
-        f"before, {plain['ece_after']:.2f} after (plain test images)"
-    )
-
-
-def details(record: dict[str, Any]) -> str:
-    """Return what is printed below the accuracies: re-balanced predictions, logits, calibration."""
-    return "\n".join(
-        (
-            rebalanced_table(record["rebalanced"]), "", logits_table(record["logits_summary"]),
-            calibration_line(record["calibration"]),
-        )
-    )  # fmt: skip
-
-
-def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:
-    """Tabulate every class: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images)."""
-    columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
-    for name, record in records.items():
-        for way in ("plain", "flip"):
-            if record[way] is not None:
-                columns[f"{name} {way}"] = record[way]["per_class_accuracy"]
-        columns[f"{name} LoMa"] = record["logits"]["test"]["column"]["loma"]
-        columns[f"{name} RSD"] = record["logits"]["test"]["column"]["rsd_true"]
-    return pd.DataFrame(columns).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")

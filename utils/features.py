@@ -14,7 +14,7 @@ from utils.engine import predict
 from utils.errors import UserError
 from utils.evaluation import Images
 from utils.execution import Execution
-from utils.files import write_atomically
+from utils.files import make_folder, write_atomically
 
 # Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
 STAGE2_DRAWS = 1 << 32
@@ -75,7 +75,7 @@ class FrozenFeatures:
         if path is not None and path.exists():
             try:
                 stored = np.load(path, allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"{path} is damaged; delete it, and it is computed again") from error
             return torch.from_numpy(stored).to(self.execution.device)
         features = predict(
@@ -87,7 +87,7 @@ class FrozenFeatures:
             message=f"features of {name}",
         )
         if path is not None and keep:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_atomically(path, lambda file: np.save(file, features.cpu().numpy()))
         return features
 

@@ -55,6 +55,14 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, unless they are there; a `UserError` says why that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
+
+
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal sha256 of a file's content."""
     with open(path, "rb") as file:

@@ -98,6 +98,8 @@ def _train_bank(bench: Bench, plans: Sequence[Plan], after_epoch: AfterEpoch) ->
     bank = head_bank(heads)
     early, late = zip(*(build_losses(plan, bench.class_counts) for plan in plans), strict=True)
     losses = [loss_bank([loss.to(device) for loss in phase]) for phase in (early, late)]
+    if first.recipe.late_loss is None:
+        losses[1] = losses[0]  # one loss, which goes on with what it has gathered
     trained = [parameter for parameter in bank.parameters() if parameter.requires_grad]
     decay, rates = (
         torch.tensor(values, device=device) for values in zip(*((p.weight_decay, p.lr) for p in plans), strict=True)

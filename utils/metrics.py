@@ -148,7 +148,8 @@ def rebalance(logits: Tensor, means: Tensor, tau: float) -> Tensor:
     "norm_logits" of its code): transductive, and it supposes that the images are balanced. With the class-wise means of
     held-out images it is inductive: each image is classified on its own. On class-balanced images the two agree.
     """
-    return logits.double().log_softmax(dim=1) - tau * means.log()
+    tiny = torch.finfo(torch.float64).tiny  # a class whose every probability underflows is no infinite bonus
+    return logits.double().log_softmax(dim=1) - tau * means.clamp(min=tiny).log()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:

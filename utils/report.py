@@ -5,21 +5,19 @@ from typing import Any
 from datasets.long_tail import LongTailedData
 from models.resnet import ResNet
 from utils.evaluation import (
-    HEADLINE,
     FeaturesOf,
     Images,
     LogitsOf,
     calibration_report,
-    details,
     holdout_report,
     logits_report,
     logits_summary,
     rebalanced_report,
-    report_table,
 )
 from utils.files import write_json
 from utils.metrics import feature_variance_ratio, finite_or_none
 from utils.plots import draw_plots
+from utils.printing import HEADLINE, details, report_table
 from utils.runs import Run
 from utils.training import History
 

@@ -15,7 +15,7 @@ from datasets.long_tail import LongTailedData
 from models.resnet import ResNet
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from utils.engine import EpochResult
-from utils.errors import UserError
+from utils.errors import DivergedError, UserError
 from utils.evaluation import FeaturesOf, Images, LogitsOf, evaluate_test, held_out_temperature, selection_score
 from utils.files import write_json, write_text
 from utils.metrics import SHOTS
@@ -89,8 +89,11 @@ def fit(
                 history.best = record
                 save_checkpoint(run.best, common)
         state = {"optimizer": optimizer.state_dict(), "loss": loss_function.state_dict(), "history": asdict(history)}
-        temperature = held_out_temperature(logits_of, images) if epoch == epochs else None
-        save_checkpoint(run.last, {**common, **state, "temperature": temperature})
+        temperature, source = run.config["settings"].get("temperature"), "given"
+        if epoch == epochs and temperature is None:
+            temperature, source = held_out_temperature(logits_of, images), "held-out images"
+        calibration = {"temperature": temperature, "temperature_source": source}
+        save_checkpoint(run.last, {**common, **state, **calibration})
         write_log(run, history)
 
     started = time.perf_counter()
@@ -104,7 +107,7 @@ def fit(
         seconds = time.perf_counter() - epoch_started
         if result.diverged_at:
             kept = f"{run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
-            raise UserError(
+            raise DivergedError(
                 f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a "
                 "lower learning rate"
             )

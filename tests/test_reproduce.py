@@ -1,0 +1,530 @@
+"""`reproduce.py` as a person types it: tables made, kept and gone on with, numbers chosen, and what is refused."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_commands import EXPERIMENT, Outcome, contents, read, run, stage1
+from torch import Tensor, nn
+
+import tables.request
+import tables.rows
+import tables.selection
+import tables.unified
+import utils.head_training
+from datasets.long_tail import LongTailedData
+from tables.request import SPLITS
+from tables.selection import trials
+from utils.recipes import RECIPES, TRIALS
+from utils.retraining import Plan, build_losses
+from utils.setup import device_images
+
+SMALL = ("--epochs", 6, "--width", 4)
+NAME = f"unified_{EXPERIMENT}w4"
+GROUPS = ("all", "many", "medium", "few")
+Trainer = Callable[..., list[Any]]
+
+
+def table(out: Path, name: str, *arguments: object, plots: bool = False) -> Outcome:
+    """Run a table on the digits, with runs in `out` and results in its `results`; figures only on request."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not plots:
+            patch.setattr(tables.request, "save_figure", lambda *_: None)
+        flags = ("--dataset", "digits", *SMALL, "--out", out, "--results", out / "results")
+        return run("reproduce", name, *flags, *arguments)
+
+
+def make(out: Path, name: str, *arguments: object, plots: bool = False) -> Outcome:
+    """Run a table that must end with status 0."""
+    outcome = table(out, name, *arguments, plots=plots)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def refused(outcome: Outcome, *words: str) -> bool:
+    """Tell whether a command ended with status 2 and its last line, an error, has all the words."""
+    last = outcome.err.strip().splitlines()[-1] if outcome.err.strip() else ""
+    return outcome.status == 2 and last.startswith("error: ") and all(word in last for word in words)
+
+
+def rows_of(out: Path, name: str = NAME) -> pd.DataFrame:
+    return pd.read_csv(out / "results" / f"{name}.csv")
+
+
+def numbers(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a table says of its rows, without what made them."""
+    return rows.drop(columns=["command", "git_revision"])
+
+
+def stage1_of(out: Path, seed: int = 0, holdout: str = "") -> Path:
+    return out / EXPERIMENT / f"seed{seed}" / f"stage1_epochs6{holdout}_width4"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stage 1s with and without held-out images; not to be changed."""
+    out = tmp_path_factory.mktemp("source")
+    for seed in SPLITS:
+        stage1(out, *SMALL, "--seed", seed, "--holdout", 0.2)
+    for seed in (0, 1):
+        stage1(out, *SMALL, "--seed", seed)
+    return out
+
+
+@pytest.fixture
+def out(source: Path, tmp_path: Path) -> Path:
+    """A copy of `source` that a test may change."""
+    return Path(shutil.copytree(source, tmp_path / "out"))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods that tables train or compute, in order; a test may clear it."""
+    seen: list[str] = []
+
+    def noting(original: Trainer) -> Trainer:
+        def train_heads(bench: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
+            seen.extend(plan.method for plan in plans)
+            return original(bench, plans, *rest)
+
+        return train_heads
+
+    for module in (tables.rows, tables.selection):
+        monkeypatch.setattr(module, "train_heads", noting(module.train_heads))
+    return seen
+
+
+@pytest.fixture
+def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a selection try two learning rates (or values of a parameter) for one epoch."""
+    monkeypatch.setattr(tables.selection, "TUNED_EPOCHS", (1,))
+    for name, recipe in RECIPES.items():
+        if recipe.tuned is not None:
+            monkeypatch.setitem(RECIPES, name, replace(recipe, tuned=(recipe.tuned[0], recipe.tuned[1][:2])))
+    monkeypatch.setattr(tables.selection, "TWELVE_LRS", (5e-3, 0.5))
+    monkeypatch.setattr(tables.selection, "FOUR_LRS", (5e-3,))
+
+
+# The unified table
+
+
+def test_unified_writes_its_files_and_prints_what_it_measured(out: Path) -> None:
+    outcome = make(out, "unified", "--methods", "ce", "tau_norm", plots=True)
+    made = {path.name for path in (out / "results").iterdir()}
+    assert made == {f"{NAME}.csv", f"{NAME}.md", f"{NAME}.png", f"{NAME}_logits.png"}
+    for name in (NAME, f"{NAME}_logits"):
+        pixels = matplotlib.image.imread(out / "results" / f"{name}.png")
+        assert pixels.shape[0] > 100 and pixels.std() > 0.01
+    rows = rows_of(out)
+    assert rows["method"].tolist() == ["ce", "tau_norm"]
+    assert rows["budget"].tolist() == ["shared", "shared"]
+    markdown = (out / "results" / f"{NAME}.md").read_text()
+    for _, row in rows.iterrows():
+        shown = " / ".join(f"{row[f'last_plain_{group}']:.1f}" for group in GROUPS)
+        assert shown in outcome.out and shown in markdown
+    wanted = ["loma_mean", "loma_deviation", "rsd_true_mean", "last_plain_macro_f1", "last_plain_ece", "train_seconds"]
+    assert rows[wanted].notna().all(axis=None)
+    assert rows[["command", "device", "torch", "stage1_sha256", "citation"]].notna().all(axis=None)
+
+
+def test_rows_are_what_their_commands_report(out: Path, tmp_path: Path) -> None:
+    make(out, "unified", "--methods", "los", "ldam_drw", "crt", "wb", "lws", "tau_norm", "--seeds", 1)
+    for row in rows_of(out).to_dict("records"):
+        _, script, *words = shlex.split(row["command"])
+        assert script == "main_stage2.py"
+        words[words.index("--out") + 1] = str(tmp_path / "alone")
+        outcome = run("main_stage2", *words)
+        assert outcome.status == 0, outcome.err
+        folder = next((tmp_path / "alone").rglob(f"stage2_{row['method']}_*/metrics.json"))
+        metrics = read(folder)
+        for checkpoint in ("last", "best"):
+            for group in GROUPS:
+                there = metrics[checkpoint]["plain"][group]
+                assert row[f"{checkpoint}_plain_{group}"] == pytest.approx(there, abs=0.21), row["method"]  # an image
+        assert row["loma_mean"] == pytest.approx(np.mean(metrics["logits"]["test"]["column"]["loma"]), rel=1e-3)
+        assert row["seed"] == 1
+
+
+def test_a_second_start_trains_nothing_and_writes_the_same_table(out: Path, trained: list[str]) -> None:
+    methods = ("--methods", "ce", "los", "ncm")
+    make(out, "unified", *methods)
+    before = contents(out / "results")
+    assert sorted(trained) == ["ce", "los", "ncm"]
+    trained.clear()
+    make(out, "unified", *methods)
+    assert trained == []
+    assert contents(out / "results") == before
+
+
+def test_another_method_trains_alone(out: Path, trained: list[str]) -> None:
+    make(out, "unified", "--methods", "ce")
+    make(out, "unified", "--methods", "ce", "los")
+    assert trained == ["ce", "los"]
+    assert rows_of(out)["method"].tolist() == ["ce", "los"]
+
+
+def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("--methods", "tau_norm", "ce", "lws", "focal")  # four banks
+    whole = out.with_name("whole")
+    shutil.copytree(out, whole)
+    make(whole, "unified", *methods)
+    train = utils.head_training._train_bank
+
+    def stopping(bench: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
+        if plans[0].method == "lws":
+            raise KeyboardInterrupt
+        return train(bench, plans, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils.head_training, "_train_bank", stopping)
+        outcome = table(out, "unified", *methods)
+    assert outcome.status == 130
+    assert "interrupted: what was finished is kept" in outcome.err
+    assert not (out / "results" / f"{NAME}.csv").exists()
+    assert {path.name.rsplit("_", 1)[0] for path in (out / "tables").rglob("*.json")} == {"tau_norm", "ce"}
+    trained.clear()
+    make(out, "unified", *methods)
+    assert trained == ["lws", "focal"]
+    mine, wanted = (numbers(rows_of(folder)).drop(columns="train_seconds") for folder in (out, whole))
+    pd.testing.assert_frame_equal(mine.drop(columns="images_per_second"), wanted.drop(columns="images_per_second"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--seeds", 1), ("--views", 2), ("--batch_size", 16), ("--momentum", 0.5), ("--rebalance_tau", 0.5),
+        ("--temperature", 2), ("--imb_ratio", 10), ("--start", "best"),
+    ],
+    ids=lambda change: change[0],
+)  # fmt: skip
+def test_no_stale_row_serves_another_question(change: tuple[object, ...], out: Path, trained: list[str]) -> None:
+    make(out, "unified", "--methods", "ce")
+    named = ("--pretrained_pth", stage1_of(out)) if change[0] in ("--batch_size", "--momentum") else ()
+    trained.clear()
+    make(out, "unified", "--methods", "ce", *named, *change)
+    assert trained == ["ce"]
+
+
+def test_other_weights_in_the_same_place_are_another_stage_1(out: Path, trained: list[str]) -> None:
+    make(out, "unified", "--methods", "ce")
+    before = rows_of(out)
+    path = stage1_of(out) / "last.pth"
+    content = torch.load(path, weights_only=True)
+    content["model"]["fc.bias"] += torch.arange(10.0)
+    torch.save(content, path)
+    trained.clear()
+    make(out, "unified", "--methods", "ce")
+    assert trained == ["ce"]
+    after = rows_of(out)
+    assert before["stage1_sha256"].item() != after["stage1_sha256"].item()
+    assert before["last_plain_all"].item() != after["last_plain_all"].item()
+
+
+def test_two_seeds_give_mean_and_deviation(out: Path) -> None:
+    outcome = make(out, "unified", "--methods", "ce", "--seeds", 0, 1)
+    rows = rows_of(out)
+    assert rows["seed"].tolist() == [0, 1]
+    assert rows["stage1_sha256"].nunique() == 2
+    values = rows["last_plain_all"]
+    shown = f"{values.mean():.1f} ± {values.std():.1f}"
+    assert shown in outcome.out
+    assert shown in (out / "results" / f"{NAME}.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"metrics": null}'])
+def test_a_damaged_kept_row_is_said_in_one_line(content: str, out: Path) -> None:
+    make(out, "unified", "--methods", "ce")
+    path = next((out / "tables").rglob("ce_*.json"))
+    path.write_text(content)
+    assert refused(table(out, "unified", "--methods", "ce"), str(path))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_feature_file_is_said_in_one_line(share: float, out: Path) -> None:
+    make(out, "unified", "--methods", "ce")
+    path = next(path for path in (out / "features").rglob("train_*.npy") if "view" not in path.name)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert refused(table(out, "unified", "--methods", "ncm"), str(path), "damaged")
+
+
+def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(out, "unified", "--methods", "ce")
+
+    def computing(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr("utils.features.predict", computing)
+    make(out, "unified", "--methods", "los")
+    assert rows_of(out)["method"].tolist() == ["los"]
+
+
+@pytest.mark.parametrize("flags", [("--protocol", "released"), ("--bn_mode", "train"), ("--nesterov",)])
+def test_what_cached_features_cannot_serve_is_refused(flags: tuple[object, ...], out: Path) -> None:
+    """A row would say that it was made with these flags, and was not: batch statistics move, the bank has no such."""
+    outcome = table(out, "unified", "--methods", "ce", "--pretrained_pth", stage1_of(out), *flags)
+    assert refused(outcome, str(flags[0]))
+
+
+@pytest.mark.parametrize("flags", [("--methods", "ce", "ce"), ("--methods", "ce", "--seeds", 0, 0)])
+def test_what_is_asked_for_twice_is_no_repetition(flags: tuple[object, ...], out: Path) -> None:
+    outcome = table(out, "unified", *flags)
+    assert refused(outcome, "twice") or (outcome.status == 0 and "±" not in outcome.out)
+
+
+def test_repetitions_of_stage_2_alone_are_said_to_be_that(out: Path) -> None:
+    make(out, "unified", "--methods", "los", "--seeds", 0, 1, "--pretrained_pth", stage1_of(out))
+    markdown = (out / "results" / f"{NAME}.md").read_text()
+    assert "±" in markdown and "stage 2" in markdown
+
+
+def test_every_flag_of_a_table_does_something_or_is_refused(out: Path) -> None:
+    flags = {"delta": ("--methods", "ce"), "cifar": ("--methods", "ce"), "path": ("--select",)}
+    for name, unused in flags.items():
+        outcome = table(out, name, "--imb_ratio", 25, *unused)
+        assert refused(outcome, unused[0]) or f"not used by {name}" in outcome.err
+
+
+# A method that diverges
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
+    """Let the losses of `methods` be NaN."""
+
+    class NotANumber(nn.Module):
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return logits.mean() * torch.nan
+
+    def building(plan: Plan, class_counts: list[int]) -> tuple[nn.Module, nn.Module]:
+        return (NotANumber(), NotANumber()) if plan.method in methods else build_losses(plan, class_counts)
+
+    monkeypatch.setattr(utils.head_training, "build_losses", building)
+
+
+def test_a_method_that_diverges_stops_alone_and_is_shown(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "focal")
+    outcome = make(out, "unified", "--methods", "ce", "focal", "los", plots=True)
+    rows = rows_of(out).set_index("method")
+    assert rows["failure"].notna().to_dict() == {"ce": False, "focal": True, "los": False}
+    assert rows.loc["focal", "failure"] == "diverged at step 1 of epoch 1"
+    assert rows["last_plain_all"].notna().to_dict() == {"ce": True, "focal": False, "los": True}
+    for text in (outcome.out, (out / "results" / f"{NAME}.md").read_text()):
+        assert "diverged at step 1 of epoch 1" in text
+
+
+def test_a_table_in_which_everything_diverges_is_still_written(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "focal")
+    make(out, "unified", "--methods", "focal", plots=True)
+    assert rows_of(out)["failure"].tolist() == ["diverged at step 1 of epoch 1"]
+
+
+def test_a_learning_rate_that_is_too_large_stops_its_trials_alone(
+    out: Path, few_trials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables.selection, "TWELVE_LRS", (1e6, 5e-3))
+    spoil(monkeypatch, "focal")
+    make(out, "unified", "--select", "--methods", "ce", "focal")
+    chosen = pd.read_csv(out / "results" / f"{NAME}_selection.csv")
+    assert not chosen.loc[chosen["method"] == "focal", "chosen"].any()
+    assert chosen.loc[chosen["method"] == "focal", "mean"].isna().all()
+    assert chosen.loc[chosen["method"] == "ce", "chosen"].sum() == 1
+    rows = rows_of(out)
+    assert rows.loc[rows["budget"] == "selected", "method"].tolist() == ["ce"]
+
+
+# Choosing numbers
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_every_method_that_has_numbers_to_choose_has_as_many_trials(method: str) -> None:
+    found = trials(method)
+    assert len(set(found)) == len(found)
+    assert all(flags[:2] == ("--method", method) for flags in found)
+    recipe = RECIPES[method]
+    assert len(found) == (1 if not recipe.trains and recipe.tuned is None else TRIALS)
+
+
+def test_select_fills_the_second_column(out: Path, few_trials: None, trained: list[str]) -> None:
+    outcome = make(out, "unified", "--select", "--methods", "ce", "los", "tau_norm", "ncm")
+    path = out / "results" / f"{NAME}_selection.csv"
+    choices = pd.read_csv(path)
+    own = choices[~choices["method"].str.startswith("shared")]
+    assert own.groupby("method").size().to_dict() == {"ce": 2, "los": 2, "tau_norm": 2, "ncm": 1}
+    splits = own[[f"split{i}" for i in range(len(SPLITS))]]
+    np.testing.assert_allclose(own["mean"], splits.mean(axis=1), rtol=1e-4)
+    for _, tried in own.groupby("method"):
+        best = tried.index[tried["mean"] == tried["mean"].max()]
+        assert tried.index[tried["chosen"]].tolist() == [best[len(best) // 2]]
+    chosen = own[own["chosen"]].set_index("method")
+    rows = rows_of(out)
+    assert rows["budget"].tolist() == ["shared"] * 4 + ["selected"] * 4
+    for row in rows[rows["budget"] == "selected"].to_dict("records"):
+        assert row["flags"] == chosen.loc[row["method"], "flags"]
+        assert row["held_out_mean"] == pytest.approx(chosen.loc[row["method"], "mean"])
+    known = dict(zip(choices["flags"], choices["temperature"], strict=True))
+    np.testing.assert_allclose(rows["temperature"], [known[flags] for flags in rows["flags"]], rtol=1e-4)
+    assert rows["last_plain_ece_after"].notna().all()
+    assert "selected: last, plain" in outcome.out and "epoch 1, lr" in outcome.out
+
+    trained.clear()
+    before = contents(out / "results")
+    make(out, "unified", "--select", "--methods", "ce", "los", "tau_norm", "ncm")
+    assert trained == []
+    assert contents(out / "results") == before
+    make(out, "unified", "--methods", "ce", "los", "tau_norm", "ncm")
+    assert trained == []
+    assert contents(out / "results") == before | {
+        name: (out / "results" / name).read_bytes() for name in (f"{NAME}.csv", f"{NAME}.md")
+    }
+
+
+def test_a_method_that_cannot_be_tried_does_not_repeat_the_selection(
+    out: Path, few_trials: None, trained: list[str]
+) -> None:
+    methods = ("--methods", "ce", "lort")  # ten classes rule out all smoothings of lort
+    make(out, "unified", "--select", *methods)
+    trained.clear()
+    make(out, "unified", "--select", *methods)
+    assert trained == []
+
+
+def test_the_middle_of_equal_trials_is_chosen(out: Path, few_trials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.selection, "TWELVE_LRS", (5e-4, 5e-3, 5e-2))
+    monkeypatch.setattr(tables.selection, "score", lambda *_: 50.0)
+    make(out, "unified", "--select", "--methods", "ce", "tau_norm")
+    choices = pd.read_csv(out / "results" / f"{NAME}_selection.csv")
+    chosen = choices[choices["chosen"] & ~choices["method"].str.startswith("shared")]
+    assert chosen["flags"].tolist() == [" ".join(trials("ce")[1]), " ".join(trials("tau_norm")[1])]
+
+
+def test_selection_never_looks_at_test_images(out: Path, few_trials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = Path(shutil.copytree(out, out.with_name("blind")))
+    methods = ("--select", "--methods", "ce", "los", "tau_norm")
+    make(out, "unified", *methods)
+
+    def without_test(data: LongTailedData, *rest: Any) -> dict[str, Any]:
+        images = device_images(data, *rest)
+        return {name: split for name, split in images.items() if name != "test"} if len(data.holdout) else images
+
+    monkeypatch.setattr(tables.rows, "device_images", without_test)
+    make(blind, "unified", *methods)
+    left, right = (
+        pd.read_csv(folder / "results" / f"{NAME}_selection.csv").drop(columns="command") for folder in (out, blind)
+    )
+    pd.testing.assert_frame_equal(left, right)
+
+
+def test_select_refuses_a_stage_1_that_saw_the_images(out: Path, trained: list[str]) -> None:
+    outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", stage1_of(out))
+    assert refused(outcome, "was trained on all images", "--holdout")
+    assert trained == []
+    assert not list(out.glob("results/*"))
+
+
+@pytest.mark.parametrize("flags", [("--imb_ratio", 10), ("--network", "resnet20", "--epochs", 1)])
+def test_select_refuses_a_stage_1_of_another_kind(flags: tuple[object, ...], out: Path, trained: list[str]) -> None:
+    made = out.with_name("other")
+    stage1(made, *SMALL, "--holdout", 0.2, *flags)
+    other = next(made.rglob("last.pth")).parent
+    named = ("--pretrained_pth", stage1_of(out), "--holdout_pth", other)
+    arguments = ("--dataset", "digits", "--out", out, "--results", out / "results", "--methods", "ce", "--select")
+    outcome = run("reproduce", "unified", *arguments, *named)
+    assert refused(outcome, str(other), str(flags[0]))
+    assert trained == []
+
+
+def test_select_at_another_imbalance_chooses_on_splits_of_that_imbalance(out: Path, few_trials: None) -> None:
+    make(out, "unified", "--select", "--methods", "ce", "--imb_ratio", 10)
+    rows = rows_of(out, NAME.replace("IF25", "IF10"))
+    assert rows["budget"].tolist() == ["shared", "selected"]
+    assert rows["imb_ratio"].tolist() == [10, 10]
+
+
+# Bad input
+
+
+def test_an_unknown_table_lists_the_known_ones(tmp_path: Path) -> None:
+    outcome = run("reproduce", "everything")
+    assert refused(outcome, "'everything'", "unified", "cifar", "delta", "path", "gala", "ablation", "stress")
+
+
+@pytest.mark.parametrize("name", ["unified", "path", "stress"])
+def test_an_unknown_method_lists_the_known_ones_before_anything_runs(name: str, tmp_path: Path) -> None:
+    outcome = table(tmp_path, name, "--methods", "ce", "nothing", "--imb_ratio", 25)
+    assert refused(outcome, "'nothing'", "balanced_softmax")
+    assert not list(tmp_path.rglob("last.pth"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--seed", 1), ("--method", "ce"), ("--resume",), ("--overwrite",), ("--reuse",), ("--holdout", 0.2)],
+    ids=lambda flags: flags[0],
+)
+def test_flags_that_a_table_sets_are_refused(flags: tuple[object, ...], tmp_path: Path) -> None:
+    assert refused(table(tmp_path, "unified", *flags), str(flags[0]), "--seeds")
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_no_table_and_unknown_flags_are_refused(tmp_path: Path) -> None:
+    assert refused(run("reproduce"), "table")
+    assert refused(table(tmp_path, "unified", "--nothing", 1), "--nothing")
+    assert refused(table(tmp_path, "unified", "--seeds", "x"), "--seeds")
+
+
+def test_help_names_the_tables() -> None:
+    outcome = run("reproduce", "--help")
+    assert outcome.status == 0
+    for name in ("unified", "cifar", "delta", "path", "gala", "ablation", "stress", "imagenet_lt", "--select"):
+        assert name in outcome.out
+
+
+def test_a_missing_stage_1_file_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere.pth"
+    assert refused(table(tmp_path, "unified", "--pretrained_pth", missing), str(missing))
+
+
+def test_a_missing_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    places = ("--data_dir", tmp_path / "data", "--out", tmp_path / "out", "--results", tmp_path / "results")
+    outcome = run("reproduce", "unified", *places, "--network", "resnet20")
+    assert refused(outcome, str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("name", ["imagenet_lt", "inaturalist2018", "places_lt"])
+def test_a_data_set_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    assert refused(run("reproduce", name, "--out", tmp_path, "--results", tmp_path), name)
+
+
+def test_results_that_cannot_be_written_are_one_line_before_anything_runs(out: Path, trained: list[str]) -> None:
+    (out / "file").write_text("no folder")
+    outcome = table(out, "unified", "--methods", "ce", "--results", out / "file" / "results")
+    assert refused(outcome, str(out / "file"))
+    assert trained == []
+
+
+def test_a_damaged_selection_is_said_in_one_line(out: Path) -> None:
+    (out / "results").mkdir()
+    path = out / "results" / f"{NAME}_selection.csv"
+    for content in ("", "a,b\n1,2\n"):
+        path.write_text(content)
+        for flags in ((), ("--select",)):
+            assert refused(table(out, "unified", "--methods", "ce", *flags), str(path))
+
+
+def test_kept_rows_are_json_that_others_can_read(out: Path) -> None:
+    make(out, "unified", "--methods", "ce")
+    kept = json.loads(next((out / "tables").rglob("ce_*.json")).read_text())
+    assert kept["failure"] is None and kept["metrics"]["schema"] == 1
+    assert kept["config"]["method"] == "ce"

@@ -1,8 +1,6 @@
 """Losses, one file an idea, and the one function that builds them."""
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from inspect import Parameter, signature
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -16,9 +14,9 @@ from losses.label_aware_smoothing import LabelAwareSmoothing
 from losses.ldam import LDAM, WeightedLDAM
 from losses.logit_adjustment import LogitAdjustment
 from losses.los import ONE_HOT, Target
-from losses.parameters import check_parameter
 from losses.vector_scaling import VectorScaling
 from utils.errors import UserError
+from utils.parameters import check_counts, check_given, constructor_parameters, keyword_parameters
 
 # A constructor names what it wants: `class_counts`, `target`, and its hyper-parameters as keywords with their defaults.
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -48,16 +46,11 @@ def build_loss(
     `loss_parameters` tells which it has. Move the module to the device of the logits. What doesn't fit is refused with
     a `UserError`.
     """
-    wanted = _signature(name)
-    _check_counts(class_counts)
-    known = loss_parameters(name)
-    for parameter, value in parameters.items():
-        if parameter not in known:
-            has = ", ".join(f"--{own}" for own in known) or "no parameters"
-            raise UserError(f"the loss '{name}' has no parameter --{parameter}; it has {has}")
-        check_parameter(parameter, value)
+    wanted = constructor_parameters("loss", name, LOSSES)
+    check_counts(class_counts)
+    check_given("loss", name, parameters, loss_parameters(name))
     if target != ONE_HOT and "target" not in wanted:
-        soft = [other for other in LOSSES if "target" in _signature(other)]
+        soft = [other for other in LOSSES if "target" in constructor_parameters("loss", other, LOSSES)]
         raise UserError(f"the loss '{name}' takes no soft target; those that do: {', '.join(soft)}")
     shared = {key: value for key, value in (("class_counts", class_counts), ("target", target)) if key in wanted}
     return LOSSES[name](**shared, **parameters)
@@ -65,20 +58,4 @@ def build_loss(
 
 def loss_parameters(name: str) -> dict[str, float | str]:
     """Return the hyper-parameters of the loss `name` with their published defaults."""
-    own = _signature(name).values()
-    return {parameter.name: parameter.default for parameter in own if parameter.kind is Parameter.KEYWORD_ONLY}
-
-
-def _signature(name: str) -> Mapping[str, Parameter]:
-    if name not in LOSSES:
-        raise UserError(f"unknown loss '{name}'; known: {', '.join(LOSSES)}")
-    return signature(LOSSES[name]).parameters
-
-
-def _check_counts(class_counts: Sequence[int]) -> None:
-    try:
-        whole = [operator.index(count) for count in class_counts]
-    except TypeError:
-        raise UserError("class_counts must be whole numbers, the training images of each class") from None
-    if len(whole) < 2 or min(whole) < 1:
-        raise UserError("class_counts must name at least two classes and at least one training image of each")
+    return keyword_parameters("loss", name, LOSSES)

@@ -5,20 +5,14 @@ keys of a checkpoint stay `fc.weight` and `fc.bias`, followed by the head's own.
 `requires_grad=False`. Nothing in a forward pass depends on values, so heads of one kind can be stacked under `vmap`.
 """
 
-import inspect
-import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
-
-# The largest value of each parameter, far beyond any use. Norms of 0.001 to the power of 10 still fit into float32.
-LARGEST = {"scale": 1000.0, "tau": 10.0}
+from utils.parameters import check_counts, check_given, keyword_parameters
 
 
 def nonzero_norms(rows: Tensor) -> Tensor:
@@ -164,13 +158,13 @@ def build_head(name: str, linear: nn.Linear, **parameters: float | str) -> nn.Li
     `parameters` are the head's own; `head_parameters` tells which it has. Raises UserError for an unknown head, an
     unknown parameter or a value out of range.
     """
-    check_own("head", name, parameters, head_parameters(name))
+    check_given("head", name, parameters, head_parameters(name))
     return HEADS[name](linear, **parameters)
 
 
-def head_parameters(name: str) -> dict[str, float]:
+def head_parameters(name: str) -> dict[str, float | str]:
     """Return the parameters of the head `name` with their defaults. Raises UserError for an unknown one."""
-    return own_parameters("head", name, HEADS)
+    return keyword_parameters("head", name, HEADS)
 
 
 def tau_norm(
@@ -254,14 +248,15 @@ def build_closed_form(
     Raises UserError for an unknown name, an unknown parameter, a value out of range, and for class counts that are not
     K whole numbers of at least 1.
     """
-    check_own("closed form", name, parameters, closed_form_parameters(name))
-    check_counts(class_counts, linear.out_features)
+    check_given("closed form", name, parameters, closed_form_parameters(name))
+    counts = class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts
+    check_counts(counts, linear.out_features)
     return CLOSED_FORM[name](linear, features, labels, class_counts, **parameters)
 
 
-def closed_form_parameters(name: str) -> dict[str, float]:
+def closed_form_parameters(name: str) -> dict[str, float | str]:
     """Return the parameters of the closed form `name` with their defaults. Raises UserError for an unknown one."""
-    return own_parameters("closed form", name, CLOSED_FORM)
+    return keyword_parameters("closed form", name, CLOSED_FORM)
 
 
 def max_norm_threshold(weight: Tensor, share: float = 0.1) -> Tensor:
@@ -288,38 +283,3 @@ def max_norm_(head: nn.Module, threshold: Tensor | float) -> None:
     norms = weight.norm(dim=-1, keepdim=True)
     # Dividing a short row by its own length would shift it by a rounding error: it is multiplied by exactly 1.
     weight.mul_(torch.where(norms > limit, limit / norms, 1))
-
-
-def own_parameters(kind: str, name: str, table: Mapping[str, Callable[..., nn.Linear]]) -> dict[str, float]:
-    """Return the keyword-only parameters of the entry `name` of `table` with their defaults."""
-    if name not in table:
-        raise UserError(f"unknown {kind} '{name}'; known: {', '.join(table)}")
-    own = inspect.signature(table[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in own if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def check_own(kind: str, name: str, given: Mapping[str, object], known: Mapping[str, float]) -> None:
-    """Refuse with a UserError a parameter that is not among the `known` ones, or a value that it cannot take."""
-    for parameter, value in given.items():
-        if parameter not in known:
-            has = ", ".join(f"--{own}" for own in known) or "no parameters"
-            raise UserError(f"the {kind} '{name}' has no parameter --{parameter}; it has {has}")
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-        high, positive = LARGEST[parameter], parameter == "scale"
-        if not (0 < number <= high or (number == 0 and not positive)):
-            low = "above 0" if positive else "at least 0"
-            raise UserError(f"--{parameter} must be {low} and at most {high:g}, not {value}")
-
-
-def check_counts(class_counts: Tensor | Sequence[int], num_classes: int) -> None:
-    """Refuse with a UserError class counts that are not `num_classes` whole numbers of at least 1."""
-    values = class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts
-    try:
-        whole = [operator.index(count) for count in values]
-    except TypeError:
-        raise UserError("class_counts must be whole numbers, the training images of each class") from None
-    if len(whole) != num_classes or min(whole) < 1:
-        raise UserError(
-            f"class_counts must give at least one training image for each of the classifier's {num_classes} classes, "
-            f"not {len(whole)} counts from {min(whole, default=0)}"
-        )

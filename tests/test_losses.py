@@ -17,8 +17,8 @@ from losses import LOSSES, build_loss, loss_parameters
 from losses.class_balanced import effective_number_weights, inverse_frequency_weights
 from losses.cross_entropy import CrossEntropy
 from losses.los import ONE_HOT, Target, optimal_gap, rest_target, smoothing_for_gap, torch_target
-from losses.parameters import PARAMETER_CHOICES, PARAMETER_RANGES, check_parameter
 from utils.errors import UserError
+from utils.parameters import PARAMETER_CHOICES, PARAMETER_RANGES, check_parameter
 from utils.recipes import RECIPES, find_recipe, resolve_smoothing, resolve_target
 
 BATCH, CLASSES = 12, 100

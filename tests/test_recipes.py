@@ -10,10 +10,10 @@ from torch import nn
 from datasets.sampling import SAMPLERS
 from losses import LOSSES, loss_parameters
 from losses.los import ONE_HOT, TARGETS, torch_target
-from losses.parameters import check_parameter
 from models.heads import CLOSED_FORM, HEADS, closed_form_parameters, head_parameters
 from utils.config import PARAMETERS, PRESETS, STAGE1, STAGE1_LOSSES, STAGE2, parse_command
 from utils.errors import UserError
+from utils.parameters import check_parameter
 from utils.recipes import RECIPES, Recipe, find_recipe, resolve_parameters, resolve_target
 from utils.retraining import Plan, build_losses, compute_head, plan_of, start_head
 

@@ -18,9 +18,9 @@ from datasets.long_tail import IMB_TYPES, SUBSETS
 from datasets.sampling import SAMPLERS
 from losses import loss_parameters
 from losses.los import torch_target
-from losses.parameters import check_parameter
 from models import NETWORKS
 from utils.errors import UserError
+from utils.parameters import check_parameter
 from utils.recipes import RECIPES, find_recipe, resolve_parameters, resolve_smoothing
 from utils.schedules import SCHEDULES
 

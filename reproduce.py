@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 import main_stage1
 import main_stage2
 from tables import TABLES
-from tables.request import Request
-from utils.config import PARAMETERS, STAGE1, make_parser
+from tables.request import STAGE1_ONLY, Request
+from utils.config import FIELDS, PARAMETERS, STAGE1, make_parser
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.recipes import find_recipe
@@ -65,8 +65,7 @@ ROW_FLAGS = {
 def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     """Raise UserError for flags that the table sets itself or has no use for: none is ignored silently."""
     table = TABLES[own.table]
-    of_gala = {"lambda1", "lambda2", "gala_accumulation"} if own.table == "gala" else set()
-    sets = sorted((ROW_FLAGS | set(PARAMETERS) | table.sets) - of_gala)
+    sets = sorted(ROW_FLAGS | set(PARAMETERS) | table.sets)
     taken = [f"--{name}" for name in sets if name in given]
     if taken:
         refuse(f"{', '.join(taken)} cannot be given here: the table {own.table} sets them")
@@ -74,6 +73,13 @@ def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     idle = [f"--{name}" for name in optional if getattr(own, name) and name not in table.uses]
     if idle:
         refuse(f"{', '.join(idle)} has no use in the table {own.table}")
+    if "pretrained_pth" in given:
+        if "pretrained_pth" not in table.uses:
+            refuse(f"--pretrained_pth has no use in the table {own.table}, which needs several stage 1s")
+        stage1 = [name for name, field in FIELDS.items() if field.metadata["used_by"] == (STAGE1,)]
+        idle = [f"--{name}" for name in (*stage1, *STAGE1_ONLY) if name in given]
+        if idle:
+            refuse(f"{', '.join(idle)} would be stage 1's, and --pretrained_pth names one")
     if own.holdout_pth and not own.select:
         refuse("--holdout_pth names the stage 1s that --select chooses on; give both")
     if any(not 0 <= seed < 2**32 for seed in own.seeds):

@@ -1,8 +1,9 @@
 """Losses, one file an idea, and the one function that builds them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from losses.balanced_softmax import BalancedSoftmax
 from losses.class_balanced import ClassBalancedBinary, ClassBalancedCrossEntropy, InverseFrequencyCrossEntropy
@@ -53,7 +54,14 @@ def build_loss(
         soft = [other for other in LOSSES if "target" in constructor_parameters("loss", other, LOSSES)]
         raise UserError(f"the loss '{name}' takes no soft target; those that do: {', '.join(soft)}")
     shared = {key: value for key, value in (("class_counts", class_counts), ("target", target)) if key in wanted}
-    return LOSSES[name](**shared, **parameters)
+    loss = LOSSES[name](**shared, **parameters)
+    loss.register_forward_pre_hook(partial(_check_columns, len(class_counts)))
+    return loss
+
+
+def _check_columns(num_classes: int, loss: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if inputs[0].shape[-1] != num_classes:
+        raise UserError(f"class_counts names {num_classes} classes, the logits have {inputs[0].shape[-1]} columns")
 
 
 def loss_parameters(name: str) -> dict[str, float | str]:

@@ -16,7 +16,8 @@ class GaussianClouded(nn.Module):
     delta_j = log n_max - log n_j over its largest value, 0 for every class where all counts are equal. e is drawn anew
     for each sample and class, the true one included, from a normal distribution of deviation 1/3 clamped to [-1, 1],
     as in the released code, and from torch's global generator. The logits are those of a cosine head, already
-    multiplied by its `scale`. Under `vmap` choose `randomness`: "different" clouds for each instance, or the "same".
+    multiplied by its `scale`. Under `vmap` choose `randomness`: with "same" each instance sees the clouds it would see
+    alone.
     """
 
     clouds: Tensor
@@ -31,5 +32,6 @@ class GaussianClouded(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,) to a scalar in nats."""
-        draws = (torch.randn_like(logits) / 3).clamp(-1, 1).abs()
+        noise = torch.randn(logits.shape, dtype=logits.dtype, device=logits.device)
+        draws = (noise / 3).clamp(-1, 1).abs()
         return F.cross_entropy(logits - self.clouds.to(logits.dtype) * draws, labels)

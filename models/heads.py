@@ -45,6 +45,10 @@ class Linear(nn.Linear):
         self.weight.requires_grad_(False)
         self.bias.requires_grad_(False)
 
+    def effective_weight(self) -> Tensor | None:
+        """Return the rows (K, d) that features are multiplied by, None where they depend on the image."""
+        return self.weight
+
     def full(self, value: float, *shape: int) -> Tensor:
         """Return a tensor of `shape`, filled with `value`, of the classifier's device and dtype."""
         return torch.full(shape, value, device=self.weight.device, dtype=self.weight.dtype)
@@ -67,6 +71,9 @@ class Cosine(Linear):
 
     def add_scale(self, scale: Tensor) -> None:
         self.scale = nn.Parameter(scale)
+
+    def effective_weight(self) -> Tensor | None:
+        return self.scale * self.weight / nonzero_norms(self.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, d) to logits (B, K)."""
@@ -93,6 +100,9 @@ class LearnableWeightScaling(Linear):
         self.freeze()
         self.scale = nn.Parameter(self.full(1.0, self.out_features))
 
+    def effective_weight(self) -> Tensor | None:
+        return self.scale[:, None] * self.weight
+
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, d) to logits (B, K)."""
         return self.scale * super().forward(features)
@@ -117,6 +127,9 @@ class DisAlign(Linear):
         self.confidence_weight = nn.Parameter(self.full(0.0, self.in_features))
         self.confidence_bias = nn.Parameter(self.full(0.0))
 
+    def effective_weight(self) -> Tensor | None:
+        return None  # the confidence mixes two classifiers anew for every image
+
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, d) to logits (B, K)."""
         plain = super().forward(features)
@@ -136,6 +149,9 @@ class MarginCalibration(Linear):
         self.scale = nn.Parameter(self.full(1.0, self.out_features))
         self.shift = nn.Parameter(self.full(0.0, self.out_features))
 
+    def effective_weight(self) -> Tensor | None:
+        return self.scale[:, None] * self.weight
+
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, d) to logits (B, K)."""
         return self.scale * super().forward(features) + self.shift * self.weight.norm(dim=-1)
@@ -150,6 +166,7 @@ HEADS: dict[str, Callable[..., Linear]] = {
     "disalign": DisAlign,
     "marc": MarginCalibration,
 }
+FROZEN_WEIGHT = ("lws", "disalign", "marc")  # heads that train something else than the linear classifier's weights
 
 
 def build_head(name: str, linear: nn.Linear, **parameters: float | str) -> nn.Linear:

@@ -25,13 +25,17 @@ def _large(name: str) -> Table:
 
 
 TABLES: dict[str, Table] = {
-    "unified": Table(unified.make_table, {"imb_ratio", "methods", "select", "holdout_pth"}, BUDGET_FLAGS),
+    "unified": Table(
+        unified.make_table, {"imb_ratio", "methods", "select", "holdout_pth", "pretrained_pth"}, BUDGET_FLAGS
+    ),
     "cifar": Table(runs.cifar, {"imb_ratio"}),
-    "delta": Table(delta.make_table, {"imb_ratio"}),
-    "path": Table(path.make_table, {"imb_ratio", "methods"}, BUDGET_FLAGS),
-    "gala": Table(runs.gala, {"imb_ratio"}, {"loss", "gala_margin"}),
+    "delta": Table(delta.make_table, {"imb_ratio", "pretrained_pth"}),
+    "path": Table(path.make_table, {"imb_ratio", "methods", "pretrained_pth"}, BUDGET_FLAGS),
+    "gala": Table(runs.gala, {"imb_ratio"}, {"loss", "gala_margin", "gala_accumulation", "lambda1", "lambda2"}),
     "ablation": Table(
-        runs.ablation, {"imb_ratio"}, {"bn_mode", "views", "reinit_classifier", "finetune_lr", "finetune_epoch"}
+        runs.ablation,
+        {"imb_ratio", "pretrained_pth"},
+        {"bn_mode", "views", "reinit_classifier", "finetune_lr", "finetune_epoch"},
     ),
     "stress": Table(runs.stress, {"imb_ratio", "methods"}),
     "imagenet_lt": _large("imagenet_lt"),

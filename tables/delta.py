@@ -6,11 +6,10 @@ from matplotlib.figure import Figure
 
 from losses.los import optimal_gap, torch_target
 from tables.request import Request, write_results
-from tables.rows import Measured, Row, measure_rows, open_laboratory
-from tables.unified import best_column
-from utils.compare import GROUPS, csv_row, mean_cell
+from tables.rows import Measured, Row, measure_rows, open_laboratory, stage1_name
+from utils.compare import GROUPS, best_column, csv_row, mean_cell
+from utils.errors import UserError
 from utils.plots import COLOURS
-from utils.runs import experiment_name
 
 SMOOTHINGS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 
@@ -24,10 +23,12 @@ def make_table(request: Request) -> None:
             flags = request.starting_point(seed, **ratio)
             lab = open_laboratory(flags, __doc__ or "")
             measured += measure_rows(lab, flags, rows)
+        failed = [f"s = {row['label']['smoothing']:g}: {row['failure']}." for row in measured if row["failure"]]
+        if len(failed) == len(measured):
+            raise UserError(f"no row of the table has a number: {' '.join(failed)}")
         table = pd.DataFrame([delta_row(row) for row in measured if row["metrics"] is not None])
         shown = pd.DataFrame([line(s, runs) for s, runs in table.groupby("smoothing", sort=True)])
-        name = f"delta_{experiment_name(lab.command.settings)}"
-        write_results(request, name, table, [shown], {"": draw(table)})
+        write_results(request, f"delta_{stage1_name(lab)}", table, [shown], {"": draw(table)}, "\n".join(failed))
 
 
 def delta_row(row: Measured) -> dict[str, object]:
@@ -48,6 +49,8 @@ def line(smoothing: float, runs: pd.DataFrame) -> dict[str, str]:
     cells["LoMa, training images"] = mean_cell(runs["train_loma_mean"], 2)
     cells["LoMa, test images"] = mean_cell(runs["loma_mean"], 2)
     cells["LoMa sd/mean"] = mean_cell(runs["loma_variation"], 2)
+    cells["RSD true, median"] = mean_cell(runs["rsd_true_median"], 2)
+    cells["seconds, share"] = mean_cell(runs["train_seconds"], 1)
     return cells
 
 

@@ -17,6 +17,8 @@ from utils.runs import stage1_folder
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
+# Both stages have these; in a table they are stage 1's, and stage 2 keeps the preset's: it is part of the budget.
+STAGE1_ONLY = ("batch_size", "momentum", "nesterov", "eval_every")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Request:
 
     def flags(self, script: str, **more: Any) -> list[str]:
         """Return the flags given that `script` reads, with `more` in their place; None leaves one out."""
-        values = {name: value for name, value in {**self.given, **more}.items() if value is not None}
+        given = {name: value for name, value in self.given.items() if script == STAGE1 or name not in STAGE1_ONLY}
+        values = {name: value for name, value in {**given, **more}.items() if value is not None}
         argv: list[str] = []
         for name, value in values.items():
             if script in FIELDS[name].metadata["used_by"]:
@@ -69,9 +72,9 @@ class Request:
     def splits(self, **like: Any) -> list[list[str]]:
         """Return, for each stage 1 without the held-out images, the flags by which stage 2 names it.
 
-        `like` are the flags of data and network of the stage 1 that the numbers are chosen for.
+        `like` are the flags of the stage 1 that the numbers are chosen for: the splits are trained like it.
         """
-        paths = self.holdout_pth or [str(self.stage1(seed, holdout=HOLDOUT, **like)) for seed in SPLITS]
+        paths = self.holdout_pth or [str(self.stage1(seed, **{**like, "holdout": HOLDOUT})) for seed in SPLITS]
         return [self.flags(STAGE2, pretrained_pth=path, seed=seed) for seed, path in enumerate(paths)]
 
     def suffix(self) -> str:

@@ -19,7 +19,7 @@ from losses.los import ONE_HOT
 from models import build_model
 from utils.checkpoint import Checkpoint, load_weights
 from utils.config import STAGE2, Command, parse_command
-from utils.errors import UserError
+from utils.errors import DivergedError, UserError
 from utils.evaluation import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
 from utils.execution import Execution
 from utils.features import STAGE2_DRAWS, FrozenFeatures
@@ -27,7 +27,7 @@ from utils.files import make_folder, read_json, write_json
 from utils.head_training import Bench, Trained, train_heads
 from utils.report import measure
 from utils.retraining import Plan, plan_of
-from utils.runs import describe, stage2_tags
+from utils.runs import describe, experiment_name, stage2_tags
 from utils.setup import (
     adopt_checkpoint,
     device_images,
@@ -87,6 +87,13 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
     )  # fmt: skip
     print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
     return Laboratory(command, checkpoint, data, images, bench)
+
+
+def stage1_name(lab: Laboratory) -> str:
+    """Return what a table's files are named by: data, network, and how its stage 1 differs from the preset."""
+    own = lab.checkpoint.config.get("tags")
+    tags = [f"from{lab.checkpoint.sha256[:8]}"] if own is None else [tag for tag in own if not tag.startswith("width")]
+    return "_".join([experiment_name(lab.command.settings), *tags])
 
 
 def identity(checkpoint: Checkpoint, data: LongTailedData, execution: Execution) -> str:
@@ -178,8 +185,13 @@ def _place(lab: Laboratory, command: Command, plan: Plan) -> Path:
         "temperature": settings.temperature, "rebalance_tau": settings.rebalance_tau,
         "counts": lab.bench.class_counts,
     }  # fmt: skip
+    return kept_file(lab, plan.method, depends)
+
+
+def kept_file(lab: Laboratory, name: str, depends: dict[str, Any]) -> Path:
+    """Return where something measured on a stage 1 is kept, for everything that it depends on."""
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(settings.out) / "tables" / lab.checkpoint.sha256[:16] / f"{plan.method}_{digest}.json"
+    return Path(lab.command.settings.out) / "tables" / lab.checkpoint.sha256[:16] / f"{name}_{digest}.json"
 
 
 class _Follower:
@@ -212,6 +224,7 @@ class _Follower:
         tags = stage2_tags(command, lab.checkpoint)
         execution, target = lab.bench.execution, result.plan.target(lab.data.num_classes)
         config = describe(command, "stage2", tags, lab.data, execution, target, lab.checkpoint)
+        config["temperature_source"] = "held-out images of the splits"
         content: Measured = {
             "failure": result.diverged and f"diverged at {result.diverged}",
             "metrics": None,
@@ -222,8 +235,11 @@ class _Follower:
         history = self.history
         history.train_seconds, history.images = result.seconds, result.images
         last, best = lab.logits_of(result.head), lab.logits_of(self.best_head)
-        history.last = {"epoch": self.last_epoch, **evaluate_test(last, lab.images, lab.data)}
-        history.best = {"epoch": self.best_epoch, **evaluate_test(best, lab.images, lab.data)}
+        try:
+            history.last = {"epoch": self.last_epoch, **evaluate_test(last, lab.images, lab.data)}
+            history.best = {"epoch": self.best_epoch, **evaluate_test(best, lab.images, lab.data)}
+        except DivergedError:
+            return {**content, "failure": "diverged: logits that are not finite"}
         assert selection_score(history.best) >= selection_score(history.last) - 1e-6
         content["metrics"] = measure(config, history, last, lab.images, lab.data)
         return content

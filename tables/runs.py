@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from datasets import DATASETS
 from tables.published import cell, sources
 from tables.request import Request, write_results
-from tables.unified import best_column
-from utils.compare import GROUPS, csv_row, mean_cell, read_run
-from utils.config import STAGE2, parse_command
+from utils.compare import GROUPS, best_column, csv_row, mean_cell, read_run
+from utils.config import STAGE1, STAGE2, Settings, parse_command
 from utils.errors import DivergedError, UserError
 from utils.plots import COLOURS
 from utils.runs import stage2_folder, stage2_tags
@@ -53,13 +52,29 @@ def cifar(request: Request) -> None:
 
 
 def gala(request: Request) -> None:
-    """GALA at imbalance factors 200, 100, 50 and 10, both margins, with and without re-balanced predictions."""
+    """GALA at imbalance factors 200, 100, 50 and 10: the formula and what the released code computes, with lambda 1 and
+    the tuned ones, each with and without re-balanced predictions.
+
+    With equal lambdas and the same accumulation the two margins are one; what differs there is the accumulation.
+    """
     ratios = request.imb_ratios or [200, 100, 50, 10]
     rows = [
-        Run(f"gala, {margin} margin", "gala stage 1", {"imb_ratio": ratio, "loss": "gala", "gala_margin": margin})
-        for ratio in ratios for margin in ("paper", "released")
+        Run(
+            f"gala, {words}, lambda {lambda1:g} / {lambda2:g}",
+            "gala stage 1" if (lambda1, lambda2) == (1, 1) else "gala stage 1, tuned lambdas",
+            {"imb_ratio": ratio, "loss": "gala", "lambda1": lambda1, "lambda2": lambda2, **switches},
+        )
+        for ratio in ratios
+        for words, switches in GALA_READINGS.items()
+        for lambda1, lambda2 in ((1.0, 1.0), (1.2, 0.9))
     ]  # fmt: skip
     run_table(request, "gala", rows, rebalanced=True)
+
+
+GALA_READINGS = {
+    "formula": {"gala_margin": "paper", "gala_accumulation": "single"},
+    "released code": {"gala_margin": "released", "gala_accumulation": "double"},
+}
 
 
 def stress(request: Request) -> None:
@@ -77,7 +92,7 @@ def ablation(request: Request) -> None:
     ways: list[dict[str, Any]] = [{"bn_mode": "eval", "views": views} for views in ("plain", "1", "5", "fresh")]
     ways.append({"bn_mode": "train", "views": "fresh"})
     rows = []
-    for ratio in request.imb_ratios or [request.given.get("imb_ratio", 100)]:
+    for ratio in request.ratios():
         for way, new, rate, epochs in itertools.product(ways, (False, True), (5e-4, 5e-3, 5e-2), (20, 100)):
             flags = {**way, "method": "los", "finetune_lr": rate, "finetune_epoch": epochs, "eval_every": epochs // 10}
             if new:
@@ -86,7 +101,7 @@ def ablation(request: Request) -> None:
             name = (
                 f"{way['bn_mode']} batch norm, views {way['views']}, {start} classifier, lr {rate:g}, {epochs} epochs"
             )
-            rows.append(Run(name, "", {"imb_ratio": ratio}, flags))
+            rows.append(Run(name, "", ratio, flags))
     run_table(request, "ablation", rows)
 
 
@@ -113,9 +128,11 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
         measured["command_of_table"] = request.command
         rows.append(measured)
         lines.append(line(run, measured))
-        if rebalanced:
+        if rebalanced and measured["failure"].isna().all():
             lines.append(rebalanced_line(run, measured))
     together = pd.concat(rows)
+    if together["failure"].notna().all():
+        raise UserError(f"no row of the table has a number: {together['failure'].iloc[0]}")
     shown = pd.DataFrame(lines)
     first = together.iloc[0]
     width = "" if pd.isna(first["width"]) else f"w{first['width']:.0f}"
@@ -126,9 +143,14 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
 
 def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
     """Run a row for one seed, as far as it is missing, and return its CSV line; one that diverges has a `failure`."""
-    if run.stage2 is None:
-        return csv_row(*read_run(request.stage1(seed, **run.stage1)))
-    source = request.starting_point(seed, **run.stage1)
+    try:
+        if run.stage2 is None:
+            return csv_row(*read_run(request.stage1(seed, **run.stage1)))
+        source = request.starting_point(seed, **run.stage1)
+    except DivergedError as error:
+        print(f"{run.name} failed: {error}", flush=True)
+        settings = parse_command(STAGE1, "", request.flags(STAGE1, seed=seed, **run.stage1)).settings
+        return failed_row(settings, error)
     own = {name: value for name, value in run.stage2.items()}
     argv = [
         *source,
@@ -143,9 +165,14 @@ def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
         request.train_stage2([*argv, "--reuse"])
     except DivergedError as error:
         print(f"{run.name} failed: {error}", flush=True)
-        kept = {name: getattr(command.settings, name) for name in ("dataset", "imb_ratio", "network", "width", "seed")}
-        return {**kept, "failure": str(error)}
+        return failed_row(command.settings, error)
     return csv_row(*read_run(stage2_folder(command.settings, stage2_tags(command, checkpoint))))
+
+
+def failed_row(settings: Settings, error: DivergedError) -> dict[str, Any]:
+    """Return the CSV line of a run that has no numbers."""
+    known = {name: getattr(settings, name) for name in ("dataset", "imb_ratio", "network", "width", "seed")}
+    return {**known, "failure": str(error)}
 
 
 def line(run: Run, measured: pd.DataFrame) -> dict[str, str]:
@@ -157,12 +184,13 @@ def line(run: Run, measured: pd.DataFrame) -> dict[str, str]:
         "seeds": ", ".join(str(seed) for seed in measured["seed"]),
     }
     if measured["failure"].notna().any():
-        return {**cells, "last, plain": "failed: " + measured["failure"].dropna().iloc[0]}
+        failure = measured["failure"].dropna().iloc[0]
+        return {**cells, "last, plain": f"failed: {failure}", "published": "-"}
     for checkpoint, way in (("last", "plain"), best_column(measured)):
         columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
         cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(measured[column], 1) for column in columns)
     cells["LoMa"] = mean_cell(measured["loma_mean"], 2)
-    cells["RSD true"] = mean_cell(measured["rsd_true_mean"], 2)
+    cells["RSD true, median"] = mean_cell(measured["rsd_true_median"], 2)
     cells["seconds"] = mean_cell(measured["train_seconds"], 0)
     cells["published"] = cell(first["dataset"], float(first["imb_ratio"]), run.published)
     return cells

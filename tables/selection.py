@@ -25,6 +25,7 @@ from utils.retraining import Plan, plan_of
 # A tuned number's flag, where the two differ.
 FLAGS = {"smoothing": "label_smooth", "weight_decay": "finetune_wd"}
 Flags = tuple[str, ...]
+SPLITS = 3
 
 
 def trials(method: str) -> list[Flags]:
@@ -55,6 +56,8 @@ def refuse_seen(lab: Laboratory) -> None:
             f"{lab.checkpoint.path} was trained on all images, so none are left to choose on; train stage 1 with "
             "--holdout 0.2 and name its run with --holdout_pth"
         )
+    if lab.command.settings.start == "best":
+        raise UserError(f"{lab.checkpoint.path} is of the epoch that was best on the test set; choose on last.pth")
 
 
 def plan_for(flags: Flags, lab: Laboratory) -> Plan:
@@ -84,6 +87,8 @@ def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Labora
     """
     for lab in labs:
         refuse_seen(lab)
+    if len({lab.checkpoint.sha256 for lab in labs}) < SPLITS:
+        raise UserError(f"--holdout_pth must name {SPLITS} different stage 1s: the score is their mean")
     grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, labs[0])]
     hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]
     grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, labs[0])]

@@ -10,18 +10,23 @@ import pandas as pd
 
 from tables.published import cell, sources
 from tables.request import Request, write_results
-from tables.rows import Laboratory, Measured, Row, measure_rows, open_laboratory
+from tables.rows import Laboratory, Measured, Row, measure_rows, open_laboratory, stage1_name
 from tables.selection import Flags, select
 from tables.unified_figures import draw_bars, draw_per_class
-from utils.compare import GROUPS, csv_row, mean_cell
-from utils.config import STAGE2, parse_command
+from utils.compare import GROUPS, best_column, csv_row, mean_cell
+from utils.config import FIELDS, STAGE1, STAGE2, parse_command
 from utils.errors import UserError
 from utils.execution import device_name
 from utils.files import write_text
 from utils.recipes import RECIPES
-from utils.runs import experiment_name, git_revision
+from utils.runs import git_revision
 
 SHARED, SELECTED = "shared", "selected"
+NOTES = (
+    "LoMa, RSD: column reading, test images, over the classes. ECE: raw -> with the temperature fitted on the held-out "
+    "images of the splits. Re-balanced: over the test images themselves. Seconds: an equal share of the time that the "
+    "heads trained in together, without the features."
+)
 
 
 def make_table(request: Request) -> None:
@@ -32,7 +37,7 @@ def make_table(request: Request) -> None:
         for seed in request.seeds:
             flags = request.starting_point(seed, **ratio)
             lab = open_laboratory(flags, __doc__ or "")
-            name = f"unified_{experiment_name(lab.command.settings)}"
+            name = f"unified_{stage1_name(lab)}"
             choices = find_choices(request, name, methods, lab)
             rows = rows_of(methods, lab.data.name, choices)
             measured += measure_rows(lab, flags, rows, temperatures(choices))
@@ -86,10 +91,9 @@ def find_choices(request: Request, name: str, methods: Sequence[str], lab: Labor
         print(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
         known = None
     if request.select:
-        like = {key: getattr(settings, key) for key in ("dataset", "imb_type", "imb_ratio", "network", "width")}
-        labs = [open_laboratory(flags, "") for flags in request.splits(**like)]
+        labs = [open_laboratory(flags, "") for flags in request.splits(**stage1_recipe(lab))]
         for split in labs:
-            _refuse_other_recipe(split, lab)
+            refuse_other_recipe(split, lab)
         splits = " ".join(split.checkpoint.sha256 for split in labs)
         if known is not None and known["splits_sha256"].iloc[0] != splits:
             print(f"{path} was chosen on other splits: choosing again")
@@ -126,14 +130,25 @@ def read_selection(path: Path) -> pd.DataFrame | None:
     return table
 
 
-def _refuse_other_recipe(split: Laboratory, lab: Laboratory) -> None:
-    """Raise UserError where numbers chosen on one data set or network would be used on another."""
-    for key in ("dataset", "imb_type", "imb_ratio", "network", "width"):
-        there, here = (getattr(one.command.settings, key) for one in (split, lab))
-        if there != here:
-            raise UserError(
-                f"{split.checkpoint.path} has --{key} {there}, the table {here}: choose on a stage 1 like the table's"
-            )
+def stage1_recipe(lab: Laboratory) -> dict[str, Any]:
+    """Return the flags that made a stage 1, but for its seed and what it held out."""
+    trained = lab.checkpoint.settings()
+    names = ["dataset", "imb_type", "imb_ratio", "network"]
+    names += [name for name, field in FIELDS.items() if STAGE1 in field.metadata["folder"] and name != "holdout"]
+    return {name: trained[name] for name in names if not (trained.get(name) is None or trained[name] is False)}
+
+
+def refuse_other_recipe(split: Laboratory, lab: Laboratory) -> None:
+    """Raise UserError where numbers chosen on one kind of stage 1 would be used on another."""
+    there, here = stage1_recipe(split), stage1_recipe(lab)
+    # A stage 1 of an earlier version lacks the settings that came later; they had their defaults.
+    differing = [
+        f"--{name} {there.get(name)} there, {here.get(name)} here"
+        for name in {**there, **here}
+        if there.get(name, FIELDS[name].default) != here.get(name, FIELDS[name].default)
+    ]
+    if differing:
+        raise UserError(f"{split.checkpoint.path} was not trained like the table's stage 1: {'; '.join(differing)}")
 
 
 def report(request: Request, name: str, measured: Sequence[Measured], choices: pd.DataFrame | None) -> None:
@@ -169,7 +184,7 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
         accuracy.append(line)
     rows["held_out_mean"] = [numbers.get(flags) for flags in rows["flags"]]
     tables = [pd.DataFrame(accuracy), pd.DataFrame(logits)]
-    notes = "\n".join([*dict.fromkeys(failures), sources([line["published"] for line in accuracy])])
+    notes = "\n".join([*dict.fromkeys(failures), NOTES, sources([line["published"] for line in accuracy])])
     titles = {SHARED: "shared budget", SELECTED: "chosen on held-out images"}
     figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
     write_results(request, name, rows, tables, figures, notes)
@@ -196,28 +211,24 @@ def table_row(row: Measured) -> dict[str, Any]:
     return {**common, "failure": None, **{k: v for k, v in csv_row(row["metrics"], config).items() if k not in common}}
 
 
-def best_column(rows: pd.DataFrame) -> tuple[str, str]:
-    """Return which `best` is shown: flip-averaged, plain for a data set whose images are not mirrored."""
-    return "best", "flip" if rows["best_flip_all"].notna().any() else "plain"
-
-
 def logits_line(method: str, budget: str, runs: pd.DataFrame) -> dict[str, str]:
     """Return a row of the second table: what the logits look like."""
     calibrated = (
         f" -> {mean_cell(runs['last_plain_ece_after'], 1)}" if runs["last_plain_ece_after"].notna().all() else ""
     )
+    rebalanced = [mean_cell(runs[f"rebalanced_plain_{group}"], 1) for group in ("all", "few")]
     return {
         "method": method,
         "budget": budget,
         "LoMa": mean_cell(runs["loma_mean"], 2),
         "LoMa sd/mean": mean_cell(runs["loma_variation"], 2),
-        "RSD true": mean_cell(runs["rsd_true_mean"], 2),
-        "RSD other": mean_cell(runs["rsd_other_mean"], 2),
+        "RSD true, median": mean_cell(runs["rsd_true_median"], 2),
+        "RSD other, median": mean_cell(runs["rsd_other_median"], 2),
         "LoMa, row": mean_cell(runs["row_loma_mean"], 2),
         "LoMa, training": mean_cell(runs["train_loma_mean"], 2),
         "weight norm sd/mean": mean_cell(runs["weight_norm_variation"], 2),
         "macro F1": mean_cell(runs["last_plain_macro_f1"], 1),
         "ECE": f"{mean_cell(runs['last_plain_ece'], 1)}{calibrated}",
-        "re-balanced, all / few": " / ".join(mean_cell(runs[f"rebalanced_plain_{g}"], 1) for g in ("all", "few")),
-        "seconds": mean_cell(runs["train_seconds"], 1),
+        "re-balanced (transductive), all / few": " / ".join(rebalanced),
+        "seconds, share": mean_cell(runs["train_seconds"], 1),
     }

@@ -22,8 +22,10 @@ import tables.selection
 import tables.unified
 import utils.head_training
 from datasets.long_tail import LongTailedData
+from tables import TABLES
 from tables.request import SPLITS
 from tables.selection import trials
+from utils.files import sha256_file
 from utils.recipes import RECIPES, TRIALS
 from utils.retraining import Plan, build_losses
 from utils.setup import device_images
@@ -56,8 +58,17 @@ def refused(outcome: Outcome, *words: str) -> bool:
     return outcome.status == 2 and last.startswith("error: ") and all(word in last for word in words)
 
 
-def rows_of(out: Path, name: str = NAME) -> pd.DataFrame:
-    return pd.read_csv(out / "results" / f"{name}.csv")
+def result(out: Path, *methods: str, name: str = NAME, ending: str = ".csv") -> Path:
+    """The file of a table of these methods alone."""
+    return out / "results" / f"{name}_{'-'.join(methods)}{ending}"
+
+
+def rows_of(out: Path, *methods: str, name: str = NAME) -> pd.DataFrame:
+    return pd.read_csv(result(out, *methods, name=name))
+
+
+def markdown_of(out: Path, *methods: str) -> str:
+    return result(out, *methods, ending=".md").read_text()
 
 
 def numbers(rows: pd.DataFrame) -> pd.DataFrame:
@@ -120,14 +131,20 @@ def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unified_writes_its_files_and_prints_what_it_measured(out: Path) -> None:
     outcome = make(out, "unified", "--methods", "ce", "tau_norm", plots=True)
     made = {path.name for path in (out / "results").iterdir()}
-    assert made == {f"{NAME}.csv", f"{NAME}.md", f"{NAME}.png", f"{NAME}_logits.png"}
-    for name in (NAME, f"{NAME}_logits"):
-        pixels = matplotlib.image.imread(out / "results" / f"{name}.png")
+    files = [result(out, "ce", "tau_norm", ending=ending) for ending in (".csv", ".md", ".png", "_logits.png")]
+    assert made == {path.name for path in files}
+    for path in files[2:]:
+        pixels = matplotlib.image.imread(path)
         assert pixels.shape[0] > 100 and pixels.std() > 0.01
-    rows = rows_of(out)
+    rows = rows_of(out, "ce", "tau_norm")
     assert rows["method"].tolist() == ["ce", "tau_norm"]
     assert rows["budget"].tolist() == ["shared", "shared"]
-    markdown = (out / "results" / f"{NAME}.md").read_text()
+    assert rows["failure"].isna().all()
+    markdown = markdown_of(out, "ce", "tau_norm")
+    first = markdown.splitlines()[0]
+    assert first.startswith("Cells read all / many / medium / few, in percent. Seed 0. Made by `python reproduce.py ")
+    assert first.endswith("--methods ce tau_norm`.") and first in outcome.out
+    assert "| shared: best, plain |" in markdown and "flip" not in markdown  # a mirrored digit is none
     for _, row in rows.iterrows():
         shown = " / ".join(f"{row[f'last_plain_{group}']:.1f}" for group in GROUPS)
         assert shown in outcome.out and shown in markdown
@@ -137,8 +154,9 @@ def test_unified_writes_its_files_and_prints_what_it_measured(out: Path) -> None
 
 
 def test_rows_are_what_their_commands_report(out: Path, tmp_path: Path) -> None:
-    make(out, "unified", "--methods", "los", "ldam_drw", "crt", "wb", "lws", "tau_norm", "--seeds", 1)
-    for row in rows_of(out).to_dict("records"):
+    methods = ("los", "ldam_drw", "crt", "wb", "lws", "tau_norm")
+    make(out, "unified", "--methods", *methods, "--seeds", 1)
+    for row in rows_of(out, *methods).to_dict("records"):
         _, script, *words = shlex.split(row["command"])
         assert script == "main_stage2.py"
         words[words.index("--out") + 1] = str(tmp_path / "alone")
@@ -169,14 +187,15 @@ def test_another_method_trains_alone(out: Path, trained: list[str]) -> None:
     make(out, "unified", "--methods", "ce")
     make(out, "unified", "--methods", "ce", "los")
     assert trained == ["ce", "los"]
-    assert rows_of(out)["method"].tolist() == ["ce", "los"]
+    assert rows_of(out, "ce")["method"].tolist() == ["ce"]
+    assert rows_of(out, "ce", "los")["method"].tolist() == ["ce", "los"]
 
 
 def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    methods = ("--methods", "tau_norm", "ce", "lws", "focal")  # four banks
+    methods = ("tau_norm", "ce", "lws", "focal")  # four banks
     whole = out.with_name("whole")
     shutil.copytree(out, whole)
-    make(whole, "unified", *methods)
+    make(whole, "unified", "--methods", *methods)
     train = utils.head_training._train_bank
 
     def stopping(bench: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
@@ -186,15 +205,15 @@ def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pyt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils.head_training, "_train_bank", stopping)
-        outcome = table(out, "unified", *methods)
+        outcome = table(out, "unified", "--methods", *methods)
     assert outcome.status == 130
     assert "interrupted: what was finished is kept" in outcome.err
-    assert not (out / "results" / f"{NAME}.csv").exists()
+    assert not contents(out / "results")
     assert {path.name.rsplit("_", 1)[0] for path in (out / "tables").rglob("*.json")} == {"tau_norm", "ce"}
     trained.clear()
-    make(out, "unified", *methods)
+    make(out, "unified", "--methods", *methods)
     assert trained == ["lws", "focal"]
-    mine, wanted = (numbers(rows_of(folder)).drop(columns="train_seconds") for folder in (out, whole))
+    mine, wanted = (numbers(rows_of(folder, *methods)).drop(columns="train_seconds") for folder in (out, whole))
     pd.testing.assert_frame_equal(mine.drop(columns="images_per_second"), wanted.drop(columns="images_per_second"))
 
 
@@ -202,7 +221,7 @@ def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pyt
     "change",
     [
         ("--seeds", 1), ("--views", 2), ("--batch_size", 16), ("--momentum", 0.5), ("--rebalance_tau", 0.5),
-        ("--temperature", 2), ("--imb_ratio", 10), ("--start", "best"),
+        ("--imb_ratio", 10), ("--start", "best"),
     ],
     ids=lambda change: change[0],
 )  # fmt: skip
@@ -216,7 +235,7 @@ def test_no_stale_row_serves_another_question(change: tuple[object, ...], out: P
 
 def test_other_weights_in_the_same_place_are_another_stage_1(out: Path, trained: list[str]) -> None:
     make(out, "unified", "--methods", "ce")
-    before = rows_of(out)
+    before = rows_of(out, "ce")
     path = stage1_of(out) / "last.pth"
     content = torch.load(path, weights_only=True)
     content["model"]["fc.bias"] += torch.arange(10.0)
@@ -224,20 +243,22 @@ def test_other_weights_in_the_same_place_are_another_stage_1(out: Path, trained:
     trained.clear()
     make(out, "unified", "--methods", "ce")
     assert trained == ["ce"]
-    after = rows_of(out)
+    after = rows_of(out, "ce")
     assert before["stage1_sha256"].item() != after["stage1_sha256"].item()
     assert before["last_plain_all"].item() != after["last_plain_all"].item()
 
 
 def test_two_seeds_give_mean_and_deviation(out: Path) -> None:
     outcome = make(out, "unified", "--methods", "ce", "--seeds", 0, 1)
-    rows = rows_of(out)
+    rows = rows_of(out, "ce")
     assert rows["seed"].tolist() == [0, 1]
     assert rows["stage1_sha256"].nunique() == 2
     values = rows["last_plain_all"]
     shown = f"{values.mean():.1f} ± {values.std():.1f}"
     assert shown in outcome.out
-    assert shown in (out / "results" / f"{NAME}.md").read_text()
+    assert shown in markdown_of(out, "ce")
+    said = "Mean and sample deviation over seeds 0, 1, each with its own stage 1."
+    assert said in outcome.out and said in markdown_of(out, "ce").splitlines()[0]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"metrics": null}'])
@@ -264,7 +285,7 @@ def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("utils.features.predict", computing)
     make(out, "unified", "--methods", "los")
-    assert rows_of(out)["method"].tolist() == ["los"]
+    assert rows_of(out, "los")["method"].tolist() == ["los"]
 
 
 @pytest.mark.parametrize("flags", [("--protocol", "released"), ("--bn_mode", "train"), ("--nesterov",)])
@@ -276,21 +297,16 @@ def test_what_cached_features_cannot_serve_is_refused(flags: tuple[object, ...],
 
 @pytest.mark.parametrize("flags", [("--methods", "ce", "ce"), ("--methods", "ce", "--seeds", 0, 0)])
 def test_what_is_asked_for_twice_is_no_repetition(flags: tuple[object, ...], out: Path) -> None:
-    outcome = table(out, "unified", *flags)
-    assert refused(outcome, "twice") or (outcome.status == 0 and "±" not in outcome.out)
+    outcome = make(out, "unified", *flags)
+    assert "±" not in outcome.out and "Seed 0." in outcome.out
+    assert len(rows_of(out, "ce")) == 1
 
 
 def test_repetitions_of_stage_2_alone_are_said_to_be_that(out: Path) -> None:
     make(out, "unified", "--methods", "los", "--seeds", 0, 1, "--pretrained_pth", stage1_of(out))
-    markdown = (out / "results" / f"{NAME}.md").read_text()
-    assert "±" in markdown and "stage 2" in markdown
-
-
-def test_every_flag_of_a_table_does_something_or_is_refused(out: Path) -> None:
-    flags = {"delta": ("--methods", "ce"), "cifar": ("--methods", "ce"), "path": ("--select",)}
-    for name, unused in flags.items():
-        outcome = table(out, name, "--imb_ratio", 25, *unused)
-        assert refused(outcome, unused[0]) or f"not used by {name}" in outcome.err
+    markdown = markdown_of(out, "los")
+    assert "±" in markdown
+    assert "over seeds 0, 1, of stage 2 alone, on one stage 1." in markdown.splitlines()[0]
 
 
 # A method that diverges
@@ -312,18 +328,21 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
 def test_a_method_that_diverges_stops_alone_and_is_shown(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "focal")
     outcome = make(out, "unified", "--methods", "ce", "focal", "los", plots=True)
-    rows = rows_of(out).set_index("method")
+    rows = rows_of(out, "ce", "focal", "los").set_index("method")
     assert rows["failure"].notna().to_dict() == {"ce": False, "focal": True, "los": False}
     assert rows.loc["focal", "failure"] == "diverged at step 1 of epoch 1"
     assert rows["last_plain_all"].notna().to_dict() == {"ce": True, "focal": False, "los": True}
-    for text in (outcome.out, (out / "results" / f"{NAME}.md").read_text()):
-        assert "diverged at step 1 of epoch 1" in text
+    for text in (outcome.out, markdown_of(out, "ce", "focal", "los")):
+        assert "focal, shared budget: diverged at step 1 of epoch 1." in text
 
 
-def test_a_table_in_which_everything_diverges_is_still_written(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_without_a_number_is_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "focal")
-    make(out, "unified", "--methods", "focal", plots=True)
-    assert rows_of(out)["failure"].tolist() == ["diverged at step 1 of epoch 1"]
+    outcome = table(out, "unified", "--methods", "focal", plots=True)
+    assert refused(outcome, "no row of the table has a number", "diverged at step 1 of epoch 1")
+    assert not contents(out / "results")
+    kept = read(next((out / "tables").rglob("focal_*.json")))
+    assert kept["failure"] == "diverged at step 1 of epoch 1" and kept["metrics"] is None
 
 
 def test_a_learning_rate_that_is_too_large_stops_its_trials_alone(
@@ -336,7 +355,7 @@ def test_a_learning_rate_that_is_too_large_stops_its_trials_alone(
     assert not chosen.loc[chosen["method"] == "focal", "chosen"].any()
     assert chosen.loc[chosen["method"] == "focal", "mean"].isna().all()
     assert chosen.loc[chosen["method"] == "ce", "chosen"].sum() == 1
-    rows = rows_of(out)
+    rows = rows_of(out, "ce", "focal")
     assert rows.loc[rows["budget"] == "selected", "method"].tolist() == ["ce"]
 
 
@@ -353,9 +372,13 @@ def test_every_method_that_has_numbers_to_choose_has_as_many_trials(method: str)
 
 
 def test_select_fills_the_second_column(out: Path, few_trials: None, trained: list[str]) -> None:
-    outcome = make(out, "unified", "--select", "--methods", "ce", "los", "tau_norm", "ncm")
+    methods = ("ce", "los", "tau_norm", "ncm")
+    outcome = make(out, "unified", "--select", "--methods", *methods)
     path = out / "results" / f"{NAME}_selection.csv"
     choices = pd.read_csv(path)
+    assert set(choices["conditions"]) == {"views 5, batch_size 64, momentum 0.9"}
+    hashes = [sha256_file(stage1_of(out, seed, "_holdout0.2") / "last.pth") for seed in SPLITS]
+    assert set(choices["splits_sha256"]) == {" ".join(hashes)}
     own = choices[~choices["method"].str.startswith("shared")]
     assert own.groupby("method").size().to_dict() == {"ce": 2, "los": 2, "tau_norm": 2, "ncm": 1}
     splits = own[[f"split{i}" for i in range(len(SPLITS))]]
@@ -364,7 +387,7 @@ def test_select_fills_the_second_column(out: Path, few_trials: None, trained: li
         best = tried.index[tried["mean"] == tried["mean"].max()]
         assert tried.index[tried["chosen"]].tolist() == [best[len(best) // 2]]
     chosen = own[own["chosen"]].set_index("method")
-    rows = rows_of(out)
+    rows = rows_of(out, *methods)
     assert rows["budget"].tolist() == ["shared"] * 4 + ["selected"] * 4
     for row in rows[rows["budget"] == "selected"].to_dict("records"):
         assert row["flags"] == chosen.loc[row["method"], "flags"]
@@ -376,14 +399,48 @@ def test_select_fills_the_second_column(out: Path, few_trials: None, trained: li
 
     trained.clear()
     before = contents(out / "results")
-    make(out, "unified", "--select", "--methods", "ce", "los", "tau_norm", "ncm")
+    make(out, "unified", "--select", "--methods", *methods)
     assert trained == []
     assert contents(out / "results") == before
-    make(out, "unified", "--methods", "ce", "los", "tau_norm", "ncm")
+    make(out, "unified", "--methods", *methods)  # the selection that is there is used
     assert trained == []
-    assert contents(out / "results") == before | {
-        name: (out / "results" / name).read_bytes() for name in (f"{NAME}.csv", f"{NAME}.md")
-    }
+    markdown = result(out, *methods, ending=".md").name  # its first line has another command
+    after = contents(out / "results")
+    assert after[markdown].splitlines()[1:] == before[markdown].splitlines()[1:]
+    assert after | {markdown: before[markdown]} == before
+
+
+def test_a_selection_is_added_to_and_fits_its_conditions(out: Path, few_trials: None, trained: list[str]) -> None:
+    path = out / "results" / f"{NAME}_selection.csv"
+    make(out, "unified", "--select", "--methods", "ce")
+    before = pd.read_csv(path)
+    trained.clear()
+    make(out, "unified", "--select", "--methods", "ce", "tau_norm")
+    assert "ce" not in trained
+    added = pd.read_csv(path)
+    pd.testing.assert_frame_equal(added.head(len(before)), before)
+    assert set(added["method"].tail(len(added) - len(before))) == {"tau_norm", "shared budget: tau_norm"}
+
+    outcome = make(out, "unified", "--methods", "tau_norm", "--views", 2)
+    assert f"{path} was chosen with views 5, batch_size 64, momentum 0.9, not views 2" in outcome.out
+    assert rows_of(out, "tau_norm")["budget"].tolist() == ["shared"]
+    pd.testing.assert_frame_equal(pd.read_csv(path), added)
+    make(out, "unified", "--select", "--methods", "tau_norm", "--views", 2)
+    assert rows_of(out, "tau_norm")["budget"].tolist() == ["shared", "selected"]
+    assert set(pd.read_csv(path)["method"]) == {"tau_norm", "shared budget: tau_norm"}
+    assert set(pd.read_csv(path)["conditions"]) == {"views 2, batch_size 64, momentum 0.9"}
+
+
+def test_a_selection_on_other_splits_is_replaced(out: Path, few_trials: None) -> None:
+    path = out / "results" / f"{NAME}_selection.csv"
+    splits = [stage1_of(out, seed, "_holdout0.2") for seed in SPLITS]
+    make(out, "unified", "--select", "--methods", "tau_norm", "--holdout_pth", splits[0])
+    assert set(pd.read_csv(path)["splits_sha256"]) == {sha256_file(splits[0] / "last.pth")}
+    outcome = make(out, "unified", "--select", "--methods", "ncm", "--holdout_pth", *splits[1:])
+    assert "was chosen on other splits: choosing again" in outcome.out
+    choices = pd.read_csv(path)
+    assert set(choices["method"]) == {"ncm", "shared budget: ncm"}
+    assert set(choices["splits_sha256"]) == {" ".join(sha256_file(split / "last.pth") for split in splits[1:])}
 
 
 def test_a_method_that_cannot_be_tried_does_not_repeat_the_selection(
@@ -442,8 +499,8 @@ def test_select_refuses_a_stage_1_of_another_kind(flags: tuple[object, ...], out
 
 
 def test_select_at_another_imbalance_chooses_on_splits_of_that_imbalance(out: Path, few_trials: None) -> None:
-    make(out, "unified", "--select", "--methods", "ce", "--imb_ratio", 10)
-    rows = rows_of(out, NAME.replace("IF25", "IF10"))
+    make(out, "unified", "--select", "--methods", "ce", "--imb_ratio", 10, "--epochs", 1)
+    rows = rows_of(out, "ce", name=NAME.replace("IF25", "IF10"))
     assert rows["budget"].tolist() == ["shared", "selected"]
     assert rows["imb_ratio"].tolist() == [10, 10]
 
@@ -463,14 +520,50 @@ def test_an_unknown_method_lists_the_known_ones_before_anything_runs(name: str, 
     assert not list(tmp_path.rglob("last.pth"))
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
+    everywhere = [
+        ("--seed", 1), ("--method", "ce"), ("--resume",), ("--overwrite",), ("--reuse",), ("--holdout", 0.2),
+        ("--label_smooth", 0.1), ("--temperature", 2), ("--gamma", 1), ("--tau", 1),
+    ]  # fmt: skip
+    budget = [
+        ("--finetune_epoch", 1), ("--finetune_lr", 0.1), ("--finetune_wd", 0), ("--sampler", "class"),
+        ("--max_norm", 0.1), ("--reinit_classifier",),
+    ]  # fmt: skip
+    own = {
+        "unified": budget, "path": budget, "gala": [("--loss", "ce"), ("--gala_margin", "paper")],
+        "ablation": [("--bn_mode", "eval"), ("--views", 2), ("--reinit_classifier",), ("--finetune_lr", 0.1)],
+        "imagenet_lt": [("--dataset", "digits")],
+    }  # fmt: skip
+    for flags in everywhere + own.get(name, []):
+        outcome = table(tmp_path, name, *flags)
+        assert refused(outcome, f"{flags[0]}", f"cannot be given here: the table {name} sets them"), flags
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
-    "flags",
-    [("--seed", 1), ("--method", "ce"), ("--resume",), ("--overwrite",), ("--reuse",), ("--holdout", 0.2)],
-    ids=lambda flags: flags[0],
-)
-def test_flags_that_a_table_sets_are_refused(flags: tuple[object, ...], tmp_path: Path) -> None:
-    assert refused(table(tmp_path, "unified", *flags), str(flags[0]), "--seeds")
-    assert not list(tmp_path.rglob("*.pth"))
+    ("name", "flags"),
+    [
+        ("cifar", ("--methods", "ce")), ("delta", ("--methods", "ce")), ("gala", ("--methods", "ce")),
+        ("ablation", ("--methods", "ce")), ("path", ("--select",)), ("stress", ("--select",)),
+        ("imagenet_lt", ("--imb_ratio", 10)),
+    ],
+)  # fmt: skip
+def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
+    assert refused(table(tmp_path, name, *flags), f"{flags[0]} has no use in the table {name}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_splits_without_a_selection_are_refused(tmp_path: Path) -> None:
+    outcome = table(tmp_path, "unified", "--holdout_pth", tmp_path)
+    assert refused(outcome, "--holdout_pth names the stage 1s that --select chooses on")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_out_of_range_are_refused(seed: int, tmp_path: Path) -> None:
+    assert refused(table(tmp_path, "unified", "--seeds", 0, seed), "--seeds must be between 0 and 4294967295")
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_table_and_unknown_flags_are_refused(tmp_path: Path) -> None:
@@ -507,11 +600,12 @@ def test_a_data_set_that_is_not_there_is_named(name: str, tmp_path: Path) -> Non
     assert refused(run("reproduce", name, "--out", tmp_path, "--results", tmp_path), name)
 
 
-def test_results_that_cannot_be_written_are_one_line_before_anything_runs(out: Path, trained: list[str]) -> None:
-    (out / "file").write_text("no folder")
-    outcome = table(out, "unified", "--methods", "ce", "--results", out / "file" / "results")
-    assert refused(outcome, str(out / "file"))
-    assert trained == []
+def test_results_that_cannot_be_written_are_one_line_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for results in (tmp_path / "file", tmp_path / "file" / "results"):
+        outcome = table(tmp_path, "unified", "--methods", "ce", "--results", results)
+        assert refused(outcome, str(results))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_damaged_selection_is_said_in_one_line(out: Path) -> None:
@@ -526,5 +620,6 @@ def test_a_damaged_selection_is_said_in_one_line(out: Path) -> None:
 def test_kept_rows_are_json_that_others_can_read(out: Path) -> None:
     make(out, "unified", "--methods", "ce")
     kept = json.loads(next((out / "tables").rglob("ce_*.json")).read_text())
+    assert set(kept) == {"failure", "metrics", "config"}
     assert kept["failure"] is None and kept["metrics"]["schema"] == 1
     assert kept["config"]["method"] == "ce"

@@ -1,6 +1,5 @@
 """The tables of `reproduce.py`: what their columns say, and the published figures beside them."""
 
-import importlib
 import math
 import shutil
 from dataclasses import replace
@@ -10,16 +9,19 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_commands import EXPERIMENT, read, stage1
 from test_reproduce import SMALL, make, refused, table
+from torch import Tensor
 
+import tables.path
 import tables.runs
 from tables.published import PUBLISHED, SOURCES, cell, published, sources
 from tables.request import Request
+from tables.rows import Laboratory
 from tables.runs import Run
 from utils.recipes import RECIPES
 
-PATH = importlib.import_module("tables.path")  # the package has the function of this name
 WIDTH = "w4"
 NAME = f"{EXPERIMENT}{WIDTH}"
 GROUPS = ("all", "many", "medium", "few")
@@ -66,14 +68,18 @@ def test_delta_has_the_gap_that_the_target_asks_for(out: Path) -> None:
     one = rows[(rows["smoothing"] == 0.98)]["last_plain_all"]
     assert f"{one.mean():.1f} ± {one.std():.1f}" in outcome.out
     assert drawn(out / "results" / f"delta_{NAME}.png")
-    assert len((out / "results" / f"delta_{NAME}.md").read_text().splitlines()) == 2 + len(smoothings)
+    lines = (out / "results" / f"delta_{NAME}.md").read_text().splitlines()
+    assert lines[0].startswith("Cells read all / many / medium / few") and lines[1] == ""
+    assert "over seeds 0, 1, each with its own stage 1. Made by `python reproduce.py delta " in lines[0]
+    assert "| last, plain | best, plain |" in lines[2]
+    assert len(lines) == 4 + len(smoothings)
 
 
 def test_delta_without_smoothing_is_cross_entropy(out: Path) -> None:
     make(out, "delta")
     make(out, "unified", "--methods", "ce", "los")
     swept = pd.read_csv(out / "results" / f"delta_{NAME}.csv").set_index("smoothing")
-    unified = pd.read_csv(out / "results" / f"unified_{NAME}.csv").set_index("method")
+    unified = pd.read_csv(out / "results" / f"unified_{NAME}_ce-los.csv").set_index("method")
     for smoothing, method in ((0.0, "ce"), (0.98, "los")):
         assert swept.loc[smoothing, "loma_mean"] == pytest.approx(unified.loc[method, "loma_mean"], rel=1e-4)
         assert swept.loc[smoothing, "last_plain_all"] == pytest.approx(unified.loc[method, "last_plain_all"], abs=0.21)
@@ -87,7 +93,7 @@ def walked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A short path of LOS: its folder, its rows and what it printed."""
     out = Path(shutil.copytree(source, tmp_path_factory.mktemp("walked") / "out"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PATH, "EPOCHS", 8)
+        patch.setattr(tables.path, "EPOCHS", 8)
         outcome = make(out, "path", "--methods", "los", plots=True)
     return out, pd.read_csv(next((out / "results").glob("path_*.csv"))), outcome.out
 
@@ -117,28 +123,45 @@ def test_path_begins_at_stage_1(walked: tuple[Path, pd.DataFrame, str]) -> None:
 def test_path_ends_at_the_minimum(walked: tuple[Path, pd.DataFrame, str]) -> None:
     _, rows, printed = walked
     end = rows[rows["steps"].isna()].iloc[0]
-    assert bool(end["converged"])
+    assert end["end"] == "converged" and rows.loc[rows["steps"].notna(), "end"].isna().all()
     assert end["largest_gradient"] <= 1e-5
-    assert 0 < end["lbfgs_iterations"] <= PATH.LBFGS_STEPS
+    assert 0 < end["lbfgs_iterations"] <= tables.path.LBFGS_STEPS
     walk = rows[rows["steps"].notna()]
     assert end["training_loss"] < walk["training_loss"].min() + 1e-3
     assert "L-BFGS, converged" in printed
 
 
 def test_path_says_where_it_did_not_end(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PATH, "EPOCHS", 1)
-    monkeypatch.setattr(PATH, "LBFGS_STEPS", 2)
+    monkeypatch.setattr(tables.path, "EPOCHS", 1)
+    monkeypatch.setattr(tables.path, "LBFGS_STEPS", 2)
     outcome = make(out, "path", "--methods", "los")
     rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
-    assert not bool(rows["converged"].iloc[-1])
-    assert "L-BFGS, stopped" in outcome.out
+    assert rows["end"].iloc[-1] == "stopped after 2" and rows["largest_gradient"].iloc[-1] > 1e-5
+    assert "L-BFGS, stopped after 2" in outcome.out
+
+
+def test_path_says_that_cross_entropy_has_no_minimum_where_it_meets_every_label(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image's feature becomes its label's: los ends at a minimum there, cross-entropy nowhere."""
+    monkeypatch.setattr(tables.path, "EPOCHS", 1)
+
+    def separable(lab: Laboratory) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(10).repeat(3)
+        return 4 * torch.eye(10, lab.bench.linear.in_features)[labels], labels
+
+    monkeypatch.setattr(tables.path, "all_views", separable)
+    make(out, "path", "--methods", "ce", "los")
+    rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
+    ends = rows[rows["steps"].isna()].set_index("method")["end"]
+    assert ends.to_dict() == {"ce": "no minimum: separable", "los": "converged"}
 
 
 @pytest.mark.parametrize("method", ["ncm", "crt", "wb"])
 def test_path_refuses_methods_that_it_would_not_follow(method: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes plain steps from the warm start: no closed form, no sampler, no constraint, no new classifier."""
-    monkeypatch.setattr(PATH, "EPOCHS", 1)
-    monkeypatch.setattr(PATH, "LBFGS_STEPS", 1)
+    monkeypatch.setattr(tables.path, "EPOCHS", 1)
+    monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
     assert refused(table(out, "path", "--methods", method), method)
 
 
@@ -147,7 +170,7 @@ def test_path_refuses_methods_that_it_would_not_follow(method: str, out: Path, m
 
 def test_cifar_has_stage_1_and_both_protocols(out: Path) -> None:
     outcome = make(out, "cifar", "--imb_ratio", 25, "--seeds", 0, 1, "--finetune_epoch", 1, plots=True)
-    rows = pd.read_csv(out / "results" / f"cifar_digits_resnet8{WIDTH}.csv")
+    rows = pd.read_csv(out / "results" / f"cifar_digits_resnet8{WIDTH}_IF25.csv")
     assert rows["name"].tolist() == ["stage 1"] * 2 + ["los, honest"] * 2 + ["los, released"] * 2
     assert rows["protocol"].tolist() == ["honest"] * 4 + ["released"] * 2
     for seed in (0, 1):
@@ -158,7 +181,7 @@ def test_cifar_has_stage_1_and_both_protocols(out: Path) -> None:
             )
     values = rows.loc[rows["name"] == "los, honest", "last_plain_all"]
     assert f"{values.mean():.1f} ± {values.std():.1f}" in outcome.out
-    assert drawn(out / "results" / f"cifar_digits_resnet8{WIDTH}.png")
+    assert drawn(out / "results" / f"cifar_digits_resnet8{WIDTH}_IF25.png")
 
 
 def test_runs_that_are_there_are_used(out: Path) -> None:
@@ -172,27 +195,30 @@ def test_runs_that_are_there_are_used(out: Path) -> None:
 
 def test_gala_has_both_margins_with_and_without_rebalancing(out: Path) -> None:
     outcome = make(out, "gala", "--imb_ratio", 25, plots=True)
-    rows = pd.read_csv(out / "results" / f"gala_digits_resnet8{WIDTH}.csv")
+    rows = pd.read_csv(out / "results" / f"gala_digits_resnet8{WIDTH}_IF25.csv")
     assert rows["name"].tolist() == ["gala, paper margin", "gala, released margin"]
     assert rows["stage"].tolist() == ["stage1"] * 2
     for row in rows.to_dict("records"):
         assert f"{row['rebalanced_plain_all']:.1f} / {row['rebalanced_plain_many']:.1f}" in outcome.out
     assert outcome.out.count("re-balanced over the test set, tau 1") == 2
-    assert drawn(out / "results" / f"gala_digits_resnet8{WIDTH}.png")
+    assert drawn(out / "results" / f"gala_digits_resnet8{WIDTH}_IF25.png")
 
 
 def test_stress_has_stage_1_and_the_methods(out: Path) -> None:
     make(out, "stress", "--imb_ratio", 25, "--finetune_epoch", 1, "--methods", "ce", "tau_norm")
-    rows = pd.read_csv(out / "results" / f"stress_digits_resnet8{WIDTH}.csv")
+    rows = pd.read_csv(out / "results" / f"stress_digits_resnet8{WIDTH}_IF25_ce-tau_norm.csv")
     assert rows["name"].tolist() == ["stage 1", "ce", "tau_norm"]
     assert rows["last_plain_all"].notna().all()
 
 
 def test_a_row_that_diverges_is_shown_and_the_others_go_on(out: Path) -> None:
     outcome = make(out, "stress", "--imb_ratio", 25, "--finetune_lr", 1e6, "--methods", "wb", "tau_norm")
-    rows = pd.read_csv(out / "results" / f"stress_digits_resnet8{WIDTH}.csv").set_index("name")
+    path = out / "results" / f"stress_digits_resnet8{WIDTH}_IF25_wb-tau_norm.csv"
+    rows = pd.read_csv(path).set_index("name")
     assert rows["last_plain_all"].notna().to_dict() == {"stage 1": True, "wb": False, "tau_norm": True}
-    assert "diverged" in outcome.out or "not finite" in outcome.out
+    assert rows["failure"].notna().to_dict() == {"stage 1": False, "wb": True, "tau_norm": False}
+    shown = f"failed: {rows.loc['wb', 'failure']}"
+    assert shown in outcome.out and shown in path.with_suffix(".md").read_text()
 
 
 def test_ablation_crosses_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -218,7 +244,7 @@ def test_two_rows_of_the_ablation_run(out: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(tables.runs, "run_table", first_and_last)
     make(out, "ablation", "--imb_ratio", 25)
-    rows = pd.read_csv(out / "results" / f"ablation_digits_resnet8{WIDTH}.csv")
+    rows = pd.read_csv(out / "results" / f"ablation_digits_resnet8{WIDTH}_IF25.csv")
     assert rows["name"].str.contains("batch norm").all() and len(rows) == 2
     assert "--views plain" in rows["command"].iloc[0] and "--reinit_classifier" in rows["command"].iloc[1]
 
@@ -240,12 +266,25 @@ SCALE = {
 LOS_ALL = {10: 69.7, 50: 58.8, 100: 54.9}
 AGAIN = {100: (53.92, 70.11, 55.37, 33.33), 200: (47.01, 71.63, 56.90, 20.21), 500: (31.43, 67.69, 39.46, 7.44)}
 CONTROLS = {100: (47.6, 52.8), 200: (42.38, 46.87), 500: (36.59, 40.57)}
-GALA = {200: (48.0, 48.5), 100: (52.1, 52.3), 50: (56.0, 56.5), 10: (63.8, 64.2)}
+GALA = {200: (47.4, 48.0), 100: (50.9, 52.1), 50: (55.1, 56.0), 10: (62.5, 63.8)}  # older README, README at HEAD
+GALA_REBALANCED = {200: (47.5, 48.5), 100: (51.0, 52.3), 50: (55.2, 56.5), 10: (62.6, 64.2)}
+LARGE = {
+    "imagenet_lt": {
+        "stage 1": (48.6, 68.5, 42.4, 14.2), "l2_norm": (52.8, 61.2, 48.9, 42.6), "tau_norm": (53.1, 64.0, 49.0, 36.3),
+        "wb_wd": (53.3, 62.0, 49.7, 41.0), "wb_maxnorm": (53.0, 62.2, 50.1, 37.5), "wb": (53.9, 62.5, 50.4, 41.5),
+        "los": (54.4,),
+    },
+    "inaturalist2018": {
+        "stage 1": (65.4, 74.5, 66.5, 61.5), "l2_norm": (51.3, 11.2, 47.4, 66.9), "tau_norm": (69.6, 71.3, 69.8, 68.9),
+        "wb_wd": (70.0, 71.0, 70.3, 69.4), "wb_maxnorm": (69.2, 71.4, 68.9, 69.1), "wb": (70.2, 71.2, 70.4, 69.7),
+        "los": (70.8,),
+    },
+}  # fmt: skip
 
 
-def accuracies(ratio: float, row: str) -> list[tuple[float, ...]]:
-    """Published all (and many, medium, few) on CIFAR-100."""
-    return [(figure.all, *(figure.groups or ())) for figure in published("cifar100", ratio, row)]
+def accuracies(ratio: float, row: str, dataset: str = "cifar100") -> list[tuple[float, ...]]:
+    """Published all (and many, medium, few)."""
+    return [(figure.all, *(figure.groups or ())) for figure in published(dataset, ratio, row)]
 
 
 def test_published_figures_are_those_of_the_papers() -> None:
@@ -261,23 +300,22 @@ def test_published_figures_are_those_of_the_papers() -> None:
     for ratio, pair in CONTROLS.items():
         for row, value in zip(("stage 1", "balanced_softmax"), pair, strict=True):
             assert (value,) in accuracies(ratio, row)
-    for ratio, pair in GALA.items():
-        assert (accuracies(ratio, "gala"), accuracies(ratio, "gala re-balanced")) == ([(pair[0],)], [(pair[1],)])
+    for row, values in (("gala stage 1", GALA), ("gala stage 1 re-balanced", GALA_REBALANCED)):
+        for ratio, pair in values.items():
+            assert accuracies(ratio, row) == [(value,) for value in pair]
+            older, head = published("cifar100", ratio, row)
+            assert "older README" in older.source and "older" not in head.source
 
 
 def test_large_data_sets_have_their_published_figures_at_any_imbalance() -> None:
-    large = {
-        ("imagenet_lt", "los"): 54.4, ("inaturalist2018", "los"): 70.8, ("imagenet_lt", "wb"): 53.9,
-        ("inaturalist2018", "wb"): 70.2, ("imagenet_lt", "gala re-balanced"): 54.9,
-        ("inaturalist2018", "gala re-balanced"): 73.3, ("places_lt", "gala re-balanced"): 41.4,
-    }  # fmt: skip
-    assert {key: [f.all for f in published(key[0], 256, key[1])] for key in large} == {
-        key: [value] for key, value in large.items()
-    }
+    for dataset, rows in LARGE.items():
+        for row, values in rows.items():
+            assert accuracies(256, row, dataset) == [values]
+        assert {figure.row for figure in PUBLISHED if figure.dataset == dataset} == set(rows)
 
 
 def test_every_figure_has_a_source_and_a_row() -> None:
-    rows = {*RECIPES, "stage 1", "gala re-balanced"}
+    rows = {*RECIPES, "stage 1", "gala stage 1", "gala stage 1 re-balanced"}
     for figure in PUBLISHED:
         assert figure.row in rows
         assert figure.source in SOURCES and "(" in figure.source

@@ -39,7 +39,7 @@ class ModuleBank(nn.Module):
             return functional_call(self.template[0], state, own)
 
         state = {**self.stacked_parameters, **self.stacked_buffers}
-        return vmap(one, in_dims=(0, *self.input_dims), randomness="different")(state, *inputs)
+        return vmap(one, in_dims=(0, *self.input_dims), randomness="same")(state, *inputs)
 
     def write_back(self, modules: Sequence[nn.Module]) -> None:
         """Copy the stacked parameters into the modules that the bank was made of."""

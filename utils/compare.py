@@ -68,8 +68,9 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "loma_mean": column["loma"]["mean"],
         "loma_deviation": column["loma"]["deviation"],
         "loma_variation": column["loma"]["variation"],
-        "rsd_true_mean": column["rsd_true"]["mean"],
-        "rsd_other_mean": column["rsd_other"]["mean"],
+        "rsd_true_median": column["rsd_true"]["median"],
+        "rsd_other_median": column["rsd_other"]["median"],
+        "rsd_classes": column["rsd_true"]["count"],
         "row_loma_mean": row_reading["loma"]["mean"],
         "train_loma_mean": summary["train"]["column"]["loma"]["mean"],
         "weight_norm_variation": summarise(metrics["weight_norm"])["variation"],
@@ -92,6 +93,11 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "git_revision": environment["git_revision"],
     }
     return row
+
+
+def best_column(rows: pd.DataFrame) -> tuple[str, str]:
+    """Return which `best` is shown: flip-averaged, plain for a data set whose images are not mirrored."""
+    return "best", "flip" if rows["best_flip_all"].notna().any() else "plain"
 
 
 def short_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -119,15 +119,16 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
     return result
 
 
-def summarise(values: list[float | None]) -> dict[str, float | None]:
-    """Return mean, sample deviation and coefficient of variation (their ratio) over the classes that have a value."""
+def summarise(values: list[float | None]) -> dict[str, Any]:
+    """Return mean, sample deviation, their ratio (`variation`) and median over the classes that have a value, and the
+    `count` of those: an RSD whose LoMa is not positive has none, and one whose LoMa is small can be any number."""
     known = np.array([value for value in values if value is not None], dtype=float)
     mean = float(known.mean()) if len(known) else math.nan
     deviation = float(known.std(ddof=1)) if len(known) > 1 else math.nan
     variation = deviation / mean if mean > 1e-6 else math.nan
-    return {
-        "mean": finite_or_none(mean), "deviation": finite_or_none(deviation), "variation": finite_or_none(variation)
-    }  # fmt: skip
+    median = float(np.median(known)) if len(known) else math.nan
+    summary = {"mean": mean, "deviation": deviation, "variation": variation, "median": median}
+    return {**{name: finite_or_none(value) for name, value in summary.items()}, "count": len(known)}
 
 
 def column_means(logits: Tensor) -> Tensor:

@@ -106,5 +106,6 @@ def logits_per_class(metrics: dict[str, Any]) -> Figure:
     norms = np.array(metrics["weight_norm"], dtype=float)
     right.plot(norms[order], color="tab:blue", marker=".", markersize=3, linewidth=1)
     right.set(xlabel="class, largest first", ylabel="weight norm of the classifier")
-    right.set_ylim(bottom=0, top=1.1 * norms.max() if norms.max() > 0 else None)
+    largest = np.nanmax(norms, initial=0)
+    right.set_ylim(bottom=0, top=1.1 * largest if largest > 0 else None)
     return figure

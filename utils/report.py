@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from datasets.long_tail import LongTailedData
+from models.heads import Linear
 from models.resnet import ResNet
 from utils.evaluation import (
     FeaturesOf,
@@ -33,7 +37,6 @@ def measure(
     settings = config["settings"]
     seconds = history.train_seconds
     report = logits_report(logits_of, images)
-    weight = logits_of.classifier.get_parameter("weight").detach()
     return {
         "schema": 1,
         "dataset": data.name,
@@ -58,12 +61,23 @@ def measure(
         "last": history.last,
         "best": history.best,
         "holdout": holdout_report(logits_of, images),
-        "calibration": calibration_report(logits_of, images, data, settings["temperature"]),
+        "calibration": calibration_report(
+            logits_of, images, data, settings["temperature"], config.get("temperature_source", "given")
+        ),
         "rebalanced": rebalanced_report(logits_of, images, data, settings["rebalance_tau"]),
         "logits": report,
         "logits_summary": logits_summary(report),
-        "weight_norm": [finite_or_none(norm) for norm in weight.norm(dim=1).tolist()],
+        "weight_norm": weight_norms(logits_of.classifier, data.num_classes),
     }
+
+
+@torch.no_grad()
+def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
+    """Return the norm of each class's effective weight row, None where a head has none (`models.heads`)."""
+    weight = classifier.effective_weight() if isinstance(classifier, Linear) else classifier.get_parameter("weight")
+    if weight is None:
+        return [None] * num_classes
+    return [finite_or_none(norm) for norm in weight.norm(dim=1).tolist()]
 
 
 def finish_run(

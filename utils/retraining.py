@@ -14,6 +14,7 @@ from datasets.sampling import sampled_order
 from losses import build_loss, loss_parameters
 from losses.los import Target
 from models.heads import (
+    FROZEN_WEIGHT,
     build_closed_form,
     build_head,
     closed_form_parameters,
@@ -22,6 +23,7 @@ from models.heads import (
 )
 from models.resnet import ResNet
 from utils.config import PARAMETERS, Settings
+from utils.errors import UserError
 from utils.recipes import LATE_FROM, Recipe, Value, find_recipe, resolve_smoothing, resolve_target
 
 
@@ -53,6 +55,10 @@ def plan_of(settings: Settings, num_classes: int) -> Plan:
     recipe = find_recipe(settings.method)
     smoothing = resolve_smoothing(settings.method, num_classes, settings.label_smooth, settings.loma_target)
     own = {name: getattr(settings, name) for name in PARAMETERS if getattr(settings, name) is not None}
+    if settings.reinit_classifier and recipe.head in FROZEN_WEIGHT:
+        raise UserError(f"--reinit_classifier: --method {settings.method} keeps stage 1's weights, it only scales them")
+    if settings.max_norm is not None and recipe.head != "linear":
+        raise UserError(f"--max_norm: the head of --method {settings.method} has no trained row norms to constrain")
     return Plan(
         method=settings.method,
         epochs=settings.finetune_epoch,

@@ -34,7 +34,7 @@ from utils.runs import git_revision
 METHODS = ("los", "ce", "balanced_softmax")
 LEARNING_RATES = (5e-4, 5e-3, 5e-2)
 EPOCHS = 200
-LBFGS_STEPS = 1500
+LBFGS_STEPS = 600
 LBFGS_GRADIENT = 1e-7
 
 

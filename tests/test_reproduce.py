@@ -31,17 +31,21 @@ from utils.retraining import Plan, build_losses
 from utils.setup import device_images
 
 SMALL = ("--epochs", 6, "--width", 4)
-NAME = f"unified_{EXPERIMENT}w4"
+NAME = f"unified_{EXPERIMENT}w4_epochs6"
 GROUPS = ("all", "many", "medium", "few")
 Trainer = Callable[..., list[Any]]
 
 
 def table(out: Path, name: str, *arguments: object, plots: bool = False) -> Outcome:
-    """Run a table on the digits, with runs in `out` and results in its `results`; figures only on request."""
+    """Run a table on the digits, with runs in `out` and results in its `results`; figures only on request.
+
+    Stage 1 is a small one, unless the arguments name one.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if not plots:
             patch.setattr(tables.request, "save_figure", lambda *_: None)
-        flags = ("--dataset", "digits", *SMALL, "--out", out, "--results", out / "results")
+        small = () if "--pretrained_pth" in arguments else SMALL
+        flags = ("--dataset", "digits", *small, "--out", out, "--results", out / "results")
         return run("reproduce", name, *flags, *arguments)
 
 
@@ -220,26 +224,39 @@ def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pyt
 @pytest.mark.parametrize(
     "change",
     [
-        ("--seeds", 1), ("--views", 2), ("--batch_size", 16), ("--momentum", 0.5), ("--rebalance_tau", 0.5),
-        ("--imb_ratio", 10), ("--start", "best"),
+        ("--seeds", 1), ("--views", 2), ("--rebalance_tau", 0.5), ("--imb_ratio", 10), ("--start", "best"),
     ],
     ids=lambda change: change[0],
 )  # fmt: skip
 def test_no_stale_row_serves_another_question(change: tuple[object, ...], out: Path, trained: list[str]) -> None:
     make(out, "unified", "--methods", "ce")
-    named = ("--pretrained_pth", stage1_of(out)) if change[0] in ("--batch_size", "--momentum") else ()
     trained.clear()
-    make(out, "unified", "--methods", "ce", *named, *change)
+    make(out, "unified", "--methods", "ce", *change)
     assert trained == ["ce"]
+
+
+def test_batches_and_momentum_are_stage_1s(out: Path) -> None:
+    """They would change the budget that all methods share."""
+    make(out, "unified", "--methods", "ce", "--epochs", 1, "--batch_size", 16, "--momentum", 0.5)
+    named = NAME.replace("epochs6", "batch16_epochs1_momentum0.5")
+    row = pd.read_csv(next((out / "results").glob("*.csv")))
+    assert list((out / "results").glob(f"{named}_ce.*")) and "--batch_size" not in row["command"].item()
+    config = read(next((out / "tables").rglob("ce_*.json")))["config"]
+    assert config["settings"]["batch_size"] == 64 and config["settings"]["momentum"] == 0.9
+
+
+def change_weights(folder: Path) -> None:
+    """Let the stage 1 of a folder be another one."""
+    path = folder / "last.pth"
+    content = torch.load(path, weights_only=True)
+    content["model"]["fc.bias"] += torch.arange(10.0)
+    torch.save(content, path)
 
 
 def test_other_weights_in_the_same_place_are_another_stage_1(out: Path, trained: list[str]) -> None:
     make(out, "unified", "--methods", "ce")
     before = rows_of(out, "ce")
-    path = stage1_of(out) / "last.pth"
-    content = torch.load(path, weights_only=True)
-    content["model"]["fc.bias"] += torch.arange(10.0)
-    torch.save(content, path)
+    change_weights(stage1_of(out))
     trained.clear()
     make(out, "unified", "--methods", "ce")
     assert trained == ["ce"]
@@ -312,15 +329,16 @@ def test_repetitions_of_stage_2_alone_are_said_to_be_that(out: Path) -> None:
 # A method that diverges
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
-    """Let the losses of `methods` be NaN."""
+def spoil(monkeypatch: pytest.MonkeyPatch, *methods: str, smoothing: float | None = None) -> None:
+    """Let the losses of `methods` be NaN, with any smoothing or this one."""
 
     class NotANumber(nn.Module):
         def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
             return logits.mean() * torch.nan
 
     def building(plan: Plan, class_counts: list[int]) -> tuple[nn.Module, nn.Module]:
-        return (NotANumber(), NotANumber()) if plan.method in methods else build_losses(plan, class_counts)
+        bad = plan.method in methods and smoothing in (None, plan.smoothing)
+        return (NotANumber(), NotANumber()) if bad else build_losses(plan, class_counts)
 
     monkeypatch.setattr(utils.head_training, "build_losses", building)
 
@@ -433,14 +451,29 @@ def test_a_selection_is_added_to_and_fits_its_conditions(out: Path, few_trials: 
 
 def test_a_selection_on_other_splits_is_replaced(out: Path, few_trials: None) -> None:
     path = out / "results" / f"{NAME}_selection.csv"
-    splits = [stage1_of(out, seed, "_holdout0.2") for seed in SPLITS]
-    make(out, "unified", "--select", "--methods", "tau_norm", "--holdout_pth", splits[0])
-    assert set(pd.read_csv(path)["splits_sha256"]) == {sha256_file(splits[0] / "last.pth")}
-    outcome = make(out, "unified", "--select", "--methods", "ncm", "--holdout_pth", *splits[1:])
+    make(out, "unified", "--select", "--methods", "tau_norm")
+    before = pd.read_csv(path)["splits_sha256"].iloc[0]
+    change_weights(stage1_of(out, 1, "_holdout0.2"))
+    outcome = make(out, "unified", "--select", "--methods", "ncm")
     assert "was chosen on other splits: choosing again" in outcome.out
     choices = pd.read_csv(path)
     assert set(choices["method"]) == {"ncm", "shared budget: ncm"}
-    assert set(choices["splits_sha256"]) == {" ".join(sha256_file(split / "last.pth") for split in splits[1:])}
+    (after,) = set(choices["splits_sha256"])
+    assert [old == new for old, new in zip(before.split(), after.split(), strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 1)])
+def test_fewer_splits_than_three_are_refused(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
+    splits = [stage1_of(out, seed, "_holdout0.2") for seed in seeds]
+    outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", *splits)
+    assert refused(outcome, "--holdout_pth must name 3 different stage 1s")
+    assert trained == []
+
+
+def test_splits_whose_epoch_the_test_images_chose_are_refused(out: Path, trained: list[str]) -> None:
+    outcome = table(out, "unified", "--select", "--methods", "ce", "--start", "best")
+    assert refused(outcome, "best on the test set", "last.pth")
+    assert trained == []
 
 
 def test_a_method_that_cannot_be_tried_does_not_repeat_the_selection(
@@ -486,21 +519,20 @@ def test_select_refuses_a_stage_1_that_saw_the_images(out: Path, trained: list[s
     assert not list(out.glob("results/*"))
 
 
-@pytest.mark.parametrize("flags", [("--imb_ratio", 10), ("--network", "resnet20", "--epochs", 1)])
+@pytest.mark.parametrize("flags", [("--imb_ratio", 10), ("--epochs", 1)])
 def test_select_refuses_a_stage_1_of_another_kind(flags: tuple[object, ...], out: Path, trained: list[str]) -> None:
     made = out.with_name("other")
     stage1(made, *SMALL, "--holdout", 0.2, *flags)
     other = next(made.rglob("last.pth")).parent
     named = ("--pretrained_pth", stage1_of(out), "--holdout_pth", other)
-    arguments = ("--dataset", "digits", "--out", out, "--results", out / "results", "--methods", "ce", "--select")
-    outcome = run("reproduce", "unified", *arguments, *named)
+    outcome = table(out, "unified", "--methods", "ce", "--select", *named)
     assert refused(outcome, str(other), str(flags[0]))
     assert trained == []
 
 
 def test_select_at_another_imbalance_chooses_on_splits_of_that_imbalance(out: Path, few_trials: None) -> None:
     make(out, "unified", "--select", "--methods", "ce", "--imb_ratio", 10, "--epochs", 1)
-    rows = rows_of(out, "ce", name=NAME.replace("IF25", "IF10"))
+    rows = rows_of(out, "ce", name=NAME.replace("IF25", "IF10").replace("epochs6", "epochs1"))
     assert rows["budget"].tolist() == ["shared", "selected"]
     assert rows["imb_ratio"].tolist() == [10, 10]
 
@@ -531,7 +563,8 @@ def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
         ("--max_norm", 0.1), ("--reinit_classifier",),
     ]  # fmt: skip
     own = {
-        "unified": budget, "path": budget, "gala": [("--loss", "ce"), ("--gala_margin", "paper")],
+        "unified": budget, "path": budget,
+        "gala": [("--loss", "ce"), ("--gala_margin", "paper"), ("--gala_accumulation", "single"), ("--lambda1", 1)],
         "ablation": [("--bn_mode", "eval"), ("--views", 2), ("--reinit_classifier",), ("--finetune_lr", 0.1)],
         "imagenet_lt": [("--dataset", "digits")],
     }  # fmt: skip
@@ -546,11 +579,20 @@ def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
     [
         ("cifar", ("--methods", "ce")), ("delta", ("--methods", "ce")), ("gala", ("--methods", "ce")),
         ("ablation", ("--methods", "ce")), ("path", ("--select",)), ("stress", ("--select",)),
-        ("imagenet_lt", ("--imb_ratio", 10)),
+        ("imagenet_lt", ("--imb_ratio", 10)), ("cifar", ("--pretrained_pth", "a.pth")),
+        ("gala", ("--pretrained_pth", "a.pth")), ("stress", ("--pretrained_pth", "a.pth")),
     ],
 )  # fmt: skip
 def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
-    assert refused(table(tmp_path, name, *flags), f"{flags[0]} has no use in the table {name}")
+    outcome = run("reproduce", name, "--out", tmp_path, "--results", tmp_path / "results", *flags)
+    assert refused(outcome, f"{flags[0]} has no use in the table {name}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [("--epochs", 6), ("--batch_size", 16), ("--nesterov",)], ids=lambda flags: flags[0])
+def test_flags_of_a_stage_1_that_is_named_are_refused(flags: tuple[object, ...], tmp_path: Path) -> None:
+    outcome = table(tmp_path, "unified", "--pretrained_pth", "a.pth", *flags)
+    assert refused(outcome, f"{flags[0]} would be stage 1's, and --pretrained_pth names one")
     assert not list(tmp_path.iterdir())
 
 

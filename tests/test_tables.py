@@ -11,19 +11,21 @@ import pandas as pd
 import pytest
 import torch
 from test_commands import EXPERIMENT, read, stage1
-from test_reproduce import SMALL, make, refused, table
+from test_reproduce import SMALL, make, refused, spoil, table
 from torch import Tensor
 
+import tables.delta
 import tables.path
 import tables.runs
 from tables.published import PUBLISHED, SOURCES, cell, published, sources
 from tables.request import Request
 from tables.rows import Laboratory
 from tables.runs import Run
+from utils.errors import DivergedError
 from utils.recipes import RECIPES
 
 WIDTH = "w4"
-NAME = f"{EXPERIMENT}{WIDTH}"
+NAME = f"{EXPERIMENT}{WIDTH}_epochs6"
 GROUPS = ("all", "many", "medium", "few")
 STEPS = 13  # an epoch: 396 images in batches of 32
 
@@ -85,6 +87,23 @@ def test_delta_without_smoothing_is_cross_entropy(out: Path) -> None:
         assert swept.loc[smoothing, "last_plain_all"] == pytest.approx(unified.loc[method, "last_plain_all"], abs=0.21)
 
 
+def test_delta_says_what_diverged(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.delta, "SMOOTHINGS", (0.5, 0.98))
+    spoil(monkeypatch, "los", smoothing=0.98)
+    outcome = make(out, "delta", plots=True)
+    path = out / "results" / f"delta_{NAME}.csv"
+    assert pd.read_csv(path)["smoothing"].tolist() == [0.5]
+    for text in (outcome.out, path.with_suffix(".md").read_text()):
+        assert "s = 0.98: diverged at step 1 of epoch 1." in text
+
+
+def test_delta_without_a_number_is_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.delta, "SMOOTHINGS", (0.5, 0.98))
+    spoil(monkeypatch, "los")
+    assert refused(table(out, "delta", plots=True), "no row of the table has a number", "s = 0.5: diverged at step 1")
+    assert not list((out / "results").iterdir())
+
+
 # The path of LOS
 
 
@@ -124,10 +143,10 @@ def test_path_ends_at_the_minimum(walked: tuple[Path, pd.DataFrame, str]) -> Non
     _, rows, printed = walked
     end = rows[rows["steps"].isna()].iloc[0]
     assert end["end"] == "converged" and rows.loc[rows["steps"].notna(), "end"].isna().all()
-    assert end["largest_gradient"] <= 1e-5
+    assert end["largest_gradient"] <= tables.path.LBFGS_GRADIENT
     assert 0 < end["lbfgs_iterations"] <= tables.path.LBFGS_STEPS
     walk = rows[rows["steps"].notna()]
-    assert end["training_loss"] < walk["training_loss"].min() + 1e-3
+    assert end["objective"] < walk["objective"].min()
     assert "L-BFGS, converged" in printed
 
 
@@ -136,8 +155,8 @@ def test_path_says_where_it_did_not_end(out: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 2)
     outcome = make(out, "path", "--methods", "los")
     rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
-    assert rows["end"].iloc[-1] == "stopped after 2" and rows["largest_gradient"].iloc[-1] > 1e-5
-    assert "L-BFGS, stopped after 2" in outcome.out
+    assert rows["end"].iloc[-1] == "stopped after 2 iterations" and rows["largest_gradient"].iloc[-1] > 1e-5
+    assert "L-BFGS, stopped after 2 iterations" in outcome.out
 
 
 def test_path_says_that_cross_entropy_has_no_minimum_where_it_meets_every_label(
@@ -163,6 +182,45 @@ def test_path_refuses_methods_that_it_would_not_follow(method: str, out: Path, m
     monkeypatch.setattr(tables.path, "EPOCHS", 1)
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
     assert refused(table(out, "path", "--methods", method), method)
+
+
+def test_path_of_several_seeds_is_refused(out: Path) -> None:
+    assert refused(table(out, "path", "--methods", "los", "--seeds", 0, 1), "one stage 1", "one seed")
+
+
+def test_a_path_that_is_there_is_not_walked_again(
+    walked: tuple[Path, pd.DataFrame, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rows, _ = walked
+    monkeypatch.setattr(tables.path, "EPOCHS", 8)
+
+    def walking(*_: object) -> None:
+        raise AssertionError("walked again")
+
+    monkeypatch.setattr(tables.path, "walk", walking)
+    make(out, "path", "--methods", "los")
+    again = pd.read_csv(next((out / "results").glob("path_*.csv")))
+    pd.testing.assert_frame_equal(again.drop(columns="command"), rows.drop(columns="command"))
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_damaged_kept_path_is_said_in_one_line(content: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.path, "EPOCHS", 1)
+    monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
+    make(out, "path", "--methods", "los")
+    path = next((out / "tables").rglob("path_los_*.json"))
+    path.write_text(content)
+    assert refused(table(out, "path", "--methods", "los"), str(path))
+
+
+def test_path_goes_on_without_a_learning_rate_that_diverges(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.path, "EPOCHS", 2)
+    monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
+    monkeypatch.setattr(tables.path, "LEARNING_RATES", (5e-4, 5e-3, math.inf))
+    outcome = make(out, "path", "--methods", "los", plots=True)
+    rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
+    assert rows.groupby("learning_rate").size().to_dict() == {5e-4: 3, 5e-3: 3, math.inf: 1}
+    assert "los at inf diverged at step" in outcome.out
 
 
 # Tables of runs
@@ -193,15 +251,35 @@ def test_runs_that_are_there_are_used(out: Path) -> None:
     assert outcome.out.count("using the finished run") == 5  # stage 1 for itself and for each of two rows
 
 
-def test_gala_has_both_margins_with_and_without_rebalancing(out: Path) -> None:
-    outcome = make(out, "gala", "--imb_ratio", 25, plots=True)
+def test_gala_has_both_readings_with_and_without_rebalancing(out: Path) -> None:
+    outcome = make(out, "gala", "--imb_ratio", 25, "--epochs", 1, plots=True)
     rows = pd.read_csv(out / "results" / f"gala_digits_resnet8{WIDTH}_IF25.csv")
-    assert rows["name"].tolist() == ["gala, paper margin", "gala, released margin"]
-    assert rows["stage"].tolist() == ["stage1"] * 2
+    readings = (("formula", "paper", "single"), ("released code", "released", "double"))
+    assert rows["name"].tolist() == [
+        f"gala, {words}, lambda {lambdas}" for words, _, _ in readings for lambdas in ("1 / 1", "1.2 / 0.9")
+    ]
+    assert rows["stage"].tolist() == ["stage1"] * 4
+    configs = [
+        read(path)["settings"] for path in out.rglob("config.json") if read(path)["settings"].get("loss") == "gala"
+    ]
+    made = {(c["gala_margin"], c["gala_accumulation"], c["lambda1"], c["lambda2"]) for c in configs}
+    pairs = ((1, 1), (1.2, 0.9))
+    assert made == {(margin, accumulation, *pair) for _, margin, accumulation in readings for pair in pairs}
     for row in rows.to_dict("records"):
         assert f"{row['rebalanced_plain_all']:.1f} / {row['rebalanced_plain_many']:.1f}" in outcome.out
-    assert outcome.out.count("re-balanced over the test set, tau 1") == 2
+    assert outcome.out.count("re-balanced over the test set, tau 1") == 4
     assert drawn(out / "results" / f"gala_digits_resnet8{WIDTH}_IF25.png")
+
+
+def test_gala_stands_beside_the_figures_of_its_lambdas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Run] = []
+    monkeypatch.setattr(tables.runs, "run_table", lambda request, name, rows, rebalanced: seen.extend(rows))
+    tables.runs.gala(Request("gala", [0], None, None, False, [], tmp_path, {}, "", lambda _: {}, lambda _: {}))
+    for run in seen:
+        assert (run.stage1["lambda1"] == 1) == (run.published == "gala stage 1")
+        for row in (run.published, f"{run.published} re-balanced"):
+            assert len(published("cifar100", run.stage1["imb_ratio"], row)) == 1
+    assert [run.stage1["imb_ratio"] for run in seen] == [200] * 4 + [100] * 4 + [50] * 4 + [10] * 4
 
 
 def test_stress_has_stage_1_and_the_methods(out: Path) -> None:
@@ -221,10 +299,25 @@ def test_a_row_that_diverges_is_shown_and_the_others_go_on(out: Path) -> None:
     assert shown in outcome.out and shown in path.with_suffix(".md").read_text()
 
 
+def test_runs_without_a_number_are_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = tables.runs.run_table
+
+    def diverging(_: object) -> dict:
+        raise DivergedError("the loss is not finite")
+
+    def two(request: Request, name: str, rows: list[Run]) -> None:
+        everything(replace(request, train_stage2=diverging), name, rows[:2])
+
+    monkeypatch.setattr(tables.runs, "run_table", two)
+    outcome = table(out, "ablation", "--imb_ratio", 25, plots=True)
+    assert refused(outcome, "no row of the table has a number", "the loss is not finite")
+    assert not list((out / "results").iterdir())
+
+
 def test_ablation_crosses_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Run] = []
     monkeypatch.setattr(tables.runs, "run_table", lambda request, name, rows: seen.extend(rows))
-    request = Request("ablation", [0], None, None, False, [], tmp_path, {}, "", lambda _: {}, lambda _: {})
+    request = Request("ablation", [0], [50], None, False, [], tmp_path, {}, "", lambda _: {}, lambda _: {})
     tables.runs.ablation(request)
     assert len(seen) == len({run.name for run in seen}) == 5 * 2 * 3 * 2
     flags = [run.stage2 or {} for run in seen]
@@ -232,7 +325,7 @@ def test_ablation_crosses_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert {flag["finetune_epoch"] for flag in flags} == {20, 100}
     assert {(flag["bn_mode"], flag["views"]) for flag in flags} >= {("train", "fresh"), ("eval", "plain")}
     assert sum("reinit_classifier" in flag for flag in flags) == 30
-    assert all(run.stage1 == {"imb_ratio": 100} for run in seen)
+    assert all(run.stage1 == {"imb_ratio": 50} for run in seen)
 
 
 def test_two_rows_of_the_ablation_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,8 +359,12 @@ SCALE = {
 LOS_ALL = {10: 69.7, 50: 58.8, 100: 54.9}
 AGAIN = {100: (53.92, 70.11, 55.37, 33.33), 200: (47.01, 71.63, 56.90, 20.21), 500: (31.43, 67.69, 39.46, 7.44)}
 CONTROLS = {100: (47.6, 52.8), 200: (42.38, 46.87), 500: (36.59, 40.57)}
-GALA = {200: (47.4, 48.0), 100: (50.9, 52.1), 50: (55.1, 56.0), 10: (62.5, 63.8)}  # older README, README at HEAD
-GALA_REBALANCED = {200: (47.5, 48.5), 100: (51.0, 52.3), 50: (55.2, 56.5), 10: (62.6, 64.2)}
+GALA_ROWS = (
+    "gala stage 1", "gala stage 1 re-balanced", "gala stage 1, tuned lambdas",
+    "gala stage 1, tuned lambdas re-balanced",
+)  # fmt: skip
+GALA = {200: (47.4, 47.5, 48.0, 48.5), 100: (50.9, 51.0, 52.1, 52.3), 50: (55.1, 55.2, 56.0, 56.5),
+        10: (62.5, 62.6, 63.8, 64.2)}  # fmt: skip
 LARGE = {
     "imagenet_lt": {
         "stage 1": (48.6, 68.5, 42.4, 14.2), "l2_norm": (52.8, 61.2, 48.9, 42.6), "tau_norm": (53.1, 64.0, 49.0, 36.3),
@@ -300,11 +397,11 @@ def test_published_figures_are_those_of_the_papers() -> None:
     for ratio, pair in CONTROLS.items():
         for row, value in zip(("stage 1", "balanced_softmax"), pair, strict=True):
             assert (value,) in accuracies(ratio, row)
-    for row, values in (("gala stage 1", GALA), ("gala stage 1 re-balanced", GALA_REBALANCED)):
-        for ratio, pair in values.items():
-            assert accuracies(ratio, row) == [(value,) for value in pair]
-            older, head = published("cifar100", ratio, row)
-            assert "older README" in older.source and "older" not in head.source
+    for ratio, values in GALA.items():
+        for row, value in zip(GALA_ROWS, values, strict=True):
+            (figure,) = published("cifar100", ratio, row)
+            assert (figure.all, figure.groups) == (value, None)
+            assert ("tuned lambdas" in figure.source) == ("tuned lambdas" in row)
 
 
 def test_large_data_sets_have_their_published_figures_at_any_imbalance() -> None:
@@ -315,7 +412,7 @@ def test_large_data_sets_have_their_published_figures_at_any_imbalance() -> None
 
 
 def test_every_figure_has_a_source_and_a_row() -> None:
-    rows = {*RECIPES, "stage 1", "gala stage 1", "gala stage 1 re-balanced"}
+    rows = {*RECIPES, "stage 1", *GALA_ROWS}
     for figure in PUBLISHED:
         assert figure.row in rows
         assert figure.source in SOURCES and "(" in figure.source

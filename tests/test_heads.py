@@ -380,3 +380,18 @@ def test_max_norm_ends_and_refusals() -> None:
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(UserError, match="--max_norm must be at least 0 and at most 1"):
             max_norm_threshold(head.weight, share)
+
+
+def test_effective_weights_are_what_features_are_multiplied_by() -> None:
+    linear, features = make_linear(), make_features()
+    for name in ("linear", "lws", "marc"):
+        head = build_head(name, linear)
+        if name != "linear":
+            with torch.no_grad():
+                head.scale.uniform_(0.5, 2)
+        weight = head.effective_weight()
+        change = head(features + 1) - head(features)
+        assert torch.allclose(change, weight.sum(dim=1).expand_as(change))
+    cosine = build_head("cosine", linear, scale=7.0)
+    assert torch.allclose(cosine.effective_weight().norm(dim=1), torch.tensor(7.0, dtype=linear.weight.dtype))
+    assert build_head("disalign", linear).effective_weight() is None

@@ -314,10 +314,11 @@ def test_summarise_gives_mean_deviation_and_their_ratio() -> None:
 
 
 def test_summarise_has_none_for_what_does_not_exist() -> None:
-    nothing = {"mean": None, "deviation": None, "variation": None}
+    nothing = {"mean": None, "deviation": None, "variation": None, "median": None, "count": 0}
     assert summarise([]) == summarise([None, None]) == nothing
-    assert summarise([3.0]) == {"mean": 3.0, "deviation": None, "variation": None}
-    assert summarise([2.0, 2.0]) == {"mean": 2.0, "deviation": 0.0, "variation": 0.0}
+    assert summarise([3.0]) == {"mean": 3.0, "deviation": None, "variation": None, "median": 3.0, "count": 1}
+    assert summarise([2.0, 2.0]) == {"mean": 2.0, "deviation": 0.0, "variation": 0.0, "median": 2.0, "count": 2}
+    assert summarise([1.0, None, 2.0, 9.0])["median"] == 2.0
     for values in ([-1.0, 1.0], [-3.0, -4.0]):  # a spread has no size relative to nothing
         found = summarise(list(values))
         assert found["variation"] is None and found["deviation"] is not None

@@ -10,7 +10,7 @@ from torch import nn
 from datasets.sampling import SAMPLERS
 from losses import LOSSES, loss_parameters
 from losses.los import ONE_HOT, TARGETS, torch_target
-from models.heads import CLOSED_FORM, HEADS, closed_form_parameters, head_parameters
+from models.heads import CLOSED_FORM, FROZEN_WEIGHT, HEADS, closed_form_parameters, head_parameters
 from utils.config import PARAMETERS, PRESETS, STAGE1, STAGE1_LOSSES, STAGE2, parse_command
 from utils.errors import UserError
 from utils.parameters import check_parameter
@@ -150,8 +150,17 @@ def test_samplers_constraints_and_starts_go_with_any_method_that_trains() -> Non
         if recipe.trains:
             for sampler in SAMPLERS:
                 assert parsed_plan("--method", method, "--sampler", sampler).sampler == sampler
-            plan = parsed_plan("--method", method, "--max_norm", 0.25, "--finetune_wd", 0.5, "--reinit_classifier")
-            assert (plan.max_norm, plan.weight_decay, plan.reinit) == (0.25, 0.5, True)
+            assert parsed_plan("--method", method, "--finetune_wd", 0.5).weight_decay == 0.5
+            if recipe.head == "linear":
+                assert parsed_plan("--method", method, "--max_norm", 0.25).max_norm == 0.25
+            else:
+                with pytest.raises(UserError, match="no trained row norms"):
+                    parsed_plan("--method", method, "--max_norm", 0.25)
+            if recipe.head in FROZEN_WEIGHT:
+                with pytest.raises(UserError, match="keeps stage 1's weights"):
+                    parsed_plan("--method", method, "--reinit_classifier")
+            else:
+                assert parsed_plan("--method", method, "--reinit_classifier").reinit
 
 
 def test_every_parameter_of_the_command_line_is_one_of_a_method() -> None:

@@ -80,8 +80,8 @@ def test_reinit_classifier_is_the_fresh_start_of_crt() -> None:
     crt, ce = parsed_plan("--method", "crt"), parsed_plan("--method", "ce", "--reinit_classifier")
     heads = [start_head(plan, linear(), seed=3) for plan in (crt, ce)]
     assert torch.equal(heads[0].weight, heads[1].weight) and torch.equal(heads[0].bias, heads[1].bias)
-    lws = start_head(parsed_plan("--method", "lws", "--reinit_classifier"), linear(), seed=3)
-    assert torch.equal(lws.weight, heads[0].weight) and not lws.weight.requires_grad
+    cosine = start_head(parsed_plan("--method", "cosine", "--reinit_classifier"), linear(), seed=3)
+    assert torch.equal(cosine.weight, heads[0].weight)
 
 
 def test_the_row_norm_limit_is_that_of_stage_1() -> None:

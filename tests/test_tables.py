@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -19,7 +20,7 @@ import tables.path
 import tables.runs
 from tables.published import PUBLISHED, SOURCES, cell, published, sources
 from tables.request import Request
-from tables.rows import Laboratory
+from tables.rows import Laboratory, Measured
 from tables.runs import Run
 from utils.errors import DivergedError
 from utils.recipes import RECIPES
@@ -89,7 +90,13 @@ def test_delta_without_smoothing_is_cross_entropy(out: Path) -> None:
 
 def test_delta_says_what_diverged(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables.delta, "SMOOTHINGS", (0.5, 0.98))
-    spoil(monkeypatch, "los", smoothing=0.98)
+    measure = tables.delta.measure_rows
+
+    def last_diverging(*given: Any) -> list[Measured]:
+        *rows, last = measure(*given)
+        return [*rows, {**last, "metrics": None, "failure": "diverged at step 1 of epoch 1"}]
+
+    monkeypatch.setattr(tables.delta, "measure_rows", last_diverging)
     outcome = make(out, "delta", plots=True)
     path = out / "results" / f"delta_{NAME}.csv"
     assert pd.read_csv(path)["smoothing"].tolist() == [0.5]
@@ -216,11 +223,11 @@ def test_a_damaged_kept_path_is_said_in_one_line(content: str, out: Path, monkey
 def test_path_goes_on_without_a_learning_rate_that_diverges(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables.path, "EPOCHS", 2)
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
-    monkeypatch.setattr(tables.path, "LEARNING_RATES", (5e-4, 5e-3, math.inf))
+    monkeypatch.setattr(tables.path, "LEARNING_RATES", (5e-4, 5e-3, 1e38))
     outcome = make(out, "path", "--methods", "los", plots=True)
     rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
-    assert rows.groupby("learning_rate").size().to_dict() == {5e-4: 3, 5e-3: 3, math.inf: 1}
-    assert "los at inf diverged at step" in outcome.out
+    assert rows.groupby("learning_rate").size().to_dict() == {5e-4: 3, 5e-3: 3, 1e38: 1}
+    assert "los at 1e+38 diverged at step" in outcome.out
 
 
 # Tables of runs

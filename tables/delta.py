@@ -23,7 +23,11 @@ def make_table(request: Request) -> None:
             flags = request.starting_point(seed, **ratio)
             lab = open_laboratory(flags, __doc__ or "")
             measured += measure_rows(lab, flags, rows)
-        failed = [f"s = {row['label']['smoothing']:g}: {row['failure']}." for row in measured if row["failure"]]
+        failed = [
+            f"s = {row['label']['smoothing']:g}, seed {row['config']['settings']['seed']}: {row['failure']}."
+            for row in measured
+            if row["failure"]
+        ]
         if len(failed) == len(measured):
             raise UserError(f"no row of the table has a number: {' '.join(failed)}")
         table = pd.DataFrame([delta_row(row) for row in measured if row["metrics"] is not None])

@@ -71,7 +71,10 @@ def path_of(lab: Laboratory, method: str) -> list[dict[str, Any]]:
     }  # fmt: skip
     place = kept_file(lab, f"path_{method}", depends)
     if place.exists():
-        return read_json(place)["rows"]
+        kept = read_json(place)
+        if "rows" not in kept:
+            raise UserError(f"{place} is damaged; delete it, and the path is measured again")
+        return kept["rows"]
     rows = [*walk(lab, method), end_point(lab, method)]
     make_folder(place.parent)
     write_json(place, {"rows": rows})

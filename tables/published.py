@@ -9,9 +9,13 @@ LOS_PAPER = (
     "(ResNet-34; by its code the best epoch on the test set, flip-averaged)"
 )
 RERUN = "Deciphering the Extremes, NeurIPS 2025 (LOS's configuration)"
-GALA_README = "README of GALA's code, tuned lambdas (ResNet-32, best epoch on the test set)"
+GALA_README = (
+    "README of GALA's code, tuned lambdas (1.2 / 0.9 known for IF 100 only; ResNet-32, best epoch on the test set)"
+)
 GALA_OLD = "older README of GALA's code, lambda = 1, column 'tau = 1' (ResNet-32, best epoch on the test set)"
-GALA_OLD_TAU = "the same, column 'fine-tune tau' (tau tuned on the test set)"
+GALA_OLD_TAU = (
+    "older README of GALA's code, lambda = 1, column 'fine-tune tau' (ResNet-32, tau and epoch chosen on the test set)"
+)
 
 
 @dataclass(frozen=True)

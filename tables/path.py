@@ -253,12 +253,13 @@ def short(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw accuracy by shot over steps x learning rate, a panel a method; the end point at the right border."""
+    """Draw accuracy by shot, LoMa and the objective over steps x learning rate, a column a method; the end point at the
+    right border."""
     methods = list(dict.fromkeys(table["method"]))
-    figure = Figure(figsize=(4.6 * len(methods), 7.5), layout="constrained")
-    upper, lower = figure.subplots(2, len(methods), squeeze=False)
+    figure = Figure(figsize=(4.6 * len(methods), 10.5), layout="constrained")
+    upper, lower, bottom = figure.subplots(3, len(methods), squeeze=False)
     styles = {rate: style for rate, style in zip(LEARNING_RATES, ("-", "--", ":"), strict=True)}
-    for axes, below, method in zip(upper, lower, methods, strict=True):
+    for axes, below, last, method in zip(upper, lower, bottom, methods, strict=True):
         own = table[table["method"] == method]
         end = own[own["steps"].isna()].iloc[0]
         for rate, style in styles.items():
@@ -269,15 +270,16 @@ def draw(table: pd.DataFrame) -> Figure:
                 axes.plot(distance, walked[f"plain_{group}"], style, color=COLOURS[group], label=label)
             below.plot(distance, walked["train_loma"], style, color="grey", label=f"learning rate {rate:g}")
             below.plot(distance, walked["test_loma"], style, color="tab:blue")
+            last.plot(distance, walked["objective"], style, color="black")
         right = 2 * own["steps"].max() * LEARNING_RATES[-1]
         for group in GROUPS:
             axes.plot([right], [end[f"plain_{group}"]], "*", color=COLOURS[group], markersize=9)
         below.plot([right], [end["train_loma"]], "*", color="grey", markersize=9)
         below.plot([right], [end["test_loma"]], "*", color="tab:blue", markersize=9)
+        last.plot([right], [end["objective"]], "*", color="black", markersize=9)
         axes.set(xscale="log", title=method, ylim=(0, 102), ylabel="test accuracy (%), plain")
-        below.set(
-            xscale="log", xlabel="steps x learning rate (star: L-BFGS)", ylabel="LoMa: training (grey), test (blue)"
-        )
+        below.set(xscale="log", ylabel="LoMa: training (grey), test (blue)")
+        last.set(xscale="log", xlabel="steps x learning rate (star: L-BFGS)", ylabel="objective (nats)")
     upper[0].legend(fontsize=8)
     lower[0].legend(fontsize=8)
     return figure

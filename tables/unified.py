@@ -157,6 +157,7 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
     if rows["failure"].notna().all():
         raise UserError(f"no row of the table has a number: {'; '.join(rows['failure'].unique())}")
     numbers = {} if choices is None else dict(zip(choices["flags"], choices["mean"], strict=True))
+    rows["held_out_mean"] = pd.to_numeric(pd.Series([numbers.get(flags) for flags in rows["flags"]], index=rows.index))
     accuracy: list[dict[str, Any]] = []
     logits: list[dict[str, str]] = []
     failures: list[str] = []
@@ -182,12 +183,33 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
                 logits.append(logits_line(method, budget, runs))
         line["published"] = cell(rows["dataset"].iloc[0], float(rows["imb_ratio"].iloc[0]), method)
         accuracy.append(line)
-    rows["held_out_mean"] = [numbers.get(flags) for flags in rows["flags"]]
     tables = [pd.DataFrame(accuracy), pd.DataFrame(logits)]
-    notes = "\n".join([*dict.fromkeys(failures), NOTES, sources([line["published"] for line in accuracy])])
+    notes = "\n".join(
+        [*dict.fromkeys(failures), NOTES, *correlations(rows), sources([line["published"] for line in accuracy])]
+    )
     titles = {SHARED: "shared budget", SELECTED: "chosen on held-out images"}
     figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
     write_results(request, name, rows, tables, figures, notes)
+
+
+def correlations(rows: pd.DataFrame) -> list[str]:
+    """Return, for each budget, how well three numbers order the methods as their test accuracy does (Spearman)."""
+    names = {
+        "loma_variation": "LoMa sd/mean",
+        "weight_norm_variation": "weight norm sd/mean",
+        "held_out_mean": "accuracy on held-out images",
+    }
+    lines = []
+    for budget, runs in rows.groupby("budget", sort=False):
+        means = runs.groupby("method")[["last_plain_all", *names]].mean()
+        found = []
+        for column, words in names.items():
+            both = means[["last_plain_all", column]].dropna().rank()
+            if len(both) > 2:
+                found.append(f"{words} {both['last_plain_all'].corr(both[column]):.2f}")
+        if found:
+            lines.append(f"Rank correlation with the accuracy over the methods, {budget} budget: {', '.join(found)}.")
+    return lines
 
 
 def chosen_words(flags: str) -> str:

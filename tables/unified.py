@@ -103,9 +103,13 @@ def find_choices(request: Request, name: str, methods: Sequence[str], lab: Labor
             shared = [shared_flags(method, lab.data.name) for method in missing]
             started = time.perf_counter()
             trials = select(missing, shared, labs)
-            trials["conditions"], trials["splits_sha256"], trials["command"] = conditions, splits, request.command
-            trials["device"], trials["git_revision"] = device_name(lab.bench.execution.device), git_revision()
-            trials["seconds_of_all"] = round(time.perf_counter() - started)
+            made: dict[str, Any] = {
+                "conditions": conditions, "splits_sha256": splits, "command": request.command,
+                "device": device_name(lab.bench.execution.device), "git_revision": git_revision(),
+                "seconds_of_all": round(time.perf_counter() - started),
+            }  # fmt: skip
+            for column, value in made.items():  # of all trials alike: said once, in the first row
+                trials[column] = [value] + [None] * (len(trials) - 1)
             known = trials if known is None else pd.concat([known, trials])
             write_text(path, known.to_csv(index=False, float_format="%.6g"))
             print(f"written to {path}")

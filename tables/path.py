@@ -75,7 +75,10 @@ def path_of(lab: Laboratory, method: str) -> list[dict[str, Any]]:
         if "rows" not in kept:
             raise UserError(f"{place} is damaged; delete it, and the path is measured again")
         return kept["rows"]
-    rows = [*walk(lab, method), end_point(lab, method)]
+    made = {
+        "device": device_name(bench.execution.device), "torch": str(torch.__version__), "git_revision": git_revision()
+    }  # fmt: skip
+    rows = [{**line, **made} for line in (*walk(lab, method), end_point(lab, method))]
     make_folder(place.parent)
     write_json(place, {"rows": rows})
     return rows
@@ -95,12 +98,13 @@ def refuse_constrained(method: str) -> None:
 
 
 def provenance(request: Request, lab: Laboratory) -> dict[str, Any]:
-    """Return what made the table."""
+    """Return what the table was made for; every row says what made it."""
     return {
-        "seed": lab.bench.seed, "stage1": lab.checkpoint.sha256, "command": request.command,
-        "device": device_name(lab.bench.execution.device), "torch": str(torch.__version__),
-        "git_revision": git_revision(), "subset_content_sha256": lab.data.subset["content_sha256"],
-    }  # fmt: skip
+        "seed": lab.bench.seed,
+        "stage1": lab.checkpoint.sha256,
+        "subset_content_sha256": lab.data.subset["content_sha256"],
+        "command": request.command,
+    }
 
 
 def describe_features(lab: Laboratory) -> dict[str, Any]:

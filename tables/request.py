@@ -37,10 +37,6 @@ class Request:
     train_stage1: Callable[[Sequence[str]], dict[str, Any]]
     train_stage2: Callable[[Sequence[str]], dict[str, Any]]
 
-    @property
-    def dataset(self) -> str:
-        return self.given.get("dataset", FIELDS["dataset"].default)
-
     def ratios(self) -> list[dict[str, float]]:
         """Return the imbalance factors as flags; none where the data set's preset or a checkpoint decides."""
         return [{}] if self.imb_ratios is None else [{"imb_ratio": ratio} for ratio in self.imb_ratios]

@@ -8,7 +8,6 @@ was trained on all images.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -133,9 +132,3 @@ def temperature_over_splits(labs: Sequence[Laboratory], results: Sequence[Traine
     ]
     known = [math.log(value) for value in fitted if value is not None]
     return math.exp(sum(known) / len(known)) if known else None
-
-
-def describe_choice(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the chosen trial of each method: its flags, mean score and temperature."""
-    chosen = table[table["chosen"]].set_index("method")
-    return {method: chosen.loc[method].to_dict() for method in methods if method in chosen.index}

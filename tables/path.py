@@ -67,7 +67,7 @@ def path_of(lab: Laboratory, method: str) -> list[dict[str, Any]]:
     depends = {
         "identity": bench.frozen.identity, "views": settings.views, "batch_size": bench.batch_size,
         "momentum": bench.momentum, "seed": bench.seed, "rates": LEARNING_RATES, "epochs": EPOCHS,
-        "lbfgs": (LBFGS_STEPS, LBFGS_GRADIENT), "format": FORMAT,
+        "lbfgs": (LBFGS_STEPS, LBFGS_GRADIENT), "format": FORMAT, "ends": 2,
     }  # fmt: skip
     place = kept_file(lab, f"path_{method}", depends)
     if place.exists():
@@ -78,7 +78,8 @@ def path_of(lab: Laboratory, method: str) -> list[dict[str, Any]]:
     made = {
         "device": device_name(bench.execution.device), "torch": str(torch.__version__), "git_revision": git_revision()
     }  # fmt: skip
-    rows = [{**line, **made} for line in (*walk(lab, method), end_point(lab, method))]
+    ends = (end_point(lab, method, collapsed=False), end_point(lab, method, collapsed=True))
+    rows = [{**line, **made} for line in (*walk(lab, method), *ends)]
     make_folder(place.parent)
     write_json(place, {"rows": rows})
     return rows
@@ -166,14 +167,25 @@ def all_views(lab: Laboratory) -> tuple[Tensor, Tensor]:
     return torch.cat([frozen.training_view(view) for view in range(views)]), lab.bench.labels.repeat(views)
 
 
-def end_point(lab: Laboratory, method: str) -> dict[str, Any]:
-    """Minimise a method's loss over all cached views with L-BFGS, in float64.
+def class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """Return features (N, d) with every row replaced by the mean of its class: perfectly collapsed ones."""
+    classes = int(labels.max()) + 1
+    sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
+    return (sums / torch.bincount(labels, minlength=classes)[:, None].clamp(min=1))[labels]
+
+
+def end_point(lab: Laboratory, method: str, *, collapsed: bool) -> dict[str, Any]:
+    """Minimise a method's loss over all cached views with L-BFGS, in float64; `collapsed`, on their class means.
+
+    On class means every class is fitted alike, whatever its size: what is unbalanced there comes from the test images.
 
     `end` says how that ended: at a minimum, at the last step allowed, or on the way to infinity, where one-hot labels
     are all met, so that larger weights always lower the loss.
     """
     features, labels = all_views(lab)
     features = features.double()
+    if collapsed:
+        features, labels = class_means(features, labels)[: len(lab.bench.labels)], lab.bench.labels
     plan = plan_for(("--method", method), lab)
     head = start_head(plan, lab.bench.linear, lab.bench.seed).double()
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
@@ -199,7 +211,12 @@ def end_point(lab: Laboratory, method: str) -> dict[str, Any]:
     if met and plan.target(lab.data.num_classes) == ONE_HOT:
         end = "no minimum: separable"
     measured = measure_head(lab, method, None, None, head.float(), loss)
-    print(f"{method}: L-BFGS {end}, objective {measured['objective']:.6f}, gradient {gradient:.1e}", flush=True)
+    print(
+        f"{method}: L-BFGS{' on class means' * collapsed} {end}, objective {measured['objective']:.6f}, gradient {gradient:.1e}",
+        flush=True,
+    )
+    if collapsed:
+        end = f"on class means, {end}"
     return {**measured, "lbfgs_iterations": iterations, "largest_gradient": gradient, "end": end}
 
 
@@ -265,7 +282,7 @@ def draw(table: pd.DataFrame) -> Figure:
     styles = {rate: style for rate, style in zip(LEARNING_RATES, ("-", "--", ":"), strict=True)}
     for axes, below, last, method in zip(upper, lower, bottom, methods, strict=True):
         own = table[table["method"] == method]
-        end = own[own["steps"].isna()].iloc[0]
+        end = own[own["steps"].isna()].iloc[0]  # on the features; the row after it is on class means
         for rate, style in styles.items():
             walked = own[(own["learning_rate"] == rate) & (own["steps"] > 0)]
             distance = walked["steps"] * rate

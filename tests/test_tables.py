@@ -132,7 +132,7 @@ def test_path_is_measured_at_growing_step_counts(walked: tuple[Path, pd.DataFram
     for rate in (5e-4, 5e-3, 5e-2):
         steps = rows.loc[rows["learning_rate"] == rate, "steps"]
         assert steps.tolist() == [STEPS * epoch for epoch in (0, 1, 2, 3, 4, 5, 6, 8)]
-    assert rows["steps"].isna().sum() == 1
+    assert rows["steps"].isna().sum() == 2
     assert drawn(next((out / "results").glob("path_*.png")))
     assert f"fits {rows['train_accuracy'].iloc[0]:.1f} % of its training images" in printed
 
@@ -164,7 +164,9 @@ def test_path_says_where_it_did_not_end(out: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 2)
     outcome = make(out, "path", "--methods", "los")
     rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
-    assert rows["end"].iloc[-1] == "stopped after 2 iterations" and rows["largest_gradient"].iloc[-1] > 1e-5
+    ends = rows[rows["steps"].isna()]
+    assert ends["end"].tolist() == ["stopped after 2 iterations", "on class means, stopped after 2 iterations"]
+    assert (ends["largest_gradient"] > 1e-5).all()
     assert "L-BFGS, stopped after 2 iterations" in outcome.out
 
 
@@ -181,8 +183,16 @@ def test_path_says_that_cross_entropy_has_no_minimum_where_it_meets_every_label(
     monkeypatch.setattr(tables.path, "all_views", separable)
     make(out, "path", "--methods", "ce", "los")
     rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
-    ends = rows[rows["steps"].isna()].set_index("method")["end"]
-    assert ends.to_dict() == {"ce": "no minimum: separable", "los": "converged"}
+    ends = rows[rows["steps"].isna()].groupby("method")["end"].apply(list)
+    for method, end in (("ce", "no minimum: separable"), ("los", "converged")):
+        assert ends[method] == [end, f"on class means, {end}"]  # these features are their class means already
+
+
+def test_class_means_take_the_place_of_every_row() -> None:
+    features, labels = torch.randn(7, 3, dtype=torch.float64), torch.tensor([2, 0, 2, 2, 0, 3, 3])
+    collapsed = tables.path.class_means(features, labels)
+    for row, label in zip(collapsed, labels, strict=True):
+        assert torch.allclose(row, features[labels == label].mean(dim=0))
 
 
 @pytest.mark.parametrize("method", ["ncm", "crt", "wb"])

@@ -96,6 +96,7 @@ def write_results(
     """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables."""
     make_folder(request.results)
     target = request.results / name
+    done = "replaced" if target.with_name(f"{name}.csv").exists() else "written to"
     write_text(target.with_name(f"{name}.csv"), rows.to_csv(index=False, float_format="%.6g"))
     how = f"Cells read all / many / medium / few, in percent. {request.repeats()} Made by `{request.command}`."
     parts = [how + "\n", *(to_markdown(table) for table in tables), notes]
@@ -105,4 +106,4 @@ def write_results(
     for table in tables:
         print()
         print(table.fillna("-").to_string(index=False))
-    print(f"\n{how}\n{notes}\nwritten to {target}.csv, .md and {len(figures)} figures")
+    print(f"\n{how}\n{notes}\n{done} {target}.csv, .md and {len(figures)} figures")

@@ -5,7 +5,7 @@ Every draw is a hash of (seed, epoch, image), so it depends neither on the batch
 workers or processes, and a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from utils.errors import UserError
 MASK64 = (1 << 64) - 1
 # Salts of the seed: what they draw is independent of the crops, which are drawn with the seed itself.
 POLICY_STREAM, HOLE_STREAM = 1, 2
-# Images that undergo the policy together. Grouping pays only for many; this many need some hundred MB in between.
+# Training images that are augmented together; this many need some hundred MB in between.
 CHUNK = 4096
 
 
@@ -105,14 +105,11 @@ class DeviceImages:
         """Return the images at `rows` (B,) augmented but not normalised: (B, H, W, 3) uint8."""
         if self.augment == "crop":
             return self.cropped(rows, seed, epoch)
-        parts = []
-        for part in rows.split(CHUNK):
-            pixels = self.cropped(part, seed, epoch).permute(0, 3, 1, 2).contiguous()
-            draws = hash_ids(self.ids[part], stream_seed(seed, POLICY_STREAM), epoch)
-            pixels = apply_policy(pixels, *draw_policy(draws.cpu()))
-            pixels = cutout(pixels, hash_ids(self.ids[part], stream_seed(seed, HOLE_STREAM), epoch))
-            parts.append(pixels.permute(0, 2, 3, 1).contiguous())
-        return torch.cat(parts)
+        pixels = self.cropped(rows, seed, epoch).permute(0, 3, 1, 2).contiguous()
+        draws = hash_ids(self.ids[rows], stream_seed(seed, POLICY_STREAM), epoch)
+        pixels = apply_policy(pixels, *draw_policy(draws.cpu()))
+        pixels = cutout(pixels, hash_ids(self.ids[rows], stream_seed(seed, HOLE_STREAM), epoch))
+        return pixels.permute(0, 2, 3, 1).contiguous()
 
     def cropped(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """Return the pixels (B, H, W, 3) at `rows` (B,), each with its own crop out of the padding and mirroring."""
@@ -137,17 +134,15 @@ class DeviceImages:
         """
         steps = steps_per_epoch(len(self), batch_size, drop_last)
         order = epoch_order(len(self), seed, epoch).to(self.labels.device)
-        return self._batches(order.split(batch_size)[:steps], seed, epoch)
+        return self._batches(order[: steps * batch_size], batch_size, seed, epoch)
 
-    def _batches(self, batches: Sequence[Tensor], seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.augment == "crop":
-            for rows in batches:
-                yield self.augmented(rows, seed, epoch), self.labels[rows]
-        else:
-            # A batch holds too few images of each operation: the whole epoch is augmented at once, as uint8.
-            pixels = self.augmented_pixels(torch.arange(len(self), device=self.labels.device), seed, epoch)
-            for rows in batches:
-                yield self.normalise(pixels[rows]), self.labels[rows]
+    def _batches(self, order: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches in the `order` (M,) given. Thousands of images are augmented together, as uint8: on a GPU the
+        few kernels of a batch would each cost a launch, and the policy needs many images of each operation."""
+        for rows in order.split(max(CHUNK // batch_size, 1) * batch_size):
+            pixels = self.augmented_pixels(rows, seed, epoch)
+            for part, labels in zip(pixels.split(batch_size), self.labels[rows].split(batch_size), strict=True):
+                yield self.normalise(part), labels
 
 
 def steps_per_epoch(count: int, batch_size: int, drop_last: bool = False) -> int:

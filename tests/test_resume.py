@@ -81,7 +81,7 @@ def interrupt(script: str, arguments: list[object], epoch: int, place: str) -> O
 def without_clocks(value: Any) -> Any:
     """Leave out of nested dictionaries what depends on the clock."""
     if isinstance(value, dict):
-        clocks = ("seconds", "train_seconds", "images_per_second")
+        clocks = ("seconds", "evaluation_seconds", "train_seconds", "images_per_second")
         return {key: without_clocks(item) for key, item in value.items() if key not in clocks}
     return [without_clocks(item) for item in value] if isinstance(value, list) else value
 
@@ -95,7 +95,8 @@ def assert_same_run(left: Path, right: Path) -> None:
         if name == "last.pth":
             assert same(mine["loss"], its["loss"])  # what GALA has gathered
             assert mine["temperature"] == its["temperature"]
-    logs = [pd.read_csv(folder / "log.csv").drop(columns=["seconds", "images_per_second"]) for folder in (left, right)]
+    clocks = ["seconds", "evaluation_seconds", "images_per_second"]
+    logs = [pd.read_csv(folder / "log.csv").drop(columns=clocks) for folder in (left, right)]
     pd.testing.assert_frame_equal(*logs, check_exact=True)
     mine, its = (without_clocks(read(folder / "metrics.json")) for folder in (left, right))
     for key in its:

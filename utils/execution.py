@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from models.resnet import ResNet
 from utils.errors import UserError
 
 
@@ -37,11 +37,12 @@ class Execution:
         """Return the same without autocast: a classifier on cached features gains nothing from bf16."""
         return dataclasses.replace(self, bf16=False)
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Move a network to the device, channels-last, compiled in place (so that its keys keep their names)."""
+    def place(self, model: ResNet) -> ResNet:
+        """Move a network to the device, channels-last, its backbone compiled (its keys keep their names)."""
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile:
-            model.compile(dynamic=False)
+            # Training and prediction share it: both call `features`. Each shape and each mode is compiled once.
+            model.features = torch.compile(model.features, dynamic=False)  # type: ignore[method-assign]
         return model
 
 

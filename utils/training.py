@@ -13,6 +13,7 @@ from torch.optim import SGD, Optimizer
 from datasets.device import mix64
 from datasets.long_tail import LongTailedData
 from models.resnet import ResNet
+from utils.background import Background, snapshot
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from utils.engine import EpochResult
 from utils.errors import DivergedError, UserError
@@ -38,7 +39,8 @@ class History:
 def make_sgd(module: nn.Module, momentum: float, weight_decay: float, nesterov: bool) -> Optimizer:
     """Return SGD with weight decay on every parameter that is trained, batch norm and biases included, as released."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return SGD(trained, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    fused = trained[0].is_cuda  # one kernel for all parameters; on a CPU it gains nothing (benchmarks/README.md)
+    return SGD(trained, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
 
 
 def fit(
@@ -77,48 +79,59 @@ def fit(
         write_json(run.folder / "config.json", run.config)
         print(f"resuming {run.folder} after epoch {done} of {epochs}")
 
-    def keep(epoch: int, row: dict[str, Any], evaluated: bool) -> None:
-        """Evaluate the model after `epoch` epochs, if it is due, and save what there is."""
+    def keep(background: Background, epoch: int, row: dict[str, Any], evaluated: bool) -> None:
+        """Evaluate the model after `epoch` epochs, if it is due, and save what there is, behind the next epoch."""
         logits_of = LogitsOf(features_of, model.fc)
+        evaluation_started = time.perf_counter()
         record = {"epoch": epoch, **evaluate_test(logits_of, images, data)} if evaluated else None
-        history.log.append({**row, **log_accuracies(record)})
-        common = {"stage": run.config["stage"], "epoch": epoch, "model": model.state_dict(), "config": run.config}
+        seconds = time.perf_counter() - evaluation_started if evaluated else None
+        history.log.append({**row, "evaluation_seconds": seconds, **log_accuracies(record)})
+        is_best = False
         if record is not None:
             history.last = record
-            if history.best is None or selection_score(record) >= selection_score(history.best):
-                history.best = record
-                save_checkpoint(run.best, common)
-        state = {"optimizer": optimizer.state_dict(), "loss": loss_function.state_dict(), "history": asdict(history)}
+            is_best = history.best is None or selection_score(record) >= selection_score(history.best)
+            history.best = record if is_best else history.best
+        common = {"stage": run.config["stage"], "epoch": epoch, "model": snapshot(model.state_dict())}
+        common["config"] = run.config
+        state = {"optimizer": snapshot(optimizer.state_dict()), "loss": snapshot(loss_function.state_dict())}
+        state["history"] = asdict(history)
         temperature, source = run.config["settings"].get("temperature"), "given"
         if epoch == epochs and temperature is None:
             temperature, source = held_out_temperature(logits_of, images), "held-out images"
         calibration = {"temperature": temperature, "temperature_source": source}
-        save_checkpoint(run.last, {**common, **state, **calibration})
-        write_log(run, history)
+
+        def save() -> None:
+            if is_best:
+                save_checkpoint(run.best, common)
+            save_checkpoint(run.last, {**common, **state, **calibration})
+            write_log(run, state["history"]["log"])
+
+        background.start(save)
 
     started = time.perf_counter()
-    for epoch in range(done, epochs):
-        lr = lr_of_epoch(epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        torch.manual_seed(mix64(run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
-        epoch_started = time.perf_counter()
-        result = train_one_epoch(epoch)  # reads counters from the device at its end, so the clock sees all of its work
-        seconds = time.perf_counter() - epoch_started
-        if result.diverged_at:
-            kept = f"{run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
-            raise DivergedError(
-                f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a "
-                "lower learning rate"
-            )
-        history.train_seconds += seconds
-        history.images += result.images
-        row = log_row(epoch, lr, seconds, result)
-        keep(epoch + 1, row, epoch + 1 == epochs or (epoch + 1) % eval_every == 0)
-        print_epoch(history.log[-1], epochs, (time.perf_counter() - started) / (epoch + 1 - done))
-    if epochs == 0 and history.last is None:
-        keep(0, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
-    write_log(run, history)
+    with Background() as background:
+        for epoch in range(done, epochs):
+            lr = lr_of_epoch(epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(mix64(run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
+            epoch_started = time.perf_counter()
+            result = train_one_epoch(epoch)  # reads counters from the device at its end: the clock sees all its work
+            seconds = time.perf_counter() - epoch_started
+            if result.diverged_at:
+                kept = f"{run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
+                raise DivergedError(
+                    f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a "
+                    "lower learning rate"
+                )
+            history.train_seconds += seconds
+            history.images += result.images
+            row = log_row(epoch, lr, seconds, result)
+            keep(background, epoch + 1, row, epoch + 1 == epochs or (epoch + 1) % eval_every == 0)
+            print_epoch(history.log[-1], epochs, (time.perf_counter() - started) / (epoch + 1 - done))
+        if epochs == 0 and history.last is None:
+            keep(background, 0, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
+    write_log(run, history.log)
     return history
 
 
@@ -137,9 +150,9 @@ def log_accuracies(record: dict[str, Any] | None) -> dict[str, Any]:
     return {f"{way}_{group}": report.get(group) for way, report in reports.items() for group in ("all", *SHOTS)}
 
 
-def write_log(run: Run, history: History) -> None:
+def write_log(run: Run, log: list[dict[str, Any]]) -> None:
     """Write log.csv anew from the history, so that it never disagrees with the checkpoint."""
-    write_text(run.folder / "log.csv", pd.DataFrame(history.log).to_csv(index=False))
+    write_text(run.folder / "log.csv", pd.DataFrame(log).to_csv(index=False))
 
 
 def print_epoch(row: dict[str, Any], epochs: int, seconds_per_epoch: float) -> None:

@@ -1,0 +1,190 @@
+"""How near a training step comes to what the machine can do, and what the rest of it is.
+
+    python -m benchmarks.floor [--network resnet34 --batch_size 64 --amp bf16 --device cuda ...] [--quick]
+
+counts the operations of a step (matrix products and convolutions, forward and backward), measures the rate of large
+matrix products in the same precision in the same run, and shares the step's time out over kinds of work: convolutions,
+batch norm, element-wise work, the optimiser, copies and conversions, and what no operation accounts for (on CUDA:
+launches and waiting).
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.record import network_name, provenance, write_record
+from datasets.device import DeviceImages
+from datasets.long_tail import Augmentation, Split
+from losses import build_loss
+from losses.los import ONE_HOT
+from models import build_model
+from utils.config import STAGE1, Settings, make_parser, parse_command
+from utils.engine import train_epoch
+from utils.errors import UserError, run_command
+from utils.execution import Execution
+from utils.setup import settle_execution
+from utils.training import make_sgd
+
+CIFAR = Augmentation(padding=4, mirror=True, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+CLASSES = 100
+# Kinds of work by parts of operators' and kernels' names; the first that fits counts.
+KINDS = {
+    "batch norm": ("batch_norm", "batchnorm", "bn_fw", "bn_bw"),
+    "convolution": ("conv", "mkldnn", "cudnn", "implicit", "winograd", "xmma", "fprop", "dgrad", "wgrad"),
+    "optimiser": ("foreach", "fused_sgd", "multi_tensor", "aten::lerp"),
+    "linear": ("addmm", "aten::mm", "gemm"),
+    "copies, conversions": ("copy", "memcpy", "_to_copy", "fill", "zero", "memset", "contiguous", "clone", "cat"),
+    "data": ("index", "gather", "randperm", "remainder", "bitwise", "shift"),
+    "element-wise": ("relu", "threshold", "add", "mul", "sum", "mean", "softmax", "where", "elementwise", "triton",
+                     "reduce", "expand", "div", "sub", "nll", "eq", "argmax", "isfinite", "stack"),
+}  # fmt: skip
+
+
+def random_split(count: int) -> Split:
+    """Return `count` images of noise in CIFAR's shape: (count, 32, 32, 3)."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return Split(pixels, generator.integers(0, CLASSES, count), np.arange(count))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the seconds of the fastest of `repeats` runs, after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Return the rate of large square matrix products in operations a second (2 n^3 each)."""
+    size = size or (8192 if device.type == "cuda" else 2048)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = 10 if device.type == "cuda" else 3
+
+    def work() -> None:
+        for _ in range(times):
+            left @ right
+
+    return 2 * size**3 * times / seconds_of(work, device, 5)
+
+
+def operations_per_image(settings: Settings) -> float:
+    """Return the operations of convolutions and matrix products for one image of training, forward and backward."""
+    model = build_model(settings.network, CLASSES, width=settings.width)
+    with FlopCounterMode(display=False) as counter:
+        images, labels = torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+        F.cross_entropy(model(images), labels).backward()
+    return counter.get_total_flops() / 2
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of work that an operator or a kernel does."""
+    lowered = name.lower()
+    return next((kind for kind, parts in KINDS.items() if any(part in lowered for part in parts)), "other")
+
+
+def training(settings: Settings, execution: Execution, steps: int) -> Callable[[], object]:
+    """Return a function that makes `steps` steps of stage 1 on noise, as main_stage1.py makes them."""
+    torch.manual_seed(0)
+    model = execution.place(build_model(settings.network, CLASSES, width=settings.width)).train()
+    images = DeviceImages(random_split(settings.batch_size * steps), CIFAR, execution.device)
+    optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
+    optimizer.param_groups[0]["lr"] = settings.lr
+    loss = build_loss("ce", [1] * CLASSES, ONE_HOT).to(execution.device)
+
+    def work() -> None:
+        train_epoch(model, images.training_batches(settings.batch_size, 0, 0), steps, optimizer, loss, execution)
+
+    return work
+
+
+def shares(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Return the seconds of each kind of work in one run of `work`, by the profiler."""
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        work()
+        synchronize(device)
+    seconds = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiler.key_averages():
+        own = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if own > 0 and not (cuda and event.key.startswith(("aten::", "cuda", "Optimizer"))):
+            seconds[kind_of(event.key)] += own * 1e-6
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__, allow_abbrev=False)
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument("--quick", action="store_true", help="a few steps only")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+    own, rest = parser.parse_known_args(argv)
+    make_parser(STAGE1, "").parse_args(rest)
+    command = parse_command(STAGE1, "", rest)
+    settings, execution = command.settings, settle_execution(command)
+    steps, repeats = (3, 1) if own.quick else (20, 5)
+    dtype = torch.bfloat16 if execution.bf16 else torch.float32
+    rate = product_rate(execution.device, dtype, 512 if own.quick else None)
+    work = training(settings, execution, steps)
+    step = seconds_of(work, execution.device, repeats) / steps
+    operations = operations_per_image(settings) * settings.batch_size
+    parts = {kind: seconds / steps for kind, seconds in shares(work, execution.device).items()}
+    parts["no operation"] = max(step - sum(parts.values()), 0.0)
+    everything = sum(parts.values())  # the profiler slows a step down: shares are of what it saw
+    row: dict[str, Any] = {
+        "network": settings.network, "width": settings.width, "batch_size": settings.batch_size,
+        "precision": str(dtype).removeprefix("torch."), "compiled": execution.compile,
+        "step_ms": 1e3 * step, "images_per_second": settings.batch_size / step,
+        "gigaoperations_per_step": operations / 1e9,
+        "products_gigaoperations_per_second": rate / 1e9, "share_of_product_rate": operations / rate / step,
+        "floor_ms": 1e3 * operations / rate,
+        **{f"share_{kind}": seconds / everything for kind, seconds in parts.items()},
+    }  # fmt: skip
+    rows = pd.DataFrame([{**row, **provenance(execution.device)}])
+    shown = pd.DataFrame(
+        [
+            {
+                "precision": row["precision"],
+                "step, ms": f"{row['step_ms']:.1f}",
+                "images/s": f"{row['images_per_second']:.0f}",
+                "floor at the rate of products, ms": f"{row['floor_ms']:.1f}",
+                "share of that rate": f"{row['share_of_product_rate']:.0%}",
+                **{kind: f"{seconds / everything:.0%}" for kind, seconds in parts.items()},
+            }
+        ]
+    )
+    notes = (
+        f"A step of {network_name(settings)}, batch {settings.batch_size}, on "
+        f"{rows['device'].iloc[0]}: {operations / 1e9:.1f} billion operations in convolutions and matrix products, "
+        f"forward and backward; large products run at {rate / 1e9:.0f} billion a second here. Shares of the time by "
+        f"kind of work are the profiler's. Made by `{rows['command'].iloc[0]}`."
+    )
+    name = f"floor_{execution.device.type}_{network_name(settings, short=True)}_{row['precision']}"
+    write_record(own.results, name, rows, shown, notes)
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; usage: python -m benchmarks.floor [--quick] [flags of main_stage1.py]")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,44 @@
+"""What every benchmark writes beside its numbers, and how."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torchvision
+
+from utils.compare import to_markdown
+from utils.config import Settings
+from utils.execution import device_name
+from utils.files import make_folder, write_text
+from utils.runs import git_revision
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Return the columns that say how a row came about: command, hardware, versions, revision."""
+    module = Path(sys.argv[0]).stem
+    return {
+        "command": shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "git_revision": git_revision(),
+    }
+
+
+def write_record(results: Path, name: str, rows: pd.DataFrame, shown: pd.DataFrame, notes: str) -> None:
+    """Write `<results>/<name>.csv` with all rows and `<name>.md` with the table that people read; print the table."""
+    make_folder(results)
+    write_text(results / f"{name}.csv", rows.to_csv(index=False, float_format="%.6g"))
+    write_text(results / f"{name}.md", f"{notes}\n\n{to_markdown(shown)}")
+    print(f"\n{shown.fillna('-').to_string(index=False)}\n\n{notes}\nwritten to {results / name}.csv and .md")
+
+
+def network_name(settings: Settings, short: bool = False) -> str:
+    """Return a network with its width, in words or, `short`, as it stands in a file's name."""
+    if settings.width is None:
+        return settings.network
+    return f"{settings.network}w{settings.width}" if short else f"{settings.network} at width {settings.width}"

@@ -1,0 +1,283 @@
+"""This project beside a plain PyTorch loop, both stages, in one run on one machine.
+
+    python -m benchmarks.speed [--quick] [--rounds 3] [--loaders 0 1 2 4] [--results results] [flags of main_stage1.py]
+
+The plain loop (`benchmarks.plain`) does what the released code does; the number of its worker processes, and on CUDA
+TF32 on or off, is swept and the best taken. Ours are main_stage1.py and main_stage2.py as a user runs them. Every
+measurement has a process of its own, plain and ours take turns, and the best of the rounds counts for both. What is
+timed:
+
+    training            the steps of an epoch: data, forward, backward, update
+    training + report   the same and the evaluation after it: test images plain and mirrored
+    whole stage         from the start of the script's work to its end: reading data, training, reports, files
+
+Stage 2 is timed over its 20 epochs: of ours the steps and every feature that they need, of the plain loop one epoch,
+times 20.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pandas as pd
+import torch
+
+from benchmarks.child import run_child
+from benchmarks.floor import operations_per_image, product_rate
+from benchmarks.record import network_name, provenance, write_record
+from utils.config import STAGE1, Settings, make_parser, parse_command
+from utils.errors import UserError, run_command
+from utils.setup import settle_execution
+
+STAGE2_EPOCHS = 20
+SWEEP_STEPS = 60  # steps of an epoch that a number of worker processes is judged by
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing the work: its name, and the flags that main_stage1.py gets for it (none for the plain loop)."""
+
+    name: str
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured: the flags both sides get, the resolved settings, and how often."""
+
+    argv: list[str]
+    settings: Settings
+    device: torch.device
+    loaders: list[int]
+    rounds: int
+    epochs: int
+    max_steps: int | None
+    views: list[str]
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; usage: python -m benchmarks.speed [--quick] [flags of main_stage1.py]")
+
+
+def make_plan(own: argparse.Namespace, rest: list[str]) -> Plan:
+    """Resolve the command line; `--quick` is one round on ResNet-8, few steps of the plain loop."""
+    given = vars(make_parser(STAGE1, "").parse_args(rest))
+    for name in ("out", "epochs", "eval_every", "resume", "overwrite", "reuse", "amp", "compile"):
+        if name in given:
+            refuse(f"--{name} is set here")
+    if own.quick and "network" not in given:
+        rest = ["--network", "resnet8", *rest]
+    command = parse_command(STAGE1, "", rest)
+    execution = settle_execution(command)
+    return Plan(
+        argv=rest, settings=command.settings, device=execution.device,
+        loaders=own.loaders or ([0, 2] if own.quick else [0, 1, 2, 4]),
+        rounds=1 if own.quick else own.rounds, epochs=1 if own.quick else 2,
+        max_steps=10 if own.quick else None, views=["1"] if own.quick else ["1", "5"],
+    )  # fmt: skip
+
+
+def our_ways(device: torch.device) -> list[Way]:
+    """Return full precision and bf16; on CUDA the latter is the default, compiled, on a CPU the former is."""
+    if device.type == "cuda":
+        return [Way("ours, fp32, eager", ["--amp", "off", "--compile", "off"]), Way("ours (default)")]
+    return [Way("ours (default, fp32)"), Way("ours, bf16", ["--amp", "bf16"])]
+
+
+def sweep(plan: Plan) -> tuple[int, bool, list[dict[str, Any]]]:
+    """Return the number of worker processes and the TF32 switch with which the plain loop is fastest, and all rows."""
+    steps = min(SWEEP_STEPS, plan.max_steps or SWEEP_STEPS)
+    rows: list[dict[str, Any]] = []
+    for tf32 in (False, True) if plan.device.type == "cuda" else (False,):
+        for loaders in plan.loaders:
+            answer = run_child(
+                "plain", stage="stage1", argv=plan.argv, loaders=loaders, tf32=tf32, epochs=2, max_steps=steps,
+                test="none",
+            )  # fmt: skip
+            speed = max(map(rate, answer["train_images"], answer["train_seconds"]))
+            rows.append({"loaders": loaders, "tf32": tf32, "images_per_second": speed})
+            print(f"plain loop, {loaders} worker processes, TF32 {tf32}: {speed:.0f} images/s", flush=True)
+    best = max(rows, key=lambda row: row["images_per_second"])
+    named = [{"stage": "stage 1", "way": "plain", "timed": f"sweep, {steps} steps", **row} for row in rows]
+    return best["loaders"], best["tf32"], named
+
+
+def rate(images: int, seconds: float) -> float:
+    return images / seconds
+
+
+def memory(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the peaks of memory of an answer; those of worker processes only where there were any."""
+    return {name: answer[name] for name in ("peak_mib", "worker_peak_mib", "cuda_peak_mib")}
+
+
+def plain_rows(plan: Plan, loaders: int, tf32: bool, checkpoint: str, images: int) -> list[dict[str, Any]]:
+    """Measure the plain loop once: rows of both stages.
+
+    Where its epochs were cut short, their seconds are scaled up to the `images` of a whole one.
+    """
+    rows = []
+    for stage, epochs in (("stage1", plan.epochs), ("stage2", 1)):
+        source = {} if stage == "stage1" else {"checkpoint": checkpoint}
+        answer = run_child(
+            "plain", stage=stage, argv=plan.argv, loaders=loaders, tf32=tf32, epochs=epochs, max_steps=plan.max_steps,
+            test="all", **source,
+        )  # fmt: skip
+        scale = images / answer["train_images"][0]
+        train = min(answer["train_seconds"]) * scale
+        report = min(answer["test_seconds"])
+        wall = answer["wall_seconds"] + sum(answer["train_seconds"]) * (scale - 1)
+        common = {"way": "plain", "loaders": loaders, "tf32": tf32, **memory(answer)}
+        if stage == "stage1":
+            rows += stage1_rows(common, images, train, report, wall, plan.epochs)
+        else:
+            started = wall - train - report
+            rows += stage2_rows(common, images, STAGE2_EPOCHS * train, STAGE2_EPOCHS * (train + report) + started)
+    return rows
+
+
+def stage1_rows(
+    common: dict[str, Any], images: int, train: float, report: float, wall: float, epochs: int
+) -> list[dict[str, Any]]:
+    """Return the rows of one measurement of stage 1; seconds are those of an epoch, of the whole stage `epochs`."""
+    timed = {"training": train, "training + report": train + report, f"whole stage, {epochs} epochs": wall}
+    return [
+        {"stage": "stage 1", "timed": what, "seconds": seconds, "images": images,
+         "images_per_second": images / seconds if what == "training" else None, **common}
+        for what, seconds in timed.items()
+    ]  # fmt: skip
+
+
+def stage2_rows(common: dict[str, Any], images: int, train: float, wall: float) -> list[dict[str, Any]]:
+    """Return the rows of one measurement of stage 2; seconds are those of all its epochs."""
+    timed = {f"training, {STAGE2_EPOCHS} epochs": train, f"whole stage, {STAGE2_EPOCHS} epochs": wall}
+    return [
+        {"stage": "stage 2", "timed": what, "seconds": seconds, "images": images,
+         "images_per_second": images * STAGE2_EPOCHS / seconds if what.startswith("training") else None, **common}
+        for what, seconds in timed.items()
+    ]  # fmt: skip
+
+
+def our_stage1(plan: Plan, way: Way, out: str) -> tuple[list[dict[str, Any]], str]:
+    """Measure main_stage1.py once; return its rows and the run's folder."""
+    argv = [*plan.argv, *way.flags, "--epochs", str(plan.epochs), "--out", out, "--overwrite"]
+    answer = run_child("ours", script="main_stage1", argv=argv)
+    log = answer["log"]
+    train = min(log["seconds"])
+    images = round(log["seconds"][0] * log["images_per_second"][0])
+    common = {"way": way.name, **memory(answer), "worker_peak_mib": None}
+    report = min(log["evaluation_seconds"])
+    return stage1_rows(common, images, train, report, answer["wall_seconds"], plan.epochs), answer["folder"]
+
+
+def our_stage2(plan: Plan, name: str, flags: list[str], stage1: str, out: str) -> list[dict[str, Any]]:
+    """Measure main_stage2.py, LOS, once: training includes the features that it needs."""
+    kept = []
+    settings = parse_command(STAGE1, "", plan.argv).given
+    for flag in ("data_dir", "workers", "device", "gpu", "batch_size", "momentum"):
+        kept += [f"--{flag}", str(settings[flag])] if flag in settings else []
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        argv = ["--pretrained_pth", stage1, "--out", folder, *kept, *flags]
+        answer = run_child("ours", script="main_stage2", argv=argv)
+    log = answer["log"]
+    images = round(log["seconds"][0] * log["images_per_second"][0])
+    common = {"way": name, **memory(answer), "worker_peak_mib": None}
+    return stage2_rows(common, images, answer["train_seconds"], answer["wall_seconds"])
+
+
+def measure(plan: Plan) -> pd.DataFrame:
+    """Make all measurements; return one row a measurement."""
+    loaders, tf32, rows = sweep(plan)
+    ways = our_ways(plan.device)
+    for number in range(plan.rounds):
+        with tempfile.TemporaryDirectory() as out:
+            made: list[dict[str, Any]] = []
+            images = 0
+            for way in ways:
+                found, folder = our_stage1(plan, way, f"{out}/{len(made)}")
+                made, images = made + found, found[0]["images"]
+            for views in plan.views:
+                words = "default, 5 views" if views == "5" else "1 view"
+                made += our_stage2(plan, f"ours ({words})", ["--views", views], folder, out)
+            made += plain_rows(plan, loaders, tf32, f"{folder}/last.pth", images)
+        rows += [{**row, "round": number} for row in made]
+        print(f"round {number + 1} of {plan.rounds} done", flush=True)
+    return pd.DataFrame(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument("--quick", action="store_true", help="one round on a small network, for a look")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of everything [3]")
+    parser.add_argument("--loaders", type=int, nargs="+", help="worker processes that the plain loop tries [0 1 2 4]")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+    own, rest = parser.parse_known_args(argv)
+    if own.rounds < 1 or any(loaders < 0 for loaders in own.loaders or []):
+        refuse("--rounds must be at least 1, and --loaders 0 or more")
+    plan = make_plan(own, rest)
+    rows = measure(plan)
+    write(plan, rows, own.results)
+
+
+def write(plan: Plan, rows: pd.DataFrame, results: Path) -> None:
+    """Write every measurement, and the table: the best of the rounds, beside the plain loop's."""
+    settings = plan.settings
+    operations = operations_per_image(settings)
+    made = provenance(plan.device)
+    for name, value in {**made, "network": settings.network, "width": settings.width,
+                        "batch_size": settings.batch_size, "imb_ratio": settings.imb_ratio}.items():  # fmt: skip
+        rows[name] = value
+    shown = summary(rows[rows["round"].notna()])
+    dtype = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
+    products = product_rate(plan.device, dtype)
+    default = rows[(rows["timed"] == "training") & rows["way"].str.contains("default")]["images_per_second"].max()
+    reached = default * operations
+    swept = rows[rows["round"].isna()]
+    best = swept.loc[swept["images_per_second"].idxmax()]
+    notes = (
+        f"{network_name(settings)}, batch {settings.batch_size}, imbalance factor {settings.imb_ratio:g}, on "
+        f"{made['device']}, torch {made['torch']}; the best of {plan.rounds} rounds for each, in brackets the range of "
+        f"the rounds' ratios. The plain loop ran with {best['loaders']:.0f} worker processes, the fastest of "
+        f"{', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the {products / 1e9:.0f} "
+        f"billion operations a second that large matrix products reach here ({reached / products:.0%}). Made by "
+        f"`{made['command']}`."
+    )
+    write_record(results, f"speed_{plan.device.type}_{network_name(settings, short=True)}", rows, shown, notes)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the table that people read: every way beside the plain loop, the best of the rounds."""
+    lines = []
+    for (stage, timed), group in rows.groupby(["stage", "timed"], sort=False):
+        plain = group[group["way"] == "plain"].set_index("round")
+        for way, of_way in sorted(group.groupby("way", sort=False), key=lambda pair: pair[0] != "plain"):
+            own = of_way.set_index("round")
+            ratios = plain["seconds"] / own["seconds"]
+            fastest = own.loc[own["seconds"].idxmin()]
+            each = "an epoch" if timed.startswith("training") and stage == "stage 1" else "in all"
+            speed = fastest["images_per_second"]
+            times = f"{plain['seconds'].min() / own['seconds'].min():.3g} ({ratios.min():.3g} to {ratios.max():.3g})"
+            peak = [fastest["peak_mib"], fastest["worker_peak_mib"], fastest["cuda_peak_mib"]]
+            lines.append(
+                {
+                    "stage": stage,
+                    "timed": timed,
+                    "way": way,
+                    "seconds": f"{fastest['seconds']:.3g} {each}",
+                    "images/s": "-" if pd.isna(speed) else f"{speed:.0f}",
+                    "times the plain loop": "1" if way == "plain" else times,
+                    "peak memory, MiB": " + ".join(f"{value:.0f}" for value in peak if pd.notna(value) and value > 0),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

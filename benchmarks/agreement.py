@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows:
             if row["seed"] == seed:
                 print(f"seed {seed}: {row['way']}, {row['stage']}: {row['plain']:.2f}", flush=True)
-    table, settings, made = pd.DataFrame(rows), command.settings, provenance(device)
+    table, settings, made = pd.DataFrame(rows), command.settings, provenance("agreement", argv, device)
     for name, value in {**made, "network": settings.network, "width": settings.width, "epochs": settings.epochs,
                         "finetune_epoch": finetune_epoch}.items():  # fmt: skip
         table[name] = value

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.record import network_name, provenance, write_record
+from benchmarks.record import network_name, provenance, synchronize, write_record
 from datasets.device import DeviceImages
 from datasets.long_tail import Augmentation, Split
 from losses import build_loss
@@ -38,14 +38,15 @@ CIFAR = Augmentation(padding=4, mirror=True, mean=(0.4914, 0.4822, 0.4465), std=
 CLASSES = 100
 # Kinds of work by parts of operators' and kernels' names; the first that fits counts.
 KINDS = {
+    "bookkeeping": ("autograd::", "optimizer.", "as_strided", "aten::empty", "resize", "aten::view", "detach"),
     "batch norm": ("batch_norm", "batchnorm", "bn_fw", "bn_bw"),
     "convolution": ("conv", "mkldnn", "cudnn", "implicit", "winograd", "xmma", "fprop", "dgrad", "wgrad"),
     "optimiser": ("foreach", "fused_sgd", "multi_tensor", "aten::lerp"),
     "linear": ("addmm", "aten::mm", "gemm"),
     "copies, conversions": ("copy", "memcpy", "_to_copy", "fill", "zero", "memset", "contiguous", "clone", "cat"),
     "data": ("index", "gather", "randperm", "remainder", "bitwise", "shift"),
-    "element-wise": ("relu", "threshold", "add", "mul", "sum", "mean", "softmax", "where", "elementwise", "triton",
-                     "reduce", "expand", "div", "sub", "nll", "eq", "argmax", "isfinite", "stack"),
+    "element-wise": ("relu", "threshold", "clamp", "aten::ne", "add", "mul", "sum", "mean", "softmax", "where",
+                     "elementwise", "triton", "reduce", "expand", "div", "sub", "nll", "eq", "argmax", "isfinite"),
 }  # fmt: skip
 
 
@@ -54,12 +55,6 @@ def random_split(count: int) -> Split:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return Split(pixels, generator.integers(0, CLASSES, count), np.arange(count))
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -159,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "floor_ms": 1e3 * operations / rate,
         **{f"share_{kind}": seconds / everything for kind, seconds in parts.items()},
     }  # fmt: skip
-    rows = pd.DataFrame([{**row, **provenance(execution.device)}])
+    rows = pd.DataFrame([{**row, **provenance("floor", argv, execution.device)}])
     shown = pd.DataFrame(
         [
             {

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from benchmarks.floor import CIFAR, CLASSES, random_split, synchronize
+from benchmarks.floor import CIFAR, CLASSES, random_split
 from benchmarks.plain import PlainLoop
-from benchmarks.record import network_name, provenance, write_record
+from benchmarks.record import network_name, provenance, synchronize, write_record
 from datasets.device import DeviceImages, epoch_order
 from datasets.long_tail import LongTailedData
 from losses import build_loss
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, execution = command.settings, settle_execution(command)
     rounds, steps = (1, 2) if own.quick else (own.rounds, own.steps)
     rows = measure(settings, execution.device, own.loaders, steps, rounds, settings.batch_size * max(steps, 170))
-    made = provenance(execution.device)
+    made = provenance("levers", argv, execution.device)
     for name, value in {**made, "network": settings.network, "width": settings.width,
                         "batch_size": settings.batch_size, "steps": steps, "loaders": own.loaders}.items():  # fmt: skip
         rows[name] = value

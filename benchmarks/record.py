@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from utils.files import make_folder, write_text
 from utils.runs import git_revision
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Return the columns that say how a row came about: command, hardware, versions, revision."""
-    module = Path(sys.argv[0]).stem
+def provenance(benchmark: str, argv: Sequence[str] | None, device: torch.device) -> dict[str, Any]:
+    """Return the columns that say how a row came about: command, hardware, versions, revision.
+
+    `argv` are the benchmark's arguments, None for those of the process.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
     return {
-        "command": shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{benchmark}", *arguments]),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -29,11 +33,22 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_record(results: Path, name: str, rows: pd.DataFrame, shown: pd.DataFrame, notes: str) -> None:
-    """Write `<results>/<name>.csv` with all rows and `<name>.md` with the table that people read; print the table."""
+def write_record(
+    results: Path,
+    name: str,
+    rows: pd.DataFrame,
+    shown: pd.DataFrame,
+    notes: str,
+    more: dict[str, pd.DataFrame] | None = None,
+) -> None:
+    """Write `<results>/<name>.csv` with all rows and `<name>.md` with the table that people read; print the table.
+
+    `more` are further tables of the Markdown file, by their titles.
+    """
     make_folder(results)
     write_text(results / f"{name}.csv", rows.to_csv(index=False, float_format="%.6g"))
-    write_text(results / f"{name}.md", f"{notes}\n\n{to_markdown(shown)}")
+    further = [f"{title}:\n\n{to_markdown(table)}" for title, table in (more or {}).items()]
+    write_text(results / f"{name}.md", "\n".join([f"{notes}\n\n{to_markdown(shown)}", *further]))
     print(f"\n{shown.fillna('-').to_string(index=False)}\n\n{notes}\nwritten to {results / name}.csv and .md")
 
 
@@ -42,3 +57,9 @@ def network_name(settings: Settings, short: bool = False) -> str:
     if settings.width is None:
         return settings.network
     return f"{settings.network}w{settings.width}" if short else f"{settings.network} at width {settings.width}"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,6 +1,6 @@
 """Choose the stage-2 values of the `digits` preset on held-out images; the test set has no part in it.
 
-    python benchmarks/select_digits.py        # about four minutes on one core; writes results/digits_selection.csv
+    python -m benchmarks.select_digits        # about four minutes on one core; writes results/digits_selection.csv
 
 For five seeds a quarter of every class is kept out of stage 1 (`--holdout 0.25`, at least one image), and stage 2 runs
 on the rest with every combination of the grid. The preset takes the combination with the highest class-balanced
@@ -10,7 +10,6 @@ accuracy on the held-out images, averaged over the seeds. Cross-entropy, the con
 import contextlib
 import io
 import itertools
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,14 +17,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import main_stage1
+import main_stage2
+from benchmarks.record import provenance
+from utils.files import write_text
 
-import main_stage1  # noqa: E402
-import main_stage2  # noqa: E402
-from utils.execution import device_name  # noqa: E402
-from utils.files import write_text  # noqa: E402
-from utils.runs import git_revision  # noqa: E402
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 SEEDS = range(5)
 LEARNING_RATES = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]
@@ -49,11 +46,10 @@ def main() -> None:
     table.columns = [f"seed{seed}" for seed in table.columns]
     table.insert(0, "mean", table.mean(axis=1))
     print(table.round(2).to_string())
-    table["command"] = "python benchmarks/select_digits.py"
-    table["device"], table["torch"] = device_name(torch.device("cpu")), str(torch.__version__)
-    table["git_revision"], table["subset_content_sha256"] = git_revision(), metrics["subset"]["content_sha256"]
+    table = table.assign(**provenance("select_digits", None, torch.device("cpu")))
+    table["subset_content_sha256"] = metrics["subset"]["content_sha256"]
     table["seconds_of_all"] = round(time.perf_counter() - started)
-    write_text(ROOT / "results" / "digits_selection.csv", table.reset_index().to_csv(index=False, float_format="%g"))
+    write_text(RESULTS / "digits_selection.csv", table.reset_index().to_csv(index=False, float_format="%g"))
 
 
 if __name__ == "__main__":

@@ -223,14 +223,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse("--rounds must be at least 1, and --loaders 0 or more")
     plan = make_plan(own, rest)
     rows = measure(plan)
-    write(plan, rows, own.results)
+    write(plan, rows, own.results, argv)
 
 
-def write(plan: Plan, rows: pd.DataFrame, results: Path) -> None:
+def write(plan: Plan, rows: pd.DataFrame, results: Path, argv: Sequence[str] | None) -> None:
     """Write every measurement, and the table: the best of the rounds, beside the plain loop's."""
     settings = plan.settings
     operations = operations_per_image(settings)
-    made = provenance(plan.device)
+    made = provenance("speed", argv, plan.device)
     for name, value in {**made, "network": settings.network, "width": settings.width,
                         "batch_size": settings.batch_size, "imb_ratio": settings.imb_ratio}.items():  # fmt: skip
         rows[name] = value

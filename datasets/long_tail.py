@@ -6,6 +6,7 @@ problem", 2018 (step), in the form that Cao et al. (LDAM, NeurIPS 2019) made the
 """
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,6 +114,13 @@ def long_tail_counts(n_max: int, num_classes: int, imb_ratio: float, imb_type: s
     return counts
 
 
+def members_by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """Return the positions of each class's images, ascending: from one sort, where a search a class costs N K."""
+    order = np.argsort(labels, kind="stable")
+    edges = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    return [order[first:last] for first, last in itertools.pairwise(edges)]
+
+
 def select_subset(labels: np.ndarray, counts: list[int], subset: str = "first", seed: int = 0) -> np.ndarray:
     """Choose counts[c] images of every class c; return their indices, ascending.
 
@@ -123,8 +131,7 @@ def select_subset(labels: np.ndarray, counts: list[int], subset: str = "first", 
         raise UserError(f"unknown --subset '{subset}'; known: {', '.join(SUBSETS)}")
     generator = np.random.RandomState(seed)
     chosen = []
-    for label, count in enumerate(counts):
-        members = np.flatnonzero(labels == label)
+    for label, (members, count) in enumerate(zip(members_by_class(labels, len(counts)), counts, strict=True)):
         if len(members) < count:
             raise UserError(f"class {label} has {len(members)} images where the profile needs {count}")
         if subset == "shuffle":
@@ -143,8 +150,8 @@ def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
     out = np.zeros(len(labels), dtype=bool)
     if fraction > 0:
         generator = np.random.RandomState(seed)
-        for label in np.unique(labels):
-            members = generator.permutation(np.flatnonzero(labels == label))
+        for members in filter(len, members_by_class(labels, labels.max(initial=-1) + 1)):
+            members = generator.permutation(members)
             share = min(max(round(len(members) * fraction), 1), len(members) - 1)
             out[members[:share]] = True
     return np.flatnonzero(~out), np.flatnonzero(out)

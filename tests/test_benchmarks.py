@@ -167,7 +167,7 @@ def test_floor_shares_out_the_whole_step(tmp_path: Path) -> None:
     floor.main(["--quick", "--network", "resnet8", "--width", "2", "--batch_size", "8", "--results", str(tmp_path)])
     row = pd.read_csv(tmp_path / "floor_cpu_resnet8w2_float32.csv").iloc[0]
     parts = [column for column in row.index if column.startswith("share_") and column != "share_of_product_rate"]
-    assert sum(row[parts]) == pytest.approx(1)
+    assert sum(row[parts]) == pytest.approx(1, rel=1e-4)
     assert row["share_convolution"] > 0 and row["share_batch norm"] > 0
     assert row["images_per_second"] == pytest.approx(8 / row["step_ms"] * 1e3, rel=1e-3)
 

@@ -11,6 +11,7 @@ MANY_ABOVE = 100
 FEW_BELOW = 20
 SHOTS = ["many", "medium", "few"]
 CALIBRATION_BINS = 15
+BLOCK = 1 << 20  # logits whose statistics are computed together: more, in float64, leave the cache and fill the memory
 
 Report = dict[str, Any]
 
@@ -19,12 +20,6 @@ def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return a mask (K,) a group: many > 100 training images, medium 20 to 100, few < 20 (OLTR, 2019)."""
     many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
     return {"many": many, "medium": ~many & ~few, "few": few}
-
-
-def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Return counts (K, K), rows the true and columns the predicted class, for predictions and labels (N,)."""
-    cells = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes)
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
@@ -43,8 +38,11 @@ def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarr
     `all` counts images; the groups are means over classes, None where a group is empty. A class without an evaluated
     image has accuracy None and is in no mean. Macro F1 is over the classes that have one.
     """
-    confusion = confusion_counts(logits.argmax(dim=1), labels, logits.shape[1]).cpu().double().numpy()
-    hits, actual, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    predictions = logits.argmax(dim=1)
+    hits, actual, predicted = (  # images a class; the confusion matrix (K, K) would have 66 million cells at K = 8142
+        torch.bincount(classes, minlength=logits.shape[1]).cpu().double().numpy()
+        for classes in (labels[predictions == labels], labels, predictions)
+    )
     present = actual > 0
     accuracy = np.divide(100 * hits, actual, out=np.full(len(hits), np.nan), where=present)
     f1 = 200 * hits / np.maximum(actual + predicted, 1)
@@ -92,12 +90,16 @@ def logits_magnitude(logits: Tensor, labels: Tensor) -> dict[str, dict[str, list
     samples, LoMa of an absent class.
     """
     num_classes = logits.shape[1]
-    centred = logits.double() - logits.double().mean(dim=1, keepdim=True)
-    of_class = torch.nn.functional.one_hot(labels, num_classes).double()
-    true_mean, true_deviation = mean_and_deviation(centred, of_class)
-    other_mean, other_deviation = mean_and_deviation(centred, 1 - of_class)
-    raw_mean, raw_deviation = mean_and_deviation(logits.double(), of_class)
-    raw_other_mean, raw_other_deviation = mean_and_deviation(logits.double(), 1 - of_class)
+    sample_means = logits.mean(dim=1, keepdim=True, dtype=torch.float64)
+    blocks = []
+    for classes in torch.arange(num_classes, device=logits.device).split(max(BLOCK // max(len(logits), 1), 1)):
+        raw = logits[:, classes].double()
+        of_class = (labels[:, None] == classes).double()
+        pairs = [(values, of) for values in (raw - sample_means, raw) for of in (of_class, 1 - of_class)]
+        blocks.append([part for pair in pairs for part in mean_and_deviation(*pair)])
+    statistics = [torch.cat(parts) for parts in zip(*blocks, strict=True)]
+    true_mean, true_deviation, other_mean, other_deviation = statistics[:4]
+    raw_mean, raw_deviation, raw_other_mean, raw_other_deviation = statistics[4:]
     # z_k - mean_{j != k} z_j = K / (K - 1) * (z_k - mean_j z_j): the row reading is a multiple of the centred logit.
     row = num_classes / (num_classes - 1)
     readings = {
@@ -138,8 +140,9 @@ def column_means(logits: Tensor) -> Tensor:
 
 def class_wise_column_means(logits: Tensor, labels: Tensor) -> Tensor:
     """Return `column_means` (K,) with every class of `labels` (N,) weighing the same, however many images it has."""
-    classes = labels.unique()
-    return torch.stack([column_means(logits[labels == label]) for label in classes]).mean(dim=0)
+    count = torch.bincount(labels, minlength=logits.shape[1]).double()
+    weights = 1 / (count[labels] * (count > 0).sum())
+    return weights @ logits.double().softmax(dim=1)
 
 
 def rebalance(logits: Tensor, means: Tensor, tau: float) -> Tensor:

@@ -5,19 +5,16 @@ averaging.
     python evaluate.py --imb_ratio 100 --cur_stage stage2
     python evaluate.py --imb_ratio 100 --pretrained_pth FILE_OR_RUN_FOLDER --json report.json
 
-For each checkpoint the test images pass through the network once, mirrored again, and the training images once. Numbers
-are those of the run's own metrics.json where precision and threads are the same; RESULTS.md has what was measured.
+A classifier alone is read with the backbone (`utils.release`) or the features (`utils.export`) that it names. For each
+checkpoint the test images pass through the network once, mirrored again, and the training images once. Numbers are
+those of the run's own metrics.json where precision and threads are the same; RESULTS.md has what was measured.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from models import build_model
 from utils.checkpoint import load_weights
 from utils.config import EVALUATE, parse_command
-from utils.engine import predict
 from utils.errors import run_command
 from utils.evaluation import (
     LogitsOf,
@@ -29,12 +26,11 @@ from utils.evaluation import (
 )
 from utils.files import write_json
 from utils.printing import details, per_class_table, report_table
-from utils.retraining import attach_head
 from utils.setup import (
     announce,
-    device_images,
     find_checkpoints,
     load_data,
+    open_subject,
     refuse_other_images,
     settle_execution,
     stage1_seed,
@@ -47,22 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, checkpoints = find_checkpoints(command)
     settings = command.settings
     first = next(iter(checkpoints.values()))
-    data = load_data(settings, stage1_seed(settings))
+    data = load_data(settings, stage1_seed(settings), first)
     refuse_other_images(first, data, warn=True)
     announce(command, data, execution, first.path.parent)
-    images = device_images(data, execution)
-    model = build_model(settings.network, data.num_classes, width=settings.width)
-    if first.config.get("method"):
-        attach_head(model, first.config["method"])
-    execution.place(model)
-
-    def features_of(split: str, mirrored: bool) -> Tensor:
-        return predict(model.eval().features, images[split], execution, mirrored=mirrored)
+    subject = open_subject(settings, first, data, execution)
+    images = subject.images
 
     records = {}
     for name, checkpoint in checkpoints.items():
-        load_weights(model, checkpoint)
-        logits_of = LogitsOf(features_of, model.fc)
+        load_weights(subject.model, checkpoint)
+        logits_of = LogitsOf(subject.features_of, subject.model.fc)
         logits = logits_report(logits_of, images)
         temperature, source = settings.temperature, "given"
         if temperature is None and checkpoint.content is not None:

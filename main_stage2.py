@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from datasets.device import steps_per_epoch
 from losses.los import optimal_gap
-from models import build_model
 from models.heads import max_norm_
 from utils.checkpoint import load_weights
 from utils.config import STAGE2, parse_command
@@ -35,9 +34,11 @@ from utils.runs import describe, open_run, read_metrics, stage2_folder, stage2_t
 from utils.schedules import cosine_lr
 from utils.setup import (
     announce,
+    build_network,
     device_images,
     find_stage1,
     load_data,
+    name_backbone,
     refuse_other_images,
     settle_execution,
     stage1_seed,
@@ -51,15 +52,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     execution = settle_execution(command)
     command, checkpoint = find_stage1(command)
     settings = command.settings
-    data = load_data(settings, stage1_seed(settings))
+    data = load_data(settings, stage1_seed(settings), checkpoint)
     refuse_other_images(checkpoint, data)
     plan = plan_of(settings, data.num_classes)
     target = plan.target(data.num_classes)
-    model = build_model(settings.network, data.num_classes, width=settings.width)
+    model = build_network(settings, data)
     load_weights(model, checkpoint)
     tags = stage2_tags(command, checkpoint)
     folder = stage2_folder(settings, tags)
     config = describe(command, "stage2", tags, data, execution, target, checkpoint)
+    if checkpoint.features is not None:
+        config["backbone"] = name_backbone(checkpoint, folder)
     run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
     if run.finished:
         return read_metrics(run)

@@ -437,8 +437,8 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> pd.Da
     fixed = (
         f"Over classes: batch {chosen.batch}, {chosen.width} features, {chosen.test_images:,} test images. Over "
         f"images: batch {chosen.batch}, {chosen.row_classes} classes at imbalance {IMBALANCE:g}, {chosen.row_width} "
-        f"features; {max(chosen.rows):,} rows are {max(chosen.rows) * chosen.row_width * 4 / 1e6:.0f} MB. Best of up to "
-        f"{MOST_REPEATS} times within {chosen.budget:g} s, one at least, after a warm-up."
+        f"features; {max(chosen.rows):,} rows are {max(chosen.rows) * chosen.row_width * 4 / 1e6:.0f} MB. Best of up "
+        f"to {MOST_REPEATS} times within {chosen.budget:g} s, one at least, after a warm-up."
     )
     name = f"scaling_{execution.device.type}_{network_name(settings, short=True)}"
     save_figure(own.results / f"{name}.png", draw(rows))

@@ -64,7 +64,7 @@ def draw(table: pd.DataFrame) -> Figure:
     left, right = figure.subplots(1, 2)
     means = table.groupby("smoothing").mean(numeric_only=True)
     places = np.arange(len(means))
-    for group in GROUPS:
+    for group in [group for group in GROUPS if f"last_plain_{group}" in means]:  # no column of an empty group
         left.plot(places, means[f"last_plain_{group}"], marker="o", markersize=4, color=COLOURS[group], label=group)
     left.set(ylabel="test accuracy (%), last epoch, plain")
     left.legend(fontsize=8)

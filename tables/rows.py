@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from datasets.long_tail import LongTailedData
 from losses.los import ONE_HOT
-from models import build_model
 from utils.checkpoint import Checkpoint, load_weights
 from utils.config import STAGE2, Command, parse_command
 from utils.errors import DivergedError, UserError
@@ -30,6 +29,7 @@ from utils.retraining import Plan, plan_of
 from utils.runs import describe, experiment_name, stage2_tags
 from utils.setup import (
     adopt_checkpoint,
+    build_network,
     device_images,
     find_stage1,
     load_data,
@@ -70,16 +70,17 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
             "this table trains on cached features: --bn_mode train, --views fresh, --protocol released and --nesterov "
             "are for main_stage2.py"
         )
-    data = load_data(settings, stage1_seed(settings))
+    data = load_data(settings, stage1_seed(settings), checkpoint)
     refuse_other_images(checkpoint, data)
-    model = build_model(settings.network, data.num_classes, width=settings.width)
+    model = build_network(settings, data)
     load_weights(model, checkpoint)
     images = device_images(data, execution)
     execution.place(model)
     draws = settings.seed + STAGE2_DRAWS
+    folder = Path(settings.out) / "features" / checkpoint.sha256[:16] if checkpoint.features is None else None
     frozen = FrozenFeatures(
         model, images, execution, draws, settings.views,
-        folder=Path(settings.out) / "features" / checkpoint.sha256[:16], identity=identity(checkpoint, data, execution),
+        folder=folder, identity=identity(checkpoint, data, execution),
     )  # fmt: skip
     bench = Bench(
         frozen, model.fc, images["train"].labels, data.class_counts.tolist(), execution,
@@ -90,9 +91,14 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
 
 
 def stage1_name(lab: Laboratory) -> str:
-    """Return what a table's files are named by: data, network, and how its stage 1 differs from the preset."""
+    """Return what a table's files are named by: data, network, and how its stage 1 differs from the preset.
+
+    A table on a file of features says so: it cannot have been made with the usual views.
+    """
     own = lab.checkpoint.config.get("tags")
     tags = [f"from{lab.checkpoint.sha256[:8]}"] if own is None else [tag for tag in own if not tag.startswith("width")]
+    if lab.checkpoint.features is not None:
+        tags.append(f"views{lab.command.settings.views}")
     return "_".join([experiment_name(lab.command.settings), *tags])
 
 
@@ -133,7 +139,7 @@ def measure_rows(
         if temperature is not None:
             own += ["--temperature", f"{temperature:.6g}"]
         command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own]), lab.checkpoint)
-        command = command.replace(start=lab.command.settings.start)
+        command = command.replace(start=lab.command.settings.start, views=lab.command.settings.views)
         try:
             plan = plan_of(command.settings, lab.data.num_classes)
             plan.target(lab.data.num_classes)

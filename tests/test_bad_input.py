@@ -552,14 +552,15 @@ def test_a_finished_run_is_not_replaced_silently(trained: Path) -> None:
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses files above a size, as it does on a full disk, after the first epoch is saved."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    report = utils.training.print_epoch
+    save = utils.training.save_checkpoint
 
-    def fill(row: dict[str, Any], *arguments: Any) -> None:
-        report(row, *arguments)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    def fill(path: Path, content: dict[str, Any]) -> None:
+        if content["epoch"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        save(path, content)
 
     arguments = (*DIGITS, "--out", tmp_path, "--epochs", 3)
-    monkeypatch.setattr(utils.training, "print_epoch", fill)
+    monkeypatch.setattr(utils.training, "save_checkpoint", fill)
     try:
         message = refused("main_stage1", *arguments)
     finally:

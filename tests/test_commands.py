@@ -502,7 +502,8 @@ def test_log_has_one_row_an_epoch_with_the_promised_columns(trained: Path) -> No
     folder = folder_of(trained, "stage1_epochs2")
     log, metrics = pd.read_csv(folder / "log.csv"), read(folder / "metrics.json")
     accuracies = [f"{way}_{group}" for way in ("plain", "flip") for group in ("all", "many", "medium", "few")]
-    assert {"epoch", "loss", "train_accuracy", "lr", "seconds", "images_per_second", *accuracies} == set(log.columns)
+    training = ("loss", "train_accuracy", "lr", "seconds", "images_per_second")
+    assert {"epoch", *training, "evaluation_seconds", *accuracies} == set(log.columns)
     assert log["epoch"].tolist() == [1, 2]
     assert log["lr"].tolist() == pytest.approx([0.05, 0.025])  # half a cosine, stepped per epoch
     assert (log["loss"] > 0).all()

@@ -2,24 +2,29 @@
 
 Ours are dictionaries of tensors and plain Python values: `format`, `stage`, `epoch`, `model` (a state dict), `config`,
 and in last.pth also `optimizer` and `history`, which is all that resuming needs.
+
+Two kinds that are released (`utils.release`, `utils.export`) hold less than a network. A file of features has, in the
+place of the backbone, what it made of the images. A classifier alone names the file of its backbone, of either kind,
+in its configuration: `backbone` is {file, sha256}, the file relative to the classifier's own folder.
 """
 
 import io
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.foreign import compare_keys, find_state_dict
 from utils.errors import UserError
 from utils.files import sha256_file, write_atomically
+from utils.parts import find_parts, read_safetensors
 
 FORMAT = 1
+CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Checkpoint:
         """The settings of the run that wrote a checkpoint of ours; empty for any other."""
         return self.config.get("settings", {})
 
+    @property
+    def features(self) -> dict[str, Tensor] | None:
+        """The features of the images, by the names of `datasets.features`, of a file that holds these; else None."""
+        return None if self.content is None else self.content.get("features")
+
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint atomically, serialised in memory first so that a full disk is an OSError and no other."""
@@ -66,17 +76,19 @@ def on_cpu(content: Any) -> Any:
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`models.foreign`).
 
-    A name that ends in .safetensors is read as that format, any other as PyTorch's.
+    A name that ends in .safetensors is read as that format, in one piece or in parts, any other as PyTorch's.
 
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
     `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
     try:
-        digest = sha256_file(path)
         if path.suffix == ".safetensors":
-            content = read_safetensors(path)
+            digest, content = read_released(path)
         else:
+            digest = sha256_file(path)
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -99,9 +111,12 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
             raise UserError(
                 f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
             )
-        return Checkpoint(
-            path, digest, f"{content['stage']} checkpoint, epoch {content['epoch']}", content["model"], content
-        )
+        kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
+        if "features" in content:
+            kind = f"features of a {kind}"
+        elif all(key.startswith(CLASSIFIER) for key in content["model"]):
+            kind = f"classifier of a {kind}"
+        return Checkpoint(path, digest, kind, content["model"], content)
     try:
         if isinstance(content, nn.Module):
             content = content.state_dict()
@@ -117,15 +132,57 @@ def is_ours(content: dict[str, Any]) -> bool:
     entries = {"stage": str, "epoch": int, "model": dict, "config": dict}
     if not isinstance(config, dict) or not all(isinstance(content.get(name), kind) for name, kind in entries.items()):
         return False
+    if "features" in content:
+        held = (
+            content.get("class_names"),
+            config.get("class_counts"),
+            content.get("augmentation"),
+            config.get("subset"),
+        )
+        if not all(isinstance(value, kind) for value, kind in zip(held, (list, list, dict, dict), strict=True)):
+            return False
     return isinstance(config.get("settings"), dict) and isinstance(config.get("tags"), list)
 
 
-def read_safetensors(path: Path) -> dict[str, Any]:
-    """Return a released file as a checkpoint of ours (`utils.release`), any other as the state dict that it is."""
-    with safe_open(path, framework="pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dictionary
-        metadata = file.metadata() or {}
-    return {**json.loads(metadata["checkpoint"]), "model": state} if "checkpoint" in metadata else state
+def read_released(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the sha256 of a safetensors file and its content: one that we released as a checkpoint of ours, any other
+    as the state dict that it is."""
+    digest, tensors, metadata = read_safetensors(path)
+    if "checkpoint" not in metadata:
+        return digest, tensors
+    header = json.loads(metadata["checkpoint"])
+    if header.get("holds") != "features":
+        return digest, {**header, "model": tensors}
+    state = {key: value for key, value in tensors.items() if key.startswith(CLASSIFIER)}
+    return digest, {**header, "model": state, "features": {key: tensors[key] for key in tensors.keys() - state.keys()}}
+
+
+def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a classifier with the backbone, or the features, that it names; any other checkpoint as it is.
+
+    Raises UserError where that file is missing or is another one.
+    """
+    named = checkpoint.config.get("backbone")
+    if checkpoint.content is None or named is None:
+        return checkpoint
+    if not isinstance(named, dict) or not all(isinstance(named.get(key), str) for key in ("file", "sha256")):
+        raise UserError(f"{checkpoint.path} does not say which backbone it belongs to: it is damaged")
+    path = checkpoint.path.parent / named["file"]
+    if not find_parts(path)[0].exists():
+        raise UserError(
+            f"{checkpoint.path} is a classifier alone, and what it was trained on is not at {path}; put that file there"
+        )
+    backbone = load_checkpoint(path)
+    if backbone.sha256 != named["sha256"]:
+        raise UserError(
+            f"{path} is not the backbone of {checkpoint.path}: its sha256 is {backbone.sha256[:16]}..., that of the "
+            f"right one {named['sha256'][:16]}..."
+        )
+    shared = {key: value for key, value in backbone.state.items() if not key.startswith(CLASSIFIER)}
+    content = dict(checkpoint.content)
+    if backbone.content is not None and backbone.features is not None:
+        content |= {key: backbone.content[key] for key in ("features", "class_names", "augmentation")}
+    return replace(checkpoint, state=shared | checkpoint.state, content=content)
 
 
 def first_line(error: Exception) -> str:

@@ -157,8 +157,8 @@ class Settings:
     start: str = option("last", "which stage-1 checkpoint stage 2 starts from", (STAGE2,), choices=["last", "best"])
     bn_mode: str = option("eval", "batch norm of the frozen backbone in stage 2", (STAGE2,), choices=["eval", "train"])
     views: str = option(
-        "5", "views of each image whose features stage 2 trains on: N augmented ones, 'plain' (one, not augmented), "
-        "'fresh' (another every epoch)", (STAGE2,),
+        "5", "views of each image whose features stage 2 trains on: N augmented ones, 'plain' (one, not augmented; all "
+        "that a file of features has), 'fresh' (another every epoch)", (STAGE2,),
     )  # fmt: skip
     reinit_classifier: bool = switch("stage 2 starts from a new classifier", (STAGE2,), folder=(STAGE2,))
     stage1_seed: int | None = option(

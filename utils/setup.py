@@ -1,22 +1,35 @@
 """What the three scripts do alike before their work begins: choose a device, load the data, say what will run."""
 
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from datasets import load_dataset
 from datasets.device import DeviceImages
+from datasets.features import DeviceFeatures, features_data, holds_features
 from datasets.long_tail import LongTailedData, Profile
-from utils.checkpoint import Checkpoint, load_checkpoint
+from models import build_model
+from models.identity import GivenFeatures
+from models.resnet import ResNet
+from utils.checkpoint import Checkpoint, load_checkpoint, with_backbone
 from utils.config import FIELDS, Command, Settings, report_unused
+from utils.engine import predict
 from utils.errors import UserError
 from utils.evaluation import Images
 from utils.execution import Execution, choose_execution
 from utils.metrics import shot_groups
+from utils.retraining import attach_head
 from utils.runs import find_run
 
 DATA_FLAGS = ("imb_ratio", "imb_type", "subset", "subset_seed", "holdout")
 # What a checkpoint of ours settles, where the command line does not say it.
 FROM_CHECKPOINT = ("dataset", *DATA_FLAGS, "network", "width")
+# What stage 2 can do with the features of images as they are, and nothing else.
+ON_FEATURES = {"protocol": "honest", "bn_mode": "eval", "views": "plain"}
 
 
 def settle_execution(command: Command) -> Execution:
@@ -35,18 +48,36 @@ def stage1_seed(settings: Settings) -> int:
     return settings.seed if settings.stage1_seed is None else settings.stage1_seed
 
 
-def load_data(settings: Settings, holdout_seed: int) -> LongTailedData:
+def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | None = None) -> LongTailedData:
     """Load the data set that the settings describe; `holdout_seed` is the seed of stage 1.
 
-    Raises UserError where `--num_class` does not fit it.
+    Where a `checkpoint` holds the features of its images these are the data set. Raises UserError where `--num_class`
+    does not fit it.
     """
-    profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=holdout_seed)
-    data = load_dataset(settings.dataset, profile, settings.data_dir)
+    if checkpoint is not None and checkpoint.features is not None:
+        data = load_features(checkpoint)
+    else:
+        profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=holdout_seed)
+        data = load_dataset(settings.dataset, profile, settings.data_dir)
     if settings.num_class is not None and settings.num_class != data.num_classes:
         raise UserError(
             f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
             "leave it out"
         )
+    return data
+
+
+def load_features(checkpoint: Checkpoint) -> LongTailedData:
+    """Return the features that a checkpoint holds as a data set; a UserError says what is wrong with them."""
+    assert checkpoint.content is not None and checkpoint.features is not None
+    names, mirror = checkpoint.content["class_names"], bool(checkpoint.content["augmentation"].get("mirror"))
+    config = checkpoint.config
+    try:
+        data = features_data(config["settings"]["dataset"], checkpoint.features, names, mirror, config["subset"])
+        if data.class_counts.tolist() != config["class_counts"]:
+            raise UserError("'train_labels' are not as many of each class as its configuration says")
+    except UserError as error:
+        raise UserError(f"{checkpoint.path} ({checkpoint.kind}): {error}") from error
     return data
 
 
@@ -98,17 +129,52 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
         path = path / f"{settings.start}.pth"
     elif "start" in command.given:
         report_unused(command.script, ["--start"], " with a file")
-    if path.stem in ("last", "best"):
-        command = command.replace(start=path.stem)
     checkpoint = load_checkpoint(path, settings.trust_pickle)
     stage = checkpoint.config.get("stage", "stage1")
     if stage != "stage1":
         raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
     command = adopt_checkpoint(command, checkpoint)
+    if path.stem in ("last", "best"):
+        command = command.replace(start=path.stem)
+    if checkpoint.features is not None:
+        command = settle_features(command, checkpoint)
     epochs = checkpoint.settings().get("epochs")
     if checkpoint.epoch != epochs and not (path.parent / "metrics.json").exists():
         print(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
     return command, checkpoint
+
+
+def settle_features(command: Command, checkpoint: Checkpoint) -> Command:
+    """Return the command of a stage 2 on features: they are of images as they are, and of the last epoch.
+
+    Raises UserError where a flag asks for more.
+    """
+    asked = {name: getattr(command.settings, name) for name in ON_FEATURES if name in command.given}
+    refused = [f"--{name} {value}" for name, value in asked.items() if value != ON_FEATURES[name]]
+    if refused:
+        raise UserError(
+            f"{checkpoint.path} holds features of un-augmented images, from which {', '.join(refused)} cannot be had; "
+            "leave it out, or name the run or its weights"
+        )
+    report_idle_folder(command, checkpoint)
+    return command.replace(start="last", **ON_FEATURES)
+
+
+def report_idle_folder(command: Command, checkpoint: Checkpoint) -> None:
+    """Say that `--data_dir` has no effect where no image is read."""
+    if checkpoint.features is not None and "data_dir" in command.given:
+        report_unused(command.script, ["--data_dir"], " with a file of features")
+
+
+def name_backbone(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Return what a run in `folder` that holds no backbone records of the file that it was trained from.
+
+    `file` is relative to the folder, so that both can be moved together. `run_sha256` is that of the run's checkpoint
+    that the file was made from.
+    """
+    assert checkpoint.content is not None
+    file = os.path.relpath(checkpoint.path.resolve(), folder.resolve())
+    return {"file": file, "sha256": checkpoint.sha256, "run_sha256": checkpoint.content.get("run_sha256")}
 
 
 def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
@@ -126,21 +192,55 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
     if path.is_dir():
         in_folder = {name: path / f"{name}.pth" for name in ("last", "best")}
         paths = {name: file for name, file in in_folder.items() if name == "last" or file.exists()}
-    checkpoints = {name: load_checkpoint(file, settings.trust_pickle) for name, file in paths.items()}
+    checkpoints = {name: with_backbone(load_checkpoint(file, settings.trust_pickle)) for name, file in paths.items()}
     first = next(iter(checkpoints.values()))
+    report_idle_folder(command, first)
+    command = adopt_checkpoint(command, first)
     if "protocol" not in command.given:
         command = command.replace(protocol=first.settings().get("protocol", settings.protocol))
-    return adopt_checkpoint(command, first), checkpoints
+    return command, checkpoints
 
 
 def device_images(data: LongTailedData, execution: Execution, augment: str = "crop") -> Images:
     """Put the three splits on the device; `augment` is what a training image undergoes (`datasets.autoaugment`)."""
     splits = {"train": data.train, "holdout": data.holdout, "test": data.test}
+    if holds_features(data):
+        return {name: DeviceFeatures(split, execution.device) for name, split in splits.items()}
     kinds = {"train": augment}
     return {
         name: DeviceImages(split, data.augmentation, execution.device, kinds.get(name, "crop"))
         for name, split in splits.items()
     }
+
+
+def build_network(settings: Settings, data: LongTailedData) -> ResNet:
+    """Build the network of a run, without its backbone where the data are features."""
+    if holds_features(data):
+        return GivenFeatures(data.train.images.shape[2], data.num_classes)
+    return build_model(settings.network, data.num_classes, width=settings.width)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to be looked at and the images to show it, both on the device."""
+
+    model: ResNet
+    images: Images
+    execution: Execution
+
+    def features_of(self, split: str, mirrored: bool) -> Tensor:
+        """Return the features (N, d) of a split's images as they are, or mirrored."""
+        return predict(self.model.eval().features, self.images[split], self.execution, mirrored=mirrored)
+
+
+def open_subject(settings: Settings, checkpoint: Checkpoint, data: LongTailedData, execution: Execution) -> Subject:
+    """Build the network that a checkpoint's weights are for, with its kind of classifier, and place it and the data."""
+    images = device_images(data, execution)
+    model = build_network(settings, data)
+    if checkpoint.config.get("method"):
+        attach_head(model, checkpoint.config["method"])
+    execution.place(model)
+    return Subject(model, images, execution)
 
 
 def announce(command: Command, data: LongTailedData, execution: Execution, folder: object) -> None:

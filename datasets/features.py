@@ -1,0 +1,114 @@
+"""A data set whose images are given by their features: what a backbone, which need not be here, made of them.
+
+A split's `images` are then (N, 1, d) or, with the mirrored images' features behind those of the images as they are,
+(N, 2, d). `DeviceFeatures` hands them out as `DeviceImages` does images, so that nothing else has to tell the two apart
+but the network, whose `features` are what it is given (`models.identity`).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.device import DeviceImages
+from datasets.long_tail import Augmentation, LongTailedData, Split, subset_identity
+from utils.errors import UserError
+
+
+def features_data(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    mirror: bool,
+    subset: dict[str, str] | None = None,
+) -> LongTailedData:
+    """Return the data set of features `<split>_features` (N, d) float16 or float32, `<split>_labels` and `<split>_ids`
+    (N,) int64 for the splits train and test and, where images were held out, holdout.
+
+    With `mirror` there are also `test_features_mirrored`. `subset` identifies the images; without it the features are
+    identified as images are. Raises UserError for tensors that are missing, damaged or do not fit together.
+    """
+    features = require(tensors, "train_features")
+    width = features.shape[-1] if features.ndim == 2 else 0
+    train = read_split(tensors, "train", False, len(class_names), width)
+    test = read_split(tensors, "test", mirror, len(class_names), width)
+    if any(key.startswith("holdout_") for key in tensors):
+        holdout = read_split(tensors, "holdout", False, len(class_names), width)
+    else:
+        holdout = train.take(np.arange(0))
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    if counts.min() == 0:
+        raise UserError(f"class {int(counts.argmin())} has no training image")
+    chosen = Split(*(np.concatenate([getattr(part, kind) for part in (train, holdout)]) for kind in KINDS))
+    identity = subset_identity(chosen)
+    if subset is not None and subset.get("index_sha256") != identity["index_sha256"]:
+        raise UserError("the images of train_ids and holdout_ids are not those that its configuration names")
+    return LongTailedData(
+        name=name,
+        train=train,
+        holdout=holdout,
+        test=test,
+        class_names=list(class_names),
+        class_counts=counts,
+        augmentation=Augmentation(padding=0, mirror=mirror, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        subset=identity if subset is None else subset,
+    )
+
+
+KINDS = ("images", "labels", "ids")
+
+
+def require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a tensor; a UserError names it where it is missing."""
+    if name not in tensors:
+        raise UserError(f"'{name}' is missing")
+    return tensors[name]
+
+
+def read_split(tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_classes: int, width: int) -> Split:
+    """Check the tensors of one split and return them, the features as (N, 1, d) or, with mirrored ones, (N, 2, d)."""
+    ways = [f"{split}_features", *([f"{split}_features_mirrored"] if mirrored else [])]
+    labels, ids = (require(tensors, f"{split}_{kind}") for kind in ("labels", "ids"))
+    for name, values in ((f"{split}_labels", labels), (f"{split}_ids", ids)):
+        if values.dtype != torch.int64 or values.ndim != 1 or values.shape != labels.shape:
+            words = f"{tuple(values.shape)} in {str(values.dtype).removeprefix('torch.')}"
+            raise UserError(f"'{name}' must be one int64 number an image, like '{split}_labels', not {words}")
+    for name in ways:
+        features = require(tensors, name)
+        if features.dtype not in (torch.float16, torch.float32) or features.ndim != 2:
+            raise UserError(
+                f"'{name}' must be (images, features) in float16 or float32, not {tuple(features.shape)} "
+                f"in {str(features.dtype).removeprefix('torch.')}"
+            )
+        if features.shape[1] != width or width == 0:
+            raise UserError(f"'{name}' has {features.shape[1]} features an image, 'train_features' {width}")
+        if len(features) != len(labels) or len(features) == 0:
+            raise UserError(f"'{name}' has {len(features)} rows and '{split}_labels' {len(labels)}")
+        if not bool(features.isfinite().all()):
+            raise UserError(f"'{name}' holds numbers that are not finite")
+    if not bool(((labels >= 0) & (labels < num_classes)).all()):
+        raise UserError(f"'{split}_labels' holds something else than classes 0 to {num_classes - 1}")
+    return Split(torch.stack([tensors[name] for name in ways], dim=1).numpy(), labels.numpy(), ids.numpy())
+
+
+def holds_features(data: LongTailedData) -> bool:
+    """Tell whether the images of a data set are given by their features."""
+    return data.train.images.ndim == 3
+
+
+class DeviceFeatures(DeviceImages):
+    """The features of one split on a device, in the place of its images: `images` (N, 1 or 2, d)."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.ids = torch.from_numpy(split.ids).to(device)
+
+    def plain(self, rows: Tensor | slice, mirrored: bool = False) -> Tensor:
+        """Return the features (B, d) of the images at `rows` as they are, or mirrored, in float32."""
+        return self.images[rows, int(mirrored)].float()
+
+    def augmented(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """Raise UserError: from features an image cannot be augmented."""
+        raise UserError("features are those of the images as they are, which cannot be augmented: use --views plain")

@@ -268,3 +268,18 @@ def test_what_a_run_settles_holds_without_naming_its_data_set(source: Path, tmp_
     succeed("main_stage2", "--pretrained_pth", best, "--out", tmp_path, "--finetune_epoch", 1)
     folder = next(tmp_path.rglob("metrics.json")).parent
     assert folder.name.endswith("_startbest") and read(folder / "config.json")["settings"]["start"] == "best"
+
+
+def test_a_released_classifier_reproduces_its_card(cifar100_dir: Path, tmp_path: Path) -> None:
+    """The stated use, on the real test images; fp32 sums in another order may move a borderline image or two."""
+    name = "cifar100_expIF100_resnet18w24_seed0_los"
+    released = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
+    report = tmp_path / "report.json"
+    succeed(
+        "evaluate", "--imb_ratio", 100, "--cur_stage", "stage2", "--pretrained_pth", released / f"{name}.safetensors",
+        "--data_dir", cifar100_dir, "--json", report,
+    )  # fmt: skip
+    found = read_json(report)["checkpoints"][name]
+    card = read_json(released / f"{name}.json")
+    for way in ("plain", "flip"):
+        assert found[way]["all"] == pytest.approx(card["measured"][way], abs=0.05)

@@ -7,8 +7,8 @@ Of a stage 1 the file holds the last epoch's weights in half precision; of a sta
 precision, and the name of the released stage-1 file in the same folder that has its backbone. Both hold the run's
 configuration, so that `evaluate.py --pretrained_pth FILE` and `main_stage2.py --pretrained_pth FILE` need no other
 flag. A file of more than `--part_mib` MiB is written in parts and still named as one (`utils.parts`). The card, FILE
-with the ending .json, has the command, the data, the accuracy of the run and the sha256 of every part; that of a
-classifier also the accuracy `measured` with the backbone as it is published.
+with the ending .json, has the command, the data, the accuracy of the run, the accuracy `measured` with what is
+published, and the sha256 of every part.
 """
 
 import argparse
@@ -44,8 +44,15 @@ def release_stage1(run: Path, file: Path, part_mib: float = PART_MIB) -> list[Pa
     metrics, config = read_run(run)
     checkpoint = load_checkpoint(run / "last.pth")
     state = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.state.items()}
-    written = write_safetensors(file, state, header_of(checkpoint, metrics), part_mib)
-    card = {**describe_files(file), "precision": "float16", **describe_run(checkpoint, metrics, config)}
+    header = header_of(checkpoint, metrics)
+    measured = accuracy_of(*look_at(Checkpoint(file, "", checkpoint.kind, state, {**header, "model": state})))
+    written = write_safetensors(file, state, header, part_mib)
+    card = {
+        **describe_files(file),
+        "precision": "float16",
+        "measured": measured,
+        **describe_run(checkpoint, metrics, config),
+    }
     write_json(card_of(file), card)
     return [*written, card_of(file)]
 

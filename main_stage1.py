@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     def features_of(split: str, mirrored: bool) -> Tensor:
         return predict(model.eval().features, images[split], execution, mirrored=mirrored)
 
-    history = fit(
+    history, logits_of = fit(
         run, model, optimizer, train_one_epoch, features_of, images, data,
         loss_function=loss_function, lr_of_epoch=lambda epoch: schedule(settings.lr, epoch, settings.epochs),
         epochs=settings.epochs, eval_every=settings.eval_every,
     )  # fmt: skip
-    return finish_run(run, history, features_of, images, data, model)
+    return finish_run(run, history, logits_of, images, data)
 
 
 if __name__ == "__main__":

@@ -103,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             return predict(model.eval().features, images[split], execution, mirrored=mirrored)
         return frozen.plain(split, mirrored)
 
-    history = fit(
+    history, logits_of = fit(
         run, model, optimizer, train_one_epoch, features_of, images, data,
         loss_function=losses, lr_of_epoch=lambda epoch: cosine_lr(plan.lr, epoch, plan.epochs),
         epochs=plan.epochs, eval_every=settings.eval_every,
     )  # fmt: skip
-    return finish_run(run, history, features_of, images, data, model)
+    return finish_run(run, history, logits_of, images, data)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ from torch import nn
 
 from datasets.long_tail import LongTailedData
 from models.heads import Linear
-from models.resnet import ResNet
 from utils.evaluation import (
-    FeaturesOf,
     Images,
     LogitsOf,
     calibration_report,
@@ -83,14 +81,13 @@ def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
 def finish_run(
     run: Run,
     history: History,
-    features_of: FeaturesOf,
+    logits_of: LogitsOf,
     images: Images,
     data: LongTailedData,
-    model: ResNet,
 ) -> dict[str, Any]:
     """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
     settings = run.config["settings"]
-    metrics = measure(run.config, history, LogitsOf(features_of, model.fc), images, data)
+    metrics = measure(run.config, history, logits_of, images, data)
     draw_plots(run.folder / "plots", metrics, history.log)
     write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     print()

@@ -56,7 +56,7 @@ def fit(
     lr_of_epoch: Callable[[int], float],
     epochs: int,
     eval_every: int,
-) -> History:
+) -> tuple[History, LogitsOf]:
     """Train for `epochs` epochs and leave log.csv, last.pth and best.pth in the run's folder.
 
     Goes on from last.pth where the folder has one: everything random is a function of (seed, epoch, image), so weights,
@@ -64,6 +64,8 @@ def fit(
     no epoch at all (a classifier that is computed) the model is evaluated and saved as it is. `best` is chosen on the
     test set, the latest epoch winning ties. A loss that is not finite ends the run with a UserError; last.pth is then
     of the epoch before. The last checkpoint holds the temperature that the held-out images ask for.
+
+    Returns what was measured, and the logits of the trained model, as far as they were computed.
     """
     history, done = History(), 0
     if run.last.exists():
@@ -79,7 +81,7 @@ def fit(
         write_json(run.folder / "config.json", run.config)
         print(f"resuming {run.folder} after epoch {done} of {epochs}")
 
-    def keep(background: Background, epoch: int, row: dict[str, Any], evaluated: bool) -> None:
+    def keep(background: Background, epoch: int, row: dict[str, Any], evaluated: bool) -> LogitsOf:
         """Evaluate the model after `epoch` epochs, if it is due, and save what there is, behind the next epoch."""
         logits_of = LogitsOf(features_of, model.fc)
         evaluation_started = time.perf_counter()
@@ -107,8 +109,10 @@ def fit(
             write_log(run, state["history"]["log"])
 
         background.start(save)
+        return logits_of
 
     started = time.perf_counter()
+    logits_of = LogitsOf(features_of, model.fc)
     with Background() as background:
         for epoch in range(done, epochs):
             lr = lr_of_epoch(epoch)
@@ -127,12 +131,12 @@ def fit(
             history.train_seconds += seconds
             history.images += result.images
             row = log_row(epoch, lr, seconds, result)
-            keep(background, epoch + 1, row, epoch + 1 == epochs or (epoch + 1) % eval_every == 0)
+            logits_of = keep(background, epoch + 1, row, epoch + 1 == epochs or (epoch + 1) % eval_every == 0)
             print_epoch(history.log[-1], epochs, (time.perf_counter() - started) / (epoch + 1 - done))
         if epochs == 0 and history.last is None:
-            keep(background, 0, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
+            logits_of = keep(background, 0, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
     write_log(run, history.log)
-    return history
+    return history, logits_of
 
 
 LOG_COLUMNS = ("loss", "train_accuracy", "lr", "seconds", "images_per_second")

@@ -8,11 +8,9 @@ loop as released (the whole network in train mode, fresh augmentation), ours in 
 (the default). Accuracies are the last epoch's. Ways whose means differ by less than the seeds' deviation agree.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,14 +18,16 @@ import torch
 
 import main_stage1
 import main_stage2
+from benchmarks.command import Benchmark
 from benchmarks.plain import PlainLoop
 from benchmarks.record import network_name, provenance, write_record
 from models import build_model
-from utils.config import STAGE1, Command, make_parser, parse_command
-from utils.errors import UserError, run_command
+from utils.config import STAGE1, Command, parse_command
+from utils.errors import run_command
 from utils.runs import stage1_folder
 from utils.setup import load_data, settle_execution
 
+SMALL = {"network": "resnet20", "epochs": "15"}  # what three seeds can be trained of three times on a CPU
 STAGE2_LR = 5e-4  # of the released stage 2
 AS_RELEASED = "los, train-mode batch norm, fresh augmentation"
 RELEASED = ["--start", "last", "--bn_mode", "train", "--views", "fresh"]
@@ -98,33 +98,20 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; usage: python -m benchmarks.agreement [--quick] [flags of main_stage1.py]")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.agreement", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, two at least [0 1 2]")
-    parser.add_argument("--finetune_epoch", type=int, default=3, help="epochs of label over-smoothing [3]")
-    parser.add_argument("--loaders", type=int, default=2, help="worker processes of the plain loop [2]")
-    parser.add_argument("--quick", action="store_true", help="one epoch of each stage on ResNet-8")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
-    own, rest = parser.parse_known_args(argv)
-    given = vars(make_parser(STAGE1, "").parse_args(rest))
-    for name in ("out", "seed", "eval_every", "resume", "overwrite", "reuse", "amp", "compile"):
-        if name in given:
-            refuse(f"--{name} is set here")
+    benchmark = Benchmark("agreement", __doc__, "one epoch of each stage on ResNet-8")
+    benchmark.add("--seeds", nargs="+", default=[0, 1, 2], help="seeds, two at least [0 1 2]")
+    benchmark.add("--finetune_epoch", default=3, help="epochs of label over-smoothing [3]")
+    benchmark.add("--loaders", default=2, help="worker processes of the plain loop [2]")
+    own, command = benchmark.parse(
+        argv,
+        lambda own: {"lr": "0.05", **({"network": "resnet8", "epochs": "1"} if own.quick else SMALL)},
+        taken=("seed", "amp", "compile"),
+    )
     if len(set(own.seeds)) < 2 or own.loaders < 0 or own.finetune_epoch < 1:
-        refuse("--seeds needs two at least, --loaders 0 or more, --finetune_epoch 1 or more")
-    usual = {"network": "resnet8" if own.quick else "resnet20", "epochs": "1" if own.quick else "15", "lr": "0.05"}
-    for name, value in usual.items():
-        rest = rest if name in given else [*rest, f"--{name}", value]
+        benchmark.refuse("--seeds needs two at least, --loaders 0 or more, --finetune_epoch 1 or more")
     finetune_epoch = 1 if own.quick else own.finetune_epoch
-    command = parse_command(STAGE1, "", rest)
+    rest = list(command.arguments)
     device = settle_execution(command).device
     rows: list[dict[str, Any]] = []
     for seed in dict.fromkeys(own.seeds):

@@ -8,11 +8,9 @@ batch norm, element-wise work, the optimiser, copies and conversions, and what n
 launches and waiting).
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,15 +19,16 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.command import Benchmark
 from benchmarks.record import network_name, provenance, synchronize, write_record
 from datasets.device import DeviceImages
 from datasets.long_tail import Augmentation, Split
 from losses import build_loss
 from losses.los import ONE_HOT
 from models import build_model
-from utils.config import STAGE1, Settings, make_parser, parse_command
+from utils.config import Settings
 from utils.engine import train_epoch
-from utils.errors import UserError, run_command
+from utils.errors import run_command
 from utils.execution import Execution
 from utils.setup import settle_execution
 from utils.training import make_sgd
@@ -128,13 +127,7 @@ def shares(work: Callable[[], object], device: torch.device) -> dict[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__, allow_abbrev=False)
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("--quick", action="store_true", help="a few steps only")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
-    own, rest = parser.parse_known_args(argv)
-    make_parser(STAGE1, "").parse_args(rest)
-    command = parse_command(STAGE1, "", rest)
+    own, command = Benchmark("floor", __doc__, "a few steps only").parse(argv)
     settings, execution = command.settings, settle_execution(command)
     steps, repeats = (3, 1) if own.quick else (20, 5)
     dtype = torch.bfloat16 if execution.bf16 else torch.float32
@@ -175,10 +168,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     name = f"floor_{execution.device.type}_{network_name(settings, short=True)}_{row['precision']}"
     write_record(own.results, name, rows, shown, notes)
-
-
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; usage: python -m benchmarks.floor [--quick] [flags of main_stage1.py]")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ the machine does beside it meets all of them; the gain is the median over the ro
 compared with in the same round.
 """
 
-import argparse
 import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -25,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
+from benchmarks.command import Benchmark
 from benchmarks.floor import CIFAR, CLASSES, random_split
 from benchmarks.plain import PlainLoop
 from benchmarks.record import network_name, provenance, synchronize, write_record
@@ -33,9 +31,9 @@ from datasets.long_tail import LongTailedData
 from losses import build_loss
 from losses.los import ONE_HOT
 from models import build_model
-from utils.config import STAGE1, Settings, make_parser, parse_command
+from utils.config import Settings
 from utils.engine import Batches, train_epoch
-from utils.errors import UserError, run_command
+from utils.errors import run_command
 from utils.execution import Execution
 from utils.setup import settle_execution
 
@@ -217,26 +215,14 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; usage: python -m benchmarks.levers [--quick] [flags of main_stage1.py]")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.levers", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("--quick", action="store_true", help="one round of few steps")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of all ways [5]")
-    parser.add_argument("--steps", type=int, default=40, help="steps a turn [40]")
-    parser.add_argument("--loaders", type=int, default=2, help="worker processes where images come from them [2]")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
-    own, rest = parser.parse_known_args(argv)
-    make_parser(STAGE1, "").parse_args(rest)
+    benchmark = Benchmark("levers", __doc__, "one round of few steps")
+    benchmark.add("--rounds", default=5, help="turns of all ways [5]")
+    benchmark.add("--steps", default=40, help="steps a turn [40]")
+    benchmark.add("--loaders", default=2, help="worker processes where images come from them [2]")
+    own, command = benchmark.parse(argv, taken=("amp", "compile"))
     if own.rounds < 1 or own.steps < 1 or own.loaders < 0:
-        refuse("--rounds and --steps must be at least 1, and --loaders 0 or more")
-    command = parse_command(STAGE1, "", rest)
+        benchmark.refuse("--rounds and --steps must be at least 1, and --loaders 0 or more")
     settings, execution = command.settings, settle_execution(command)
     rounds, steps = (1, 2) if own.quick else (own.rounds, own.steps)
     rows = measure(settings, execution.device, own.loaders, steps, rounds, settings.batch_size * max(steps, 170))

@@ -16,14 +16,13 @@ they cost what starting the kernels costs. Memory is what a call needs beyond wh
 resident set's peak on a CPU and from PyTorch's allocator on CUDA.
 """
 
-import argparse
 import contextlib
 import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks.command import Benchmark
 from benchmarks.record import network_name, provenance, synchronize, write_record
 from benchmarks.scaling_report import MEMORY_FLOOR, describe, draw, long_table, short_table
 from datasets.cifar import AUGMENTATION
@@ -41,9 +41,8 @@ from losses import LOSSES, build_loss
 from losses.los import torch_target
 from models import build_model
 from models.heads import CLOSED_FORM, HEADS, build_closed_form, build_head
-from utils.config import STAGE1, Settings, make_parser, parse_command
 from utils.engine import train_epoch
-from utils.errors import UserError, run_command
+from utils.errors import run_command
 from utils.execution import Execution
 from utils.features import feature_batches
 from utils.files import make_folder
@@ -406,29 +405,10 @@ def run(sizes: Sizes, execution: Execution, network: str, width: int | None) -> 
     return with_exponents(pd.DataFrame(rows))
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; usage: python -m benchmarks.scaling [--quick] [flags of main_stage1.py]")
-
-
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings, Execution]:
-    """Read the command line; the network of stage 1 is ResNet-32 where none is named."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("--quick", action="store_true", help="smaller sizes")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
-    own, rest = parser.parse_known_args(argv)
-    if "network" not in vars(make_parser(STAGE1, "").parse_args(rest)):
-        rest = [*rest, "--network", "resnet32"]
-    command = parse_command(STAGE1, "", rest)
-    return own, command.settings, settle_execution(command)
-
-
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> pd.DataFrame:
     """Measure, write the three files, print the table, and return the rows of the CSV."""
-    own, settings, execution = parse(argv)
+    own, command = Benchmark("scaling", __doc__, "smaller sizes").parse(argv, lambda own: {"network": "resnet32"})
+    settings, execution = command.settings, settle_execution(command)
     chosen = sizes or (QUICK if own.quick else FULL)
     make_folder(own.results)  # before minutes of work, not after
     rows = run(chosen, execution, settings.network, settings.width).assign(

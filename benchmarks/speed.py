@@ -20,16 +20,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 import torch
 
 from benchmarks.child import run_child
+from benchmarks.command import Benchmark
 from benchmarks.floor import operations_per_image, product_rate
 from benchmarks.record import network_name, provenance, write_record
-from utils.config import STAGE1, Settings, make_parser, parse_command
-from utils.errors import UserError, run_command
+from utils.config import STAGE1, Command, Settings, parse_command
+from utils.errors import run_command
 from utils.setup import settle_execution
 
 STAGE2_EPOCHS = 20
@@ -58,22 +59,10 @@ class Plan:
     views: list[str]
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; usage: python -m benchmarks.speed [--quick] [flags of main_stage1.py]")
-
-
-def make_plan(own: argparse.Namespace, rest: list[str]) -> Plan:
-    """Resolve the command line; `--quick` is one round on ResNet-8, few steps of the plain loop."""
-    given = vars(make_parser(STAGE1, "").parse_args(rest))
-    for name in ("out", "epochs", "eval_every", "resume", "overwrite", "reuse", "amp", "compile"):
-        if name in given:
-            refuse(f"--{name} is set here")
-    if own.quick and "network" not in given:
-        rest = ["--network", "resnet8", *rest]
-    command = parse_command(STAGE1, "", rest)
-    execution = settle_execution(command)
+def make_plan(own: argparse.Namespace, command: Command) -> Plan:
+    """Settle what is measured; `--quick` is one round, few steps of the plain loop."""
     return Plan(
-        argv=rest, settings=command.settings, device=execution.device,
+        argv=list(command.arguments), settings=command.settings, device=settle_execution(command).device,
         loaders=own.loaders or ([0, 2] if own.quick else [0, 1, 2, 4]),
         rounds=1 if own.quick else own.rounds, epochs=1 if own.quick else 2,
         max_steps=10 if own.quick else None, views=["1"] if own.quick else ["1", "5"],
@@ -209,19 +198,15 @@ def measure(plan: Plan) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("--quick", action="store_true", help="one round on a small network, for a look")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of everything [3]")
-    parser.add_argument("--loaders", type=int, nargs="+", help="worker processes that the plain loop tries [0 1 2 4]")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
-    own, rest = parser.parse_known_args(argv)
+    benchmark = Benchmark("speed", __doc__, "one round on a small network, for a look")
+    benchmark.add("--rounds", default=3, help="measurements of everything [3]")
+    benchmark.add("--loaders", nargs="+", help="worker processes that the plain loop tries [0 1 2 4]")
+    own, command = benchmark.parse(
+        argv, lambda own: {"network": "resnet8"} if own.quick else {}, taken=("epochs", "amp", "compile")
+    )
     if own.rounds < 1 or any(loaders < 0 for loaders in own.loaders or []):
-        refuse("--rounds must be at least 1, and --loaders 0 or more")
-    plan = make_plan(own, rest)
+        benchmark.refuse("--rounds must be at least 1, and --loaders 0 or more")
+    plan = make_plan(own, command)
     rows = measure(plan)
     write(plan, rows, own.results, argv)
 

@@ -18,7 +18,6 @@ from benchmarks.scaling import (
     main,
     measure,
     memory,
-    parse,
     reset_peak,
     with_exponents,
 )
@@ -140,7 +139,7 @@ def test_a_small_run_leaves_table_and_figure(tmp_path: Path, capsys: pytest.Capt
 )
 def test_wrong_input_is_a_user_error(flags: list[str]) -> None:
     with pytest.raises(UserError, match=flags[0] if flags != ["--quik"] else "unrecognized"):
-        parse(flags)
+        main(flags)
 
 
 def test_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""The command line that benchmarks share: flags of their own, and those of main_stage1.py."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from utils.config import STAGE1, Command, make_parser, parse_command
+from utils.errors import UserError
+
+# Flags of main_stage1.py that no benchmark leaves to the user: it trains into a folder of its own.
+OWN = ("out", "eval_every", "resume", "overwrite", "reuse")
+
+
+class Benchmark:
+    """The parser of one benchmark, with `--quick` and `--results`; `add` declares further flags."""
+
+    def __init__(self, name: str, description: str | None, quick: str) -> None:
+        self.name = name
+        self.parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        self.parser.error = self.refuse  # type: ignore[method-assign]
+        self.parser.add_argument("--quick", action="store_true", help=quick)
+        self.parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+
+    def add(self, *names: str, kind: Callable[[str], object] = int, **more: object) -> None:
+        """Declare a flag, a whole number unless `kind` says otherwise."""
+        self.parser.add_argument(*names, type=kind, **more)  # type: ignore[arg-type]
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raise the error of a command line that cannot be."""
+        raise UserError(f"{message}; usage: python -m benchmarks.{self.name} [--quick] [flags of main_stage1.py]")
+
+    def parse(
+        self,
+        argv: Sequence[str] | None,
+        usual: Callable[[argparse.Namespace], Mapping[str, str]] = lambda own: {},
+        taken: Sequence[str] = (),
+    ) -> tuple[argparse.Namespace, Command]:
+        """Return the benchmark's own flags and the command of main_stage1.py that the others describe.
+
+        `usual` gives, from the own flags, those of main_stage1.py that stand in where they are not given; a flag
+        that is `taken` by the benchmark is refused.
+        """
+        own, rest = self.parser.parse_known_args(argv)
+        given = vars(make_parser(STAGE1, "").parse_args(rest))
+        for name in (*OWN, *taken):
+            if name in given:
+                self.refuse(f"--{name} is set here")
+        for name, value in usual(own).items():
+            rest = rest if name in given else [*rest, f"--{name}", value]
+        return own, parse_command(STAGE1, "", rest)

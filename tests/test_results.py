@@ -9,7 +9,8 @@ import pytest
 from utils.compare import short_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-# Tables of `reproduce.py` have a Markdown form beside them; those of `utils.compare` are made again from the CSV.
+PAGES = [ROOT / "RESULTS.md", ROOT / "benchmarks" / "README.md"]
+# Tables of `reproduce.py` and of the benchmarks have a Markdown form beside them; those of `utils.compare` are made again from the CSV.
 WRITTEN = sorted((ROOT / "results").glob("*.md"))
 TABLES = sorted(
     path
@@ -28,9 +29,9 @@ def test_results_quote_the_measured_table(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
-def test_results_quote_the_tables_of_reproduce(path: Path) -> None:
+def test_a_page_quotes_each_table_that_a_command_wrote(path: Path) -> None:
     first_table = next(part for part in path.read_text().split("\n\n") if part.startswith("|"))
-    assert first_table.strip() in (ROOT / "RESULTS.md").read_text()
+    assert any(first_table.strip() in page.read_text() for page in PAGES)
     assert path.with_suffix(".csv").is_file()
 
 
@@ -41,12 +42,12 @@ def test_each_row_says_what_made_it(path: Path) -> None:
         assert rows[column].notna().all(), column
 
 
-@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
-def test_links_lead_to_files(page: str) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())
     assert targets
     for target in targets:
-        assert (ROOT / target).exists(), target
+        assert (page.parent / target).exists(), target
 
 
 def test_examples_of_the_readme_run() -> None:

@@ -1,6 +1,8 @@
 """One epoch of training and one pass of prediction against loops written out by hand; features of a frozen backbone."""
 
 import copy
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -189,6 +191,28 @@ def test_epoch_reports_the_step_of_a_real_divergence(cpu: Execution) -> None:
 
 
 # Prediction
+
+
+def test_a_compiled_backbone_trains_and_predicts_as_before(cpu: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, but not translated to machine code, which would take half a minute: the arithmetic is then the same."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    images = device_images()
+    trained = {}
+    for compiled in (False, True):
+        execution = dataclasses.replace(cpu, compile=compiled)
+        model = execution.place(small_network())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        before = predict(model.eval().features, images, execution, batch_size=16)
+        batches = images.training_batches(8, 0, 0)  # the last one is smaller: a shape of its own
+        result = train_epoch(model.train(), batches, 3, optimizer, CrossEntropy((1.0, 0.0)), execution)
+        after = predict(model.eval().features, images, execution, batch_size=16)
+        assert not torch.allclose(before, after)
+        trained[compiled] = (model.state_dict(), result.loss, before, after)
+    plain, traced = trained[False], trained[True]
+    assert list(plain[0]) == list(traced[0])
+    for left, right in zip([*plain[0].values(), *plain[2:]], [*traced[0].values(), *traced[2:]], strict=True):
+        torch.testing.assert_close(left, right)
+    assert plain[1] == pytest.approx(traced[1])
 
 
 def test_predict_keeps_the_order_of_the_rows(cpu: Execution) -> None:

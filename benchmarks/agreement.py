@@ -19,7 +19,7 @@ import torch
 import main_stage1
 import main_stage2
 from benchmarks.command import Benchmark
-from benchmarks.plain import PlainLoop
+from benchmarks.plain import LABEL_SMOOTH, PlainLoop
 from benchmarks.record import network_name, provenance, write_record
 from models import build_model
 from utils.config import STAGE1, Command, parse_command
@@ -58,6 +58,7 @@ def our_rows(
         kept += [f"--{flag}", str(command.given[flag])] if flag in command.given else []
     common = ["--pretrained_pth", str(stage1_folder(command)), "--out", out, *kept, "--seed", str(seed)]
     common += [*(flags if "--amp" in flags else []), "--finetune_epoch", str(finetune_epoch), "--eval_every", "1000"]
+    common += ["--finetune_lr", str(STAGE2_LR), "--label_smooth", str(LABEL_SMOOTH)]
     kinds = {AS_RELEASED: RELEASED, "los, frozen, cached features": []}
     for stage, switches in kinds.items():
         metrics = main_stage2.main([*common, *switches])

@@ -108,7 +108,11 @@ class Trainer:
         if not levers.channels_last:
             self.model.to(memory_format=torch.contiguous_format)
         self.optimizer = SGD(
-            self.model.parameters(), lr=1e-3, momentum=settings.momentum, weight_decay=settings.wd, fused=levers.fused
+            self.model.parameters(),
+            lr=1e-3,
+            momentum=settings.momentum,
+            weight_decay=settings.wd,
+            fused=True if levers.fused else None,
         )
         self.loss = build_loss("ce", [1] * CLASSES, ONE_HOT).to(device)
         self.images = DeviceImages(data.train, data.augmentation, device)
@@ -175,11 +179,9 @@ def noise(count: int) -> LongTailedData:
     return LongTailedData("noise", split, split.take(np.arange(0)), split, names, counts, CIFAR, {})
 
 
-def measure(
-    settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int, images: int
-) -> pd.DataFrame:
-    """Return one row a lever, kind and round: images per second without and with it."""
-    data, pairs = noise(images), comparisons(device)
+def measure(settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int) -> pd.DataFrame:
+    """Return one row a lever, kind and round: images per second without and with it; an epoch has `steps` steps."""
+    data, pairs = noise(settings.batch_size * steps), comparisons(device)
     ways = list(dict.fromkeys(way for pair in pairs for way in (pair.without, pair.pulled)))
     trainers: dict[Levers, Trainer] = {}
     speeds: dict[tuple[Levers, int], float] = {}
@@ -218,17 +220,20 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     benchmark = Benchmark("levers", __doc__, "one round of few steps")
     benchmark.add("--rounds", default=5, help="turns of all ways [5]")
-    benchmark.add("--steps", default=40, help="steps a turn [40]")
-    benchmark.add("--loaders", default=2, help="worker processes where images come from them [2]")
+    benchmark.add("--steps", help="steps a turn, an epoch of its own [40, on CUDA 170]")
+    benchmark.add("--loaders", help="worker processes where images come from them [0, on CUDA 8]")
     own, command = benchmark.parse(argv, taken=("amp", "compile"))
-    if own.rounds < 1 or own.steps < 1 or own.loaders < 0:
-        benchmark.refuse("--rounds and --steps must be at least 1, and --loaders 0 or more")
     settings, execution = command.settings, settle_execution(command)
-    rounds, steps = (1, 2) if own.quick else (own.rounds, own.steps)
-    rows = measure(settings, execution.device, own.loaders, steps, rounds, settings.batch_size * max(steps, 170))
+    cuda = execution.device.type == "cuda"
+    loaders = own.loaders if own.loaders is not None else 8 if cuda else 0
+    steps = own.steps if own.steps is not None else 170 if cuda else 40
+    if own.rounds < 1 or steps < 1 or loaders < 0:
+        benchmark.refuse("--rounds and --steps must be at least 1, and --loaders 0 or more")
+    rounds, steps = (1, 2) if own.quick else (own.rounds, steps)
     made = provenance("levers", argv, execution.device)
+    rows = measure(settings, execution.device, loaders, steps, rounds)
     for name, value in {**made, "network": settings.network, "width": settings.width,
-                        "batch_size": settings.batch_size, "steps": steps, "loaders": own.loaders}.items():  # fmt: skip
+                        "batch_size": settings.batch_size, "steps": steps, "loaders": loaders}.items():  # fmt: skip
         rows[name] = value
     notes = (
         f"{network_name(settings)}, batch {settings.batch_size}, training alone, on {made['device']}, torch "

@@ -16,12 +16,9 @@ they cost what starting the kernels costs. Memory is what a call needs beyond wh
 resident set's peak on a CPU and from PyTorch's allocator on CUDA.
 """
 
-import contextlib
-import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from benchmarks.command import Benchmark
-from benchmarks.record import network_name, provenance, synchronize, write_record
+from benchmarks.record import memory, network_name, provenance, reset_peak, synchronize, write_record
 from benchmarks.scaling_report import MEMORY_FLOOR, describe, draw, long_table, short_table
 from datasets.cifar import AUGMENTATION
 from datasets.device import DeviceImages, steps_per_epoch
@@ -128,30 +125,6 @@ class Cost(NamedTuple):
     repeats: int
     peak_mb: float
     extra_mb: float
-
-
-def reset_peak(device: torch.device) -> None:
-    """Forget the highest memory use so far, and give what is free back to the system."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    # Where there is no glibc, or no Linux, or it is not allowed, `memory` tells less or nothing.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # a freed block that the allocator keeps would hide the next one
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set; see proc(5)
-
-
-def memory(device: torch.device) -> tuple[float, float]:
-    """Return the memory in use and its peak since `reset_peak`, in MB: resident set or CUDA tensors; NaN if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 1e6, torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return np.nan, np.nan
-    kilobytes = {line.split(":")[0]: float(line.split()[1]) for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return kilobytes["VmRSS"] * 1.024e-3, kilobytes["VmHWM"] * 1.024e-3
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> tuple[float, float]:

@@ -4,18 +4,20 @@
 
 The plain loop (`benchmarks.plain`) does what the released code does; the number of its worker processes, and on CUDA
 TF32 on or off, is swept and the best taken. Ours are main_stage1.py and main_stage2.py as a user runs them. Every
-measurement has a process of its own, plain and ours take turns, and the best of the rounds counts for both. What is
-timed:
+measurement has a process of its own, and plain and ours take turns; a ratio is that of the two in the same round. What
+is timed:
 
     training            the steps of an epoch: data, forward, backward, update
     training + report   the same and the evaluation after it: test images plain and mirrored
-    whole stage         from the start of the script's work to its end: reading data, training, reports, files
+    fixed               what a stage costs beside its epochs: reading the data; of ours also files and the final report
+    whole stage         all of it; of stage 1 computed from the lines above for all its epochs
 
-Stage 2 is timed over its 20 epochs: of ours the steps and every feature that they need, of the plain loop one epoch,
-times 20.
+Stage 2 is timed over its 20 epochs: of ours the steps and every feature that they need, of the plain loop the faster of
+two epochs, times 20.
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +36,7 @@ from utils.errors import run_command
 from utils.setup import settle_execution
 
 STAGE2_EPOCHS = 20
-SWEEP_STEPS = 60  # steps of an epoch that a number of worker processes is judged by
+LOADERS = (0, 1, 2, 4, 8, 16)  # worker processes that the plain loop tries, as far as there are cores
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def make_plan(own: argparse.Namespace, command: Command) -> Plan:
     """Settle what is measured; `--quick` is one round, few steps of the plain loop."""
     return Plan(
         argv=list(command.arguments), settings=command.settings, device=settle_execution(command).device,
-        loaders=own.loaders or ([0, 2] if own.quick else [0, 1, 2, 4]),
+        loaders=own.loaders or [count for count in LOADERS if count <= (2 if own.quick else os.cpu_count() or 1)],
         rounds=1 if own.quick else own.rounds, epochs=1 if own.quick else 2,
         max_steps=10 if own.quick else None, views=["1"] if own.quick else ["1", "5"],
     )  # fmt: skip
@@ -78,28 +80,24 @@ def our_ways(device: torch.device) -> list[Way]:
 
 def sweep(plan: Plan) -> tuple[int, bool, list[dict[str, Any]]]:
     """Return the number of worker processes and the TF32 switch with which the plain loop is fastest, and all rows."""
-    steps = min(SWEEP_STEPS, plan.max_steps or SWEEP_STEPS)
+    epochs = 2 if plan.device.type == "cuda" else 1  # the first one on CUDA chooses and loads kernels
     rows: list[dict[str, Any]] = []
     for tf32 in (False, True) if plan.device.type == "cuda" else (False,):
         for loaders in plan.loaders:
             answer = run_child(
-                "plain", stage="stage1", argv=plan.argv, loaders=loaders, tf32=tf32, epochs=2, max_steps=steps,
-                test="none",
+                "plain", stage="stage1", argv=plan.argv, loaders=loaders, tf32=tf32, epochs=epochs,
+                max_steps=plan.max_steps, test="none",
             )  # fmt: skip
-            speed = max(map(rate, answer["train_images"], answer["train_seconds"]))
+            speed = answer["train_images"][0] / min(answer["train_seconds"])
             rows.append({"loaders": loaders, "tf32": tf32, "images_per_second": speed})
             print(f"plain loop, {loaders} worker processes, TF32 {tf32}: {speed:.0f} images/s", flush=True)
     best = max(rows, key=lambda row: row["images_per_second"])
-    named = [{"stage": "stage 1", "way": "plain", "timed": f"sweep, {steps} steps", **row} for row in rows]
+    named = [{"stage": "stage 1", "way": "plain", "timed": "sweep", **row} for row in rows]
     return best["loaders"], best["tf32"], named
 
 
-def rate(images: int, seconds: float) -> float:
-    return images / seconds
-
-
 def memory(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the peaks of memory of an answer; those of worker processes only where there were any."""
+    """Return the peaks of memory of an answer."""
     return {name: answer[name] for name in ("peak_mib", "worker_peak_mib", "cuda_peak_mib")}
 
 
@@ -109,30 +107,35 @@ def plain_rows(plan: Plan, loaders: int, tf32: bool, checkpoint: str, images: in
     Where its epochs were cut short, their seconds are scaled up to the `images` of a whole one.
     """
     rows = []
-    for stage, epochs in (("stage1", plan.epochs), ("stage2", 1)):
+    for stage in ("stage1", "stage2"):
         source = {} if stage == "stage1" else {"checkpoint": checkpoint}
         answer = run_child(
-            "plain", stage=stage, argv=plan.argv, loaders=loaders, tf32=tf32, epochs=epochs, max_steps=plan.max_steps,
-            test="all", **source,
+            "plain", stage=stage, argv=plan.argv, loaders=loaders, tf32=tf32, epochs=plan.epochs,
+            max_steps=plan.max_steps, test="all", **source,
         )  # fmt: skip
         scale = images / answer["train_images"][0]
         train = min(answer["train_seconds"]) * scale
         report = min(answer["test_seconds"])
-        wall = answer["wall_seconds"] + sum(answer["train_seconds"]) * (scale - 1)
+        fixed = answer["wall_seconds"] - sum(answer["train_seconds"]) - sum(answer["test_seconds"])
         common = {"way": "plain", "loaders": loaders, "tf32": tf32, **memory(answer)}
         if stage == "stage1":
-            rows += stage1_rows(common, images, train, report, wall, plan.epochs)
+            rows += stage1_rows(plan, common, images, train, report, fixed)
         else:
-            started = wall - train - report
-            rows += stage2_rows(common, images, STAGE2_EPOCHS * train, STAGE2_EPOCHS * (train + report) + started)
+            rows += stage2_rows(common, images, STAGE2_EPOCHS * train, STAGE2_EPOCHS * (train + report) + fixed)
     return rows
 
 
 def stage1_rows(
-    common: dict[str, Any], images: int, train: float, report: float, wall: float, epochs: int
+    plan: Plan, common: dict[str, Any], images: int, train: float, report: float, fixed: float
 ) -> list[dict[str, Any]]:
-    """Return the rows of one measurement of stage 1; seconds are those of an epoch, of the whole stage `epochs`."""
-    timed = {"training": train, "training + report": train + report, f"whole stage, {epochs} epochs": wall}
+    """Return the rows of one measurement of stage 1, given the seconds of an epoch, of its report, of all else."""
+    epochs = plan.settings.epochs
+    timed = {
+        "training": train,
+        "training + report": train + report,
+        "fixed": fixed,
+        f"whole stage, {epochs} epochs, computed": fixed + epochs * (train + report),
+    }
     return [
         {"stage": "stage 1", "timed": what, "seconds": seconds, "images": images,
          "images_per_second": images / seconds if what == "training" else None, **common}
@@ -157,9 +160,10 @@ def our_stage1(plan: Plan, way: Way, out: str) -> tuple[list[dict[str, Any]], st
     log = answer["log"]
     train = min(log["seconds"])
     images = round(log["seconds"][0] * log["images_per_second"][0])
-    common = {"way": way.name, **memory(answer), "worker_peak_mib": None}
+    common = {"way": way.name, **memory(answer)}
     report = min(log["evaluation_seconds"])
-    return stage1_rows(common, images, train, report, answer["wall_seconds"], plan.epochs), answer["folder"]
+    fixed = answer["wall_seconds"] - sum(log["seconds"]) - sum(log["evaluation_seconds"])
+    return stage1_rows(plan, common, images, train, report, fixed), answer["folder"]
 
 
 def our_stage2(plan: Plan, name: str, flags: list[str], stage1: str, out: str) -> list[dict[str, Any]]:
@@ -173,7 +177,7 @@ def our_stage2(plan: Plan, name: str, flags: list[str], stage1: str, out: str) -
         answer = run_child("ours", script="main_stage2", argv=argv)
     log = answer["log"]
     images = round(log["seconds"][0] * log["images_per_second"][0])
-    common = {"way": name, **memory(answer), "worker_peak_mib": None}
+    common = {"way": name, **memory(answer)}
     return stage2_rows(common, images, answer["train_seconds"], answer["wall_seconds"])
 
 
@@ -200,39 +204,38 @@ def measure(plan: Plan) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     benchmark = Benchmark("speed", __doc__, "one round on a small network, for a look")
     benchmark.add("--rounds", default=3, help="measurements of everything [3]")
-    benchmark.add("--loaders", nargs="+", help="worker processes that the plain loop tries [0 1 2 4]")
+    benchmark.add("--loaders", nargs="+", help="worker processes that the plain loop tries [0 1 2 4 ...]")
     own, command = benchmark.parse(
         argv, lambda own: {"network": "resnet8"} if own.quick else {}, taken=("epochs", "amp", "compile")
     )
     if own.rounds < 1 or any(loaders < 0 for loaders in own.loaders or []):
         benchmark.refuse("--rounds must be at least 1, and --loaders 0 or more")
     plan = make_plan(own, command)
-    rows = measure(plan)
-    write(plan, rows, own.results, argv)
+    made = provenance("speed", argv, plan.device)
+    write(plan, measure(plan), own.results, made)
 
 
-def write(plan: Plan, rows: pd.DataFrame, results: Path, argv: Sequence[str] | None) -> None:
-    """Write every measurement, and the table: the best of the rounds, beside the plain loop's."""
+def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -> None:
+    """Write every measurement, and the table."""
     settings = plan.settings
     operations = operations_per_image(settings)
-    made = provenance("speed", argv, plan.device)
     for name, value in {**made, "network": settings.network, "width": settings.width,
                         "batch_size": settings.batch_size, "imb_ratio": settings.imb_ratio}.items():  # fmt: skip
         rows[name] = value
     shown = summary(rows[rows["round"].notna()])
     dtype = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
-    products = product_rate(plan.device, dtype)
+    products, product = product_rate(plan.device, dtype)
     default = rows[(rows["timed"] == "training") & rows["way"].str.contains("default")]["images_per_second"].max()
     reached = default * operations
     swept = rows[rows["round"].isna()]
     best = swept.loc[swept["images_per_second"].idxmax()]
     notes = (
         f"{network_name(settings)}, batch {settings.batch_size}, imbalance factor {settings.imb_ratio:g}, on "
-        f"{made['device']}, torch {made['torch']}; the best of {plan.rounds} rounds for each, in brackets the range of "
-        f"the rounds' ratios. The plain loop ran with {best['loaders']:.0f} worker processes, the fastest of "
-        f"{', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the {products / 1e9:.0f} "
-        f"billion operations a second that large matrix products reach here ({reached / products:.0%}). Made by "
-        f"`{made['command']}`."
+        f"{made['device']}, torch {made['torch']}; {plan.rounds} rounds: the fastest seconds, the median of the "
+        f"rounds' ratios, in brackets their range. The plain loop ran with {best['loaders']:.0f} worker processes, the "
+        f"fastest of {', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the "
+        f"{products / 1e9:.0f} billion operations a second that a large {product} reaches here "
+        f"({reached / products:.0%}). Made by `{made['command']}`."
     )
     write_record(results, f"speed_{plan.device.type}_{network_name(settings, short=True)}", rows, shown, notes)
 
@@ -248,7 +251,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             fastest = own.loc[own["seconds"].idxmin()]
             each = "an epoch" if timed.startswith("training") and stage == "stage 1" else "in all"
             speed = fastest["images_per_second"]
-            times = f"{plain['seconds'].min() / own['seconds'].min():.3g} ({ratios.min():.3g} to {ratios.max():.3g})"
+            times = f"{ratios.median():.3g} ({ratios.min():.3g} to {ratios.max():.3g})"
             peak = [fastest["peak_mib"], fastest["worker_peak_mib"], fastest["cuda_peak_mib"]]
             lines.append(
                 {

@@ -195,7 +195,13 @@ def test_epoch_reports_the_step_of_a_real_divergence(cpu: Execution) -> None:
 
 def test_a_compiled_backbone_trains_and_predicts_as_before(cpu: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, but not translated to machine code, which would take half a minute: the arithmetic is then the same."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    graphs = []
+
+    def keep_as_is(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=keep_as_is))
     images = device_images()
     trained = {}
     for compiled in (False, True):
@@ -213,6 +219,7 @@ def test_a_compiled_backbone_trains_and_predicts_as_before(cpu: Execution, monke
     for left, right in zip([*plain[0].values(), *plain[2:]], [*traced[0].values(), *traced[2:]], strict=True):
         torch.testing.assert_close(left, right)
     assert plain[1] == pytest.approx(traced[1])
+    assert len(graphs) == 3  # training in two sizes of batch, prediction in one
 
 
 def test_predict_keeps_the_order_of_the_rows(cpu: Execution) -> None:

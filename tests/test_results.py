@@ -10,7 +10,8 @@ from utils.compare import short_table, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "RESULTS.md", ROOT / "benchmarks" / "README.md"]
-# Tables of `reproduce.py` and of the benchmarks have a Markdown form beside them; those of `utils.compare` are made again from the CSV.
+# Tables of `reproduce.py` and of the benchmarks have a Markdown form beside them; those of `utils.compare` are made
+# again from the CSV.
 WRITTEN = sorted((ROOT / "results").glob("*.md"))
 TABLES = sorted(
     path
@@ -40,6 +41,11 @@ def test_each_row_says_what_made_it(path: Path) -> None:
     rows = pd.read_csv(path)
     for column in ("command", "device", "torch", "git_revision", "protocol", "seed", "subset_content_sha256"):
         assert rows[column].notna().all(), column
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_has_a_place_left_to_fill_in(page: Path) -> None:
+    assert not re.findall(r"(?m)(?:^|\. )(?:[A-Z]{4,}\d?|TODO.*|TBD)$", page.read_text())
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))

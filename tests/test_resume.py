@@ -343,6 +343,19 @@ def test_a_folder_with_other_files_only_is_not_a_run(start: Path, tmp_path: Path
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_the_device_decides_whether_the_optimiser_is_fused() -> None:
+    """A run that goes on where CUDA is not keeps its momentum, not CUDA's way of updating."""
+    layer = torch.nn.Linear(2, 2)
+    there = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, fused=True)
+    layer(torch.ones(1, 2)).sum().backward()
+    there.step()
+    here = utils.training.make_sgd(layer, 0.9, 0.0, False)
+    utils.training.restore_optimizer(here, there.state_dict())
+    assert here.param_groups[0]["fused"] is None and here.param_groups[0]["lr"] == 0.1
+    for mine, its in zip(here.state.values(), there.state.values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], its["momentum_buffer"])
+
+
 def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt

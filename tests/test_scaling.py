@@ -17,10 +17,9 @@ from benchmarks.scaling import (
     long_tailed_labels,
     main,
     measure,
-    memory,
-    reset_peak,
     with_exponents,
 )
+from benchmarks.record import memory, reset_peak
 from benchmarks.scaling_report import MEMORY_FLOOR, short_table, spread
 from datasets.sampling import SAMPLERS
 from losses import LOSSES

@@ -1,7 +1,7 @@
 """Work behind the caller's back: a checkpoint is written while the next epoch trains."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
 from torch import Tensor
@@ -32,9 +32,10 @@ class Background:
             self.pool.shutdown()
 
     def finish(self) -> None:
-        """Wait for the job that is under way."""
-        job, self.job = self.job, None
-        if job is not None:
+        """Wait for the job that is under way; an interruption of the wait forgets nothing."""
+        if self.job is not None:
+            wait([self.job])
+            job, self.job = self.job, None
             job.result()
 
 

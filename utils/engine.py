@@ -102,10 +102,14 @@ def predict(
 
     Row i belongs to image i of the split. Images are plain, `mirrored`, or augmented as `view` = (seed, epoch) says.
     """
-    rows = torch.arange(len(images), device=execution.device).split(batch_size or execution.predict_batch)
+    size = batch_size or execution.predict_batch
+    rows = torch.arange(len(images), device=execution.device).split(size)
     outputs = []
     for batch in show_progress(rows, message, len(rows)):
-        pixels = images.plain(batch, mirrored) if view is None else images.augmented(batch, *view)
+        # A last batch of another shape would be compiled for itself: it is filled up, and the filling cut off again.
+        filling = batch[-1:].expand(size - len(batch) if execution.compile else 0)
+        full = torch.cat([batch, filling])
+        pixels = images.plain(full, mirrored) if view is None else images.augmented(full, *view)
         with execution.autocast():
-            outputs.append(function(pixels).float())
+            outputs.append(function(pixels)[: len(batch)].float())
     return torch.cat(outputs)

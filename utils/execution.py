@@ -38,7 +38,10 @@ class Execution:
         return dataclasses.replace(self, bf16=False)
 
     def place(self, model: ResNet) -> ResNet:
-        """Move a network to the device, channels-last, its backbone compiled (its keys keep their names)."""
+        """Move a network to the device, channels-last, its backbone compiled (its keys keep their names).
+
+        A deep copy of a compiled network would compute with the weights of the original.
+        """
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile:
             # Training and prediction share it: both call `features`. Each shape and each mode is compiled once.
@@ -71,6 +74,9 @@ def choose_execution(device: str, gpu: int, amp: str, compile_mode: str, threads
         raise UserError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
     torch.cuda.set_device(gpu)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    # PyTorch lets fp32 convolutions run in TF32, with the mantissa of half precision: fp32 shall mean fp32 here.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     supported = torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = amp == "bf16" or (amp == "auto" and supported)
     lacking = compiler_lacks() if compile_mode != "off" else None
@@ -81,7 +87,7 @@ def choose_execution(device: str, gpu: int, amp: str, compile_mode: str, threads
     bf16_why = "the GPU has bf16" if supported else "the GPU has no bf16"
     reasons = [
         f"device: {torch.cuda.get_device_name(gpu)} (cuda:{gpu})",
-        f"precision: {'bf16 autocast' if bf16 else 'fp32'} ({bf16_why}, --amp {amp})",
+        f"precision: {'bf16 autocast' if bf16 else 'fp32 (IEEE, no TF32)'} ({bf16_why}, --amp {amp})",
         f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}{lack}), channels last",
     ]
     return Execution(torch.device("cuda", gpu), bf16, compiled, tuple(reasons))

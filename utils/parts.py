@@ -24,7 +24,7 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.files import make_folder, read_json, sha256_file, write_atomically
 
-PART_MIB = 15.0  # what most ways of carrying a file accept
+PART_MIB = 15.0  # a part stays below 16 MB
 PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 ROWS = re.compile(r"(.+)\.rows(\d+)")
 
@@ -48,6 +48,8 @@ def find_parts(file: Path) -> list[Path]:
     if not totals:
         return [file]
     count = max(totals.values())
+    if count == 0:
+        raise UserError(f"{beside[0]} says that it is a part of none; remove it")
     foreign = [path for path, total in totals.items() if total != count]
     if foreign:
         raise UserError(
@@ -90,7 +92,7 @@ def refuse_other_card(file: Path, paths: list[Path], digests: list[str]) -> None
     parts = card.get("parts") or [card]
     expected = [part.get("sha256") if isinstance(part, dict) else None for part in parts]
     wrong = [path for path, digest, known in zip(paths, digests, expected, strict=False) if digest != known]
-    if wrong or len(paths) != len(expected):
+    if wrong or len(paths) != len(expected) or joint_sha256(digests) != card["sha256"]:
         raise UserError(
             f"{(wrong or paths)[0]} is not what its card {card_path.name} describes: their sha256 differ; get both anew"
         )
@@ -110,7 +112,10 @@ def read_safetensors(file: Path) -> tuple[str, dict[str, Tensor], dict[str, str]
     for i, path in enumerate(paths):
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a dictionary
+            own = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a dictionary
+        if own.keys() & tensors.keys():
+            raise UserError(f"{path} repeats tensors of the parts before it: it is damaged")
+        tensors |= own
         first = first or metadata
         if len(paths) == 1 and "part" in metadata:
             match = PART_NAME.fullmatch(path.stem)
@@ -131,7 +136,10 @@ def join_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             pieces.setdefault(match[1], {})[int(match[2])] = tensor
         else:
             joined[name] = tensor
-    return joined | {name: torch.cat([own[i] for i in sorted(own)]) for name, own in pieces.items()}
+    for name, own in pieces.items():
+        if sorted(own) != list(range(len(own))):
+            raise UserError(f"rows of the tensor {name} are missing; get all parts anew")
+    return joined | {name: torch.cat([own[i] for i in range(len(own))]) for name, own in pieces.items()}
 
 
 def refuse_present(file: Path) -> None:
@@ -150,6 +158,8 @@ def write_safetensors(
     metadata = {"checkpoint": json.dumps(header)}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     content = save(tensors, metadata)
+    if not 0 < part_mib < math.inf:
+        raise UserError(f"--part_mib must be a positive number, not {part_mib:g}")
     limit = int(part_mib * 2**20)
     make_folder(file.parent)
     if len(content) <= limit:

@@ -44,6 +44,9 @@ def release_stage1(run: Path, file: Path, part_mib: float = PART_MIB) -> list[Pa
     metrics, config = read_run(run)
     checkpoint = load_checkpoint(run / "last.pth")
     state = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.state.items()}
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{key} of {run} has numbers that half precision cannot hold")
     header = header_of(checkpoint, metrics)
     measured = accuracy_of(*look_at(Checkpoint(file, "", checkpoint.kind, state, {**header, "model": state})))
     written = write_safetensors(file, state, header, part_mib)

@@ -39,8 +39,16 @@ class History:
 def make_sgd(module: nn.Module, momentum: float, weight_decay: float, nesterov: bool) -> Optimizer:
     """Return SGD with weight decay on every parameter that is trained, batch norm and biases included, as released."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused = trained[0].is_cuda  # one kernel for all parameters; on a CPU it gains nothing (benchmarks/README.md)
+    fused = True if trained[0].is_cuda else None  # one kernel for all parameters; None is PyTorch's own choice
     return SGD(trained, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take over a saved state but for `fused`, which belongs to the device and not to the run."""
+    fused = [group["fused"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, fused, strict=True):
+        group["fused"] = own
 
 
 def fit(
@@ -75,7 +83,7 @@ def fit(
         if content is None or not resumable:
             raise UserError(f"{run.last} is not the last checkpoint of this run; use --overwrite to start anew")
         load_weights(model, checkpoint)
-        optimizer.load_state_dict(content["optimizer"])
+        restore_optimizer(optimizer, content["optimizer"])
         loss_function.load_state_dict(content.get("loss", {}))
         history, done = History(**content["history"]), content["epoch"]
         write_json(run.folder / "config.json", run.config)
@@ -115,6 +123,7 @@ def fit(
     logits_of = LogitsOf(features_of, model.fc)
     with Background() as background:
         for epoch in range(done, epochs):
+            logits_of = LogitsOf(features_of, model.fc)  # lets go of the predictions of the epoch before
             lr = lr_of_epoch(epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr

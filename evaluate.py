@@ -4,6 +4,7 @@ averaging.
     python evaluate.py --imb_ratio 100 --cur_stage stage1
     python evaluate.py --imb_ratio 100 --cur_stage stage2
     python evaluate.py --imb_ratio 100 --pretrained_pth FILE_OR_RUN_FOLDER --json report.json
+    python evaluate.py --features FILE.npz --cur_stage stage2
 
 A classifier alone is read with the backbone (`utils.release`) or the features (`utils.export`) that it names. For each
 checkpoint the test images pass through the network once, mirrored again, and the training images once. Numbers are
@@ -25,10 +26,10 @@ from utils.evaluation import (
     rebalanced_report,
 )
 from utils.files import write_json
+from utils.own_features import find_subjects
 from utils.printing import details, per_class_table, report_table
 from utils.setup import (
     announce,
-    find_checkpoints,
     load_data,
     open_subject,
     refuse_other_images,
@@ -40,7 +41,7 @@ from utils.setup import (
 def main(argv: Sequence[str] | None = None) -> None:
     command = parse_command(EVALUATE, __doc__, argv)
     execution = settle_execution(command)
-    command, checkpoints = find_checkpoints(command)
+    command, checkpoints = find_subjects(command)
     settings = command.settings
     first = next(iter(checkpoints.values()))
     data = load_data(settings, stage1_seed(settings), first)

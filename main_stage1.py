@@ -4,6 +4,10 @@
 
 is the released recipe for CIFAR100-LT: ResNet-34, 200 epochs, 47.6 % published for it in a re-run by others. It wants a
 GPU: four CPU cores would need more than a day. RESULTS.md has what was measured, on what, in what time.
+
+    python main_stage1.py --features FILE.npz
+
+trains a linear classifier on features that any model made, in seconds.
 """
 
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from models import build_model
 from utils.config import STAGE1, parse_command
 from utils.engine import EpochResult, mixup_shares, predict, train_epoch
 from utils.errors import run_command
+from utils.own_features import train_classifier
 from utils.report import finish_run
 from utils.runs import describe, open_run, read_metrics, stage1_folder, stage1_tags
 from utils.schedules import SCHEDULES
@@ -29,6 +34,8 @@ from utils.training import INTERRUPTED, fit, make_sgd
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 1 and return what metrics.json holds."""
     command = parse_command(STAGE1, __doc__, argv)
+    if command.settings.features is not None:
+        return train_classifier(command)
     settings = command.settings
     execution = settle_execution(command)
     data = load_data(settings, settings.seed)

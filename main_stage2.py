@@ -4,6 +4,10 @@
 
 takes seconds once the features are computed. Published for CIFAR100-LT, IF 100, ResNet-34: 54.9 %, and 53.9 % when
 re-run by others. RESULTS.md has what was measured, on what, in what time.
+
+    python main_stage2.py --features FILE.npz
+
+does the same on features that any model made; where FILE has no classifier, one is trained first.
 """
 
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from utils.config import STAGE2, parse_command
 from utils.engine import EpochResult, predict, train_epoch
 from utils.errors import run_command
 from utils.features import STAGE2_DRAWS, FrozenFeatures, batch_statistics_features, feature_batches
+from utils.own_features import find_start
 from utils.report import finish_run
 from utils.retraining import (
     build_losses,
@@ -36,7 +41,6 @@ from utils.setup import (
     announce,
     build_network,
     device_images,
-    find_stage1,
     load_data,
     name_backbone,
     refuse_other_images,
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 2 and return what metrics.json holds."""
     command = parse_command(STAGE2, __doc__, argv)
     execution = settle_execution(command)
-    command, checkpoint = find_stage1(command)
+    command, checkpoint = find_start(command)
     settings = command.settings
     data = load_data(settings, stage1_seed(settings), checkpoint)
     refuse_other_images(checkpoint, data)

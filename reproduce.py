@@ -8,7 +8,7 @@ Tables: unified (every re-training method on one feature), cifar, delta (LOS ove
 steps), gala, ablation, stress (imbalance factors 200 and 500), imagenet_lt, inaturalist2018, places_lt. Each writes a
 CSV, a Markdown table and figures into `results/`. Stopped, it goes on where it was when it is started again. All other
 flags are those of main_stage1.py and main_stage2.py: the stage 1 of a table is the run that they describe, trained if
-it is missing, or the one that --pretrained_pth names.
+it is missing, or the one that --pretrained_pth names, or that of features that any model made: --features.
 """
 
 import argparse
@@ -73,13 +73,17 @@ def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     idle = [f"--{name}" for name in optional if getattr(own, name) and name not in table.uses]
     if idle:
         refuse(f"{', '.join(idle)} has no use in the table {own.table}")
-    if "pretrained_pth" in given:
-        if "pretrained_pth" not in table.uses:
-            refuse(f"--pretrained_pth has no use in the table {own.table}, which needs several stage 1s")
+    for source in [name for name in ("pretrained_pth", "features") if name in given]:
+        if source not in table.uses:
+            refuse(f"--{source} has no use in the table {own.table}, which needs several stage 1s")
         stage1 = [name for name, field in FIELDS.items() if field.metadata["used_by"] == (STAGE1,)]
         idle = [f"--{name}" for name in (*stage1, *STAGE1_ONLY) if name in given]
         if idle:
-            refuse(f"{', '.join(idle)} would be stage 1's, and --pretrained_pth names one")
+            refuse(f"{', '.join(idle)} would be stage 1's, and --{source} names one")
+    if "features" in given:
+        idle = [f"--{name}" for name in ("imb_ratio", "holdout_pth") if getattr(own, name)]
+        if idle:
+            refuse(f"{', '.join(idle)}: no use with --features, a file that has its own classes and held-out rows")
     if own.holdout_pth and not own.select:
         refuse("--holdout_pth names the stage 1s that --select chooses on; give both")
     if any(not 0 <= seed < 2**32 for seed in own.seeds):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.device import DeviceImages
-from datasets.long_tail import Augmentation, LongTailedData, Split, subset_identity
+from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, subset_identity
 from utils.errors import UserError
 
 
@@ -40,9 +40,9 @@ def features_data(
     counts = np.bincount(train.labels, minlength=len(class_names))
     if counts.min() == 0:
         raise UserError(f"class {int(counts.argmin())} has no training image")
-    chosen = Split(*(np.concatenate([getattr(part, kind) for part in (train, holdout)]) for kind in KINDS))
-    identity = subset_identity(chosen)
-    if subset is not None and subset.get("index_sha256") != identity["index_sha256"]:
+    if subset is None:
+        subset = subset_identity(joined(train, holdout))
+    elif subset.get("index_sha256") != index_sha256(np.concatenate([train.ids, holdout.ids])):
         raise UserError("the images of train_ids and holdout_ids are not those that its configuration names")
     return LongTailedData(
         name=name,
@@ -52,8 +52,15 @@ def features_data(
         class_names=list(class_names),
         class_counts=counts,
         augmentation=Augmentation(padding=0, mirror=mirror, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-        subset=identity if subset is None else subset,
+        subset=subset,
     )
+
+
+def joined(first: Split, second: Split) -> Split:
+    """Return two splits as one; the first itself where the second is empty, so that a large one is not copied."""
+    if len(second) == 0:
+        return first
+    return Split(*(np.concatenate([getattr(part, kind) for part in (first, second)]) for kind in KINDS))
 
 
 KINDS = ("images", "labels", "ids")

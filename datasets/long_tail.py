@@ -169,9 +169,14 @@ def subset_identity(split: Split) -> dict[str, str]:
     )
     content = "".join(f"{label} {digest}\n" for label, digest in pairs)
     return {
-        "index_sha256": hashlib.sha256(np.sort(split.ids).astype("<i8").tobytes()).hexdigest(),
+        "index_sha256": index_sha256(split.ids),
         "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
     }
+
+
+def index_sha256(ids: np.ndarray) -> str:
+    """Return the sha256 of the sorted index list (N,)."""
+    return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
 
 
 def refuse_blank_images(split: Split, what: str) -> None:

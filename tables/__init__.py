@@ -8,6 +8,8 @@ from tables import delta, path, runs, unified
 from tables.request import Request
 
 LARGE_SETS_METHODS = ("ce", "los", "wb", "balanced_softmax")
+# Stage 1s that are there already: a run or its file, features that any model made.
+STARTS = frozenset({"pretrained_pth", "features"})
 BUDGET_FLAGS = frozenset({"finetune_epoch", "finetune_lr", "finetune_wd", "sampler", "max_norm", "reinit_classifier"})
 
 
@@ -25,12 +27,10 @@ def _large(name: str) -> Table:
 
 
 TABLES: dict[str, Table] = {
-    "unified": Table(
-        unified.make_table, {"imb_ratio", "methods", "select", "holdout_pth", "pretrained_pth"}, BUDGET_FLAGS
-    ),
+    "unified": Table(unified.make_table, {"imb_ratio", "methods", "select", "holdout_pth"} | STARTS, BUDGET_FLAGS),
     "cifar": Table(runs.cifar, {"imb_ratio"}),
-    "delta": Table(delta.make_table, {"imb_ratio", "pretrained_pth"}),
-    "path": Table(path.make_table, {"imb_ratio", "methods", "pretrained_pth"}, BUDGET_FLAGS),
+    "delta": Table(delta.make_table, {"imb_ratio"} | STARTS),
+    "path": Table(path.make_table, {"imb_ratio", "methods"} | STARTS, BUDGET_FLAGS),
     "gala": Table(runs.gala, {"imb_ratio"}, {"loss", "gala_margin", "gala_accumulation", "lambda1", "lambda2"}),
     "ablation": Table(
         runs.ablation,

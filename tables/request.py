@@ -62,6 +62,8 @@ class Request:
 
     def starting_point(self, seed: int, **more: Any) -> list[str]:
         """Return the flags by which stage 2 names its stage 1: the file given, or the run of `stage1`."""
+        if "features" in self.given:
+            return self.flags(STAGE2, **more, seed=seed)
         source = self.given.get("pretrained_pth") or str(self.stage1(seed, **more))
         return self.flags(STAGE2, **{**more, "pretrained_pth": source, "seed": seed})
 
@@ -70,6 +72,8 @@ class Request:
 
         `like` are the flags of the stage 1 that the numbers are chosen for: the splits are trained like it.
         """
+        if "features" in self.given:  # what was trained on them has not seen the file's own held-out rows
+            return [self.flags(STAGE2, seed=self.seeds[0])]
         paths = self.holdout_pth or [str(self.stage1(seed, **{**like, "holdout": HOLDOUT})) for seed in SPLITS]
         return [self.flags(STAGE2, pretrained_pth=path, seed=seed) for seed, path in enumerate(paths)]
 
@@ -81,7 +85,8 @@ class Request:
         """Return over what a mean and deviation of the table is."""
         if len(self.seeds) == 1:
             return f"Seed {self.seeds[0]}."
-        what = "of stage 2 alone, on one stage 1" if self.given.get("pretrained_pth") else "each with its own stage 1"
+        one = "pretrained_pth" in self.given or "features" in self.given
+        what = "of stage 2 alone, on one stage 1" if one else "each with its own stage 1"
         return f"Mean and sample deviation over seeds {', '.join(map(str, self.seeds))}, {what}."
 
 

@@ -24,6 +24,7 @@ from utils.execution import Execution
 from utils.features import STAGE2_DRAWS, FrozenFeatures
 from utils.files import make_folder, read_json, write_json
 from utils.head_training import Bench, Trained, train_heads
+from utils.own_features import find_start
 from utils.report import measure
 from utils.retraining import Plan, plan_of
 from utils.runs import describe, experiment_name, stage2_tags
@@ -31,7 +32,6 @@ from utils.setup import (
     adopt_checkpoint,
     build_network,
     device_images,
-    find_stage1,
     load_data,
     refuse_other_images,
     settle_execution,
@@ -63,7 +63,7 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
     """Read stage 1 and the data that a command line of `main_stage2.py` names; cached features are found again."""
     command = parse_command(STAGE2, description, arguments)
     execution = settle_execution(command)
-    command, checkpoint = find_stage1(command)
+    command, checkpoint = find_start(command)
     settings = command.settings
     if settings.bn_mode != "eval" or settings.views == "fresh" or settings.protocol != "honest" or settings.nesterov:
         raise UserError(
@@ -93,12 +93,13 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
 def stage1_name(lab: Laboratory) -> str:
     """Return what a table's files are named by: data, network, and how its stage 1 differs from the preset.
 
-    A table on a file of features says so: it cannot have been made with the usual views.
+    A table on a file of features says so, where views are usual: it cannot have been made with these.
     """
     own = lab.checkpoint.config.get("tags")
     tags = [f"from{lab.checkpoint.sha256[:8]}"] if own is None else [tag for tag in own if not tag.startswith("width")]
-    if lab.checkpoint.features is not None:
-        tags.append(f"views{lab.command.settings.views}")
+    views = lab.command.settings.views
+    if lab.checkpoint.features is not None and views != lab.command.defaults.views:
+        tags.append(f"views{views}")
     return "_".join([experiment_name(lab.command.settings), *tags])
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from tables.rows import Laboratory
-from utils.config import STAGE2, parse_command
+from utils.config import STAGE2, parse_command, preset_flags
 from utils.errors import UserError
 from utils.evaluation import held_out_temperature
 from utils.head_training import Trained, train_heads
@@ -50,19 +50,18 @@ def _flag(name: str, value: float) -> Flags:
 
 def refuse_seen(lab: Laboratory) -> None:
     """Raise UserError where a stage 1 has seen the images that would choose."""
-    if not lab.checkpoint.settings().get("holdout"):
-        raise UserError(
-            f"{lab.checkpoint.path} was trained on all images, so none are left to choose on; train stage 1 with "
-            "--holdout 0.2 and name its run with --holdout_pth"
-        )
+    if len(lab.data.holdout) == 0:
+        advice = "train stage 1 with --holdout 0.2 and name its run with --holdout_pth"
+        if lab.command.settings.features is not None:
+            advice = f"put holdout_features and holdout_labels into {lab.command.settings.features}"
+        raise UserError(f"{lab.checkpoint.path} was trained on all images, so none are left to choose on; {advice}")
     if lab.command.settings.start == "best":
         raise UserError(f"{lab.checkpoint.path} is of the epoch that was best on the test set; choose on last.pth")
 
 
 def plan_for(flags: Flags, lab: Laboratory) -> Plan:
     """Return the plan that `main_stage2.py` would make of these flags."""
-    given = ["--dataset", lab.data.name, *flags]
-    plan = plan_of(parse_command(STAGE2, "", given).settings, lab.data.num_classes)
+    plan = plan_of(parse_command(STAGE2, "", [*preset_flags(lab.data.name), *flags]).settings, lab.data.num_classes)
     plan.target(lab.data.num_classes)
     return plan
 
@@ -86,7 +85,9 @@ def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Labora
     """
     for lab in labs:
         refuse_seen(lab)
-    if len({lab.checkpoint.sha256 for lab in labs}) < SPLITS:
+    # Features come with one held-out share of their own, which no classifier here has learned from.
+    needed = 1 if labs[0].command.settings.features is not None else SPLITS
+    if len({lab.checkpoint.sha256 for lab in labs}) < needed:
         raise UserError(f"--holdout_pth must name {SPLITS} different stage 1s: the score is their mean")
     grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, labs[0])]
     hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]

@@ -14,7 +14,7 @@ from tables.rows import Laboratory, Measured, Row, measure_rows, open_laboratory
 from tables.selection import Flags, select
 from tables.unified_figures import draw_bars, draw_per_class
 from utils.compare import GROUPS, best_column, csv_row, mean_cell
-from utils.config import FIELDS, STAGE1, STAGE2, parse_command
+from utils.config import FIELDS, STAGE1, STAGE2, parse_command, preset_flags
 from utils.errors import UserError
 from utils.execution import device_name
 from utils.files import write_text
@@ -52,7 +52,7 @@ def shared_flags(method: str, dataset: str) -> Flags:
     """
     if not RECIPES[method].trains:
         return "--method", method
-    usual = parse_command(STAGE2, "", ["--dataset", dataset, "--method", "los"]).settings
+    usual = parse_command(STAGE2, "", [*preset_flags(dataset), "--method", "los"]).settings
     budget = ("--finetune_epoch", str(usual.finetune_epoch), "--finetune_lr", f"{usual.finetune_lr:g}")
     decay = RECIPES[method].weight_decay if method.startswith("wb") else 0
     return "--method", method, *budget, "--finetune_wd", f"{decay:g}"

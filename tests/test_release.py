@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_bad_input import refused
 from test_commands import folder_of, read, run, stage1, stage2, succeed
 from torch import Tensor
@@ -225,6 +226,39 @@ def test_a_classifier_is_no_stage_1_and_needs_its_own_backbone(out: Path) -> Non
     assert "is not the backbone of" in refused("evaluate", "--pretrained_pth", file)
     backbone.rename(out / "whole.safetensors")
     assert run("evaluate", "--pretrained_pth", file).status == 0
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../whole.safetensors", "/dev/null", "a" * 300])
+def test_a_strangers_classifier_opens_no_file_elsewhere(name: str, out: Path) -> None:
+    source = load_checkpoint(out / "whole_los.safetensors")
+    assert source.content is not None
+    header = {key: value for key, value in source.content.items() if key != "model"}
+    header["config"] = {**source.config, "backbone": {"file": name, "sha256": "0" * 64}}
+    write_safetensors(out / "strange.safetensors", source.state, header)
+    message = refused("evaluate", "--pretrained_pth", out / "strange.safetensors")
+    assert "outside its own folder" in message or "put that file there" in message
+
+
+@pytest.mark.parametrize("header", ["[]", "3", "null"])
+def test_a_released_file_whose_header_is_no_object(header: str, tmp_path: Path) -> None:
+    save_file({"fc.weight": torch.ones(2, 3)}, tmp_path / "odd.safetensors", {"checkpoint": header})
+    with pytest.raises(UserError, match="what it says of itself is no object"):
+        load_checkpoint(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, float("nan"), float("inf")])
+def test_parts_have_a_size(size: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--part_mib must be a positive number"):
+        write_safetensors(tmp_path / "file.safetensors", {"weight": torch.ones(2)}, {}, size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_are_missing_are_noticed(out: Path) -> None:
+    first = split(out)[0]
+    tensors = {"weight.rows0": torch.ones(1, 2), "weight.rows2": torch.ones(1, 2)}
+    save_file(tensors, first.with_name("gap.safetensors"))
+    with pytest.raises(UserError, match="rows of the tensor weight are missing"):
+        read_safetensors(first.with_name("gap.safetensors"))
 
 
 def test_only_a_classifier_of_a_frozen_released_backbone_is_released(out: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.record import memory, reset_peak
 from benchmarks.scaling import (
     MOST_REPEATS,
     QUICK,
@@ -19,7 +20,6 @@ from benchmarks.scaling import (
     measure,
     with_exponents,
 )
-from benchmarks.record import memory, reset_peak
 from benchmarks.scaling_report import MEMORY_FLOOR, short_table, spread
 from datasets.sampling import SAMPLERS
 from losses import LOSSES

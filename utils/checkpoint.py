@@ -5,7 +5,8 @@ and in last.pth also `optimizer` and `history`, which is all that resuming needs
 
 Two kinds that are released (`utils.release`, `utils.export`) hold less than a network. A file of features has, in the
 place of the backbone, what it made of the images. A classifier alone names the file of its backbone, of either kind,
-in its configuration: `backbone` is {file, sha256}, the file relative to the classifier's own folder.
+in its configuration: `backbone` is {file, sha256}, the file relative to the classifier's own folder. Features that
+another model made (`utils.feature_files`) are read as such a file too.
 """
 
 import io
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from models.foreign import compare_keys, find_state_dict
 from utils.errors import UserError
+from utils.feature_files import OWN_FEATURES, read_features
 from utils.files import sha256_file, write_atomically
 from utils.parts import find_parts, read_safetensors
 
@@ -76,13 +78,16 @@ def on_cpu(content: Any) -> Any:
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`models.foreign`).
 
-    A name that ends in .safetensors is read as that format, in one piece or in parts, any other as PyTorch's.
+    A name that ends in .safetensors is read as that format, in one piece or in parts, .npz as features that any model
+    made, any other as PyTorch's.
 
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
     `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".npz":
+            digest, content = read_features(path)
+        elif path.suffix == ".safetensors":
             digest, content = read_released(path)
         else:
             digest = sha256_file(path)
@@ -112,7 +117,9 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
                 f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
             )
         kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
-        if "features" in content:
+        if content.get("holds") == OWN_FEATURES:
+            kind = OWN_FEATURES
+        elif "features" in content:
             kind = f"features of a {kind}"
         elif all(key.startswith(CLASSIFIER) for key in content["model"]):
             kind = f"classifier of a {kind}"
@@ -149,8 +156,10 @@ def read_released(path: Path) -> tuple[str, dict[str, Any]]:
     as the state dict that it is."""
     digest, tensors, metadata = read_safetensors(path)
     if "checkpoint" not in metadata:
-        return digest, tensors
+        return read_features(path) if "train_features" in tensors else (digest, tensors)
     header = json.loads(metadata["checkpoint"])
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is damaged: what it says of itself is no object")
     if header.get("holds") != "features":
         return digest, {**header, "model": tensors}
     state = {key: value for key, value in tensors.items() if key.startswith(CLASSIFIER)}
@@ -167,8 +176,12 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     if not isinstance(named, dict) or not all(isinstance(named.get(key), str) for key in ("file", "sha256")):
         raise UserError(f"{checkpoint.path} does not say which backbone it belongs to: it is damaged")
-    path = checkpoint.path.parent / named["file"]
-    if not find_parts(path)[0].exists():
+    name = Path(named["file"])
+    # A released file lies beside its backbone; a run of ours names features elsewhere, relative to its own folder.
+    if name.is_absolute() or (checkpoint.path.suffix == ".safetensors" and name.name != named["file"]):
+        raise UserError(f"{checkpoint.path} names a backbone outside its own folder, {named['file']}: it is refused")
+    path = checkpoint.path.parent / name
+    if not is_file(path):
         raise UserError(
             f"{checkpoint.path} is a classifier alone, and what it was trained on is not at {path}; put that file there"
         )
@@ -178,11 +191,25 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
             f"{path} is not the backbone of {checkpoint.path}: its sha256 is {backbone.sha256[:16]}..., that of the "
             f"right one {named['sha256'][:16]}..."
         )
+    return joined(checkpoint, backbone)
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a file, whole or in parts, is there and is no device or pipe; an impossible name is not there."""
+    try:
+        return find_parts(path)[0].is_file()
+    except OSError:
+        return False
+
+
+def joined(classifier: Checkpoint, backbone: Checkpoint) -> Checkpoint:
+    """Return a checkpoint of ours that holds a classifier alone with the backbone, or the features, of another one."""
+    assert classifier.content is not None
     shared = {key: value for key, value in backbone.state.items() if not key.startswith(CLASSIFIER)}
-    content = dict(checkpoint.content)
+    content = dict(classifier.content)
     if backbone.content is not None and backbone.features is not None:
         content |= {key: backbone.content[key] for key in ("features", "class_names", "augmentation")}
-    return replace(checkpoint, state=shared | checkpoint.state, content=content)
+    return replace(classifier, state=shared | classifier.state, content=content)
 
 
 def first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets import DATASETS
@@ -20,6 +21,7 @@ from losses import loss_parameters
 from losses.los import torch_target
 from models import NETWORKS
 from utils.errors import UserError
+from utils.feature_files import OWN, own_name
 from utils.parameters import check_parameter
 from utils.recipes import RECIPES, find_recipe, resolve_parameters, resolve_smoothing
 from utils.schedules import SCHEDULES
@@ -94,6 +96,9 @@ class Settings:
     )
     pretrained_pth: str | None = option(
         None, "run folder or file: the checkpoint that this script reads [found by the other flags]", (STAGE2, EVALUATE)
+    )
+    features: str | None = option(
+        None, "file of features that any model made (.npz, .safetensors), in the place of data set and network"
     )
     out: str = option("checkpoints", "folder of the runs")
     workers: int | None = option(None, "threads that compute, on a CPU [all]", kind=int)
@@ -195,6 +200,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Features that any model made. Stage 1 is then a classifier alone (`utils.linear_probe`), and its weight decay is that
+# of features scaled to a mean squared distance of 1 from their mean. Of 1e-2, 1e-3, ... it is the largest that fits all
+# training rows of digits' pixels, of a ResNet's features and of synthetic ones of unit norm, which are all separable.
+FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain"}
+# What a file of features settles itself, or what only images and networks have.
+NOT_OF_FEATURES = (
+    "data_dir", "dataset", "imb_ratio", "imb_type", "subset", "subset_seed", "holdout", "network", "width",
+    "pretrained_pth", "start", "trust_pickle",
+)  # fmt: skip
+# What else the stage 1 of features has no use for: its classifier is the solution of a convex problem.
+NOT_OF_PROBES = (
+    "epochs", "batch_size", "lr", "momentum", "nesterov", "label_smooth", "mixup", "eval_every", "loss", "augment",
+    "schedule", "drop_last", "compile", *PARAMETERS,
+)  # fmt: skip
+
 # What stage 1 defaults to with a loss, where that was published with a recipe of its own: GALA's code for CIFAR.
 LOSS_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     (dataset, "gala"): {
@@ -229,6 +249,10 @@ class Command:
     def replace(self, **values: Any) -> "Command":
         """Return the same command with other settings."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **values))
+
+    def settled(self, **values: Any) -> "Command":
+        """Return the same command where these values are what is meant by default: no folder's name has them."""
+        return dataclasses.replace(self.replace(**values), defaults=dataclasses.replace(self.defaults, **values))
 
     def for_dataset(self, dataset: str) -> "Command":
         """Return the same command with another data set's preset behind the flags that were given."""
@@ -281,13 +305,14 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
 
     A flag that has no effect in `script` counts as not given, so that it can have none by accident.
     """
+    if "features" in given:
+        refuse_without_images(script, given)
+        dataset = own_name(Path(given["features"]))
     dataset = dataset or given.get("dataset", FIELDS["dataset"].default)
-    if dataset not in PRESETS:
-        raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
     protocol = given.get("protocol", FIELDS["protocol"].default)
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(PROTOCOLS)}")
-    preset = PRESETS[dataset]
+    preset = preset_of(dataset)
     if script == STAGE1:
         preset = {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {})}
     elif find_recipe(given.get("method", FIELDS["method"].default)).own_budget:
@@ -313,6 +338,29 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     defaults = dataclasses.replace(defaults, loss=str(FIELDS["loss"].default))
     check_stage(script, settings)
     return Command(script, settings, used, defaults, arguments)
+
+
+def preset_of(dataset: str) -> dict[str, Any]:
+    """Return what a data set's settings default to; a UserError lists the known ones."""
+    if dataset not in PRESETS and not dataset.startswith(OWN):
+        raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
+    return PRESETS.get(dataset, FEATURES_PRESET)
+
+
+def preset_flags(dataset: str) -> list[str]:
+    """Return the flags that give stage 2 the preset of a data set; that of anyone's features is the recipes' own."""
+    return ["--dataset", dataset] if dataset in PRESETS else []
+
+
+def refuse_without_images(script: str, given: dict[str, Any]) -> None:
+    """Raise UserError for flags of data sets, networks and their training beside `--features`."""
+    idle = NOT_OF_FEATURES + (NOT_OF_PROBES if script == STAGE1 else ())
+    flags = [f"--{name} {given[name]}" for name in idle if name in given]
+    if flags:
+        raise UserError(
+            f"{', '.join(flags)}: no use with --features {given['features']}, a file that is data set and network; "
+            "leave it out"
+        )
 
 
 def fill_stage_values(settings: Settings, script: str) -> Settings:

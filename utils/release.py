@@ -103,8 +103,10 @@ def refuse_other_backbone(run: Path, config: Config, file: Path, base: Checkpoin
         differing.append("training subset")
     if differing:
         raise UserError(f"{base.path} is not the stage 1 of {run}: they differ in {', '.join(differing)}")
-    # The run may have started from this file, from the run that the file was made from, or from features of that run.
-    started = {config["stage1"]["sha256"], config.get("backbone", {}).get("run_sha256")}
+    # The run may have started from this file, from the run that the file was made from, from features of that run, or
+    # from a classifier that was trained on this file of features.
+    named = config.get("backbone", {})
+    started = {config["stage1"]["sha256"], named.get("run_sha256"), named.get("sha256")}
     if not started & ({base.sha256, made_from(base)} - {None}):
         raise UserError(
             f"{base.path} is not the stage 1 of {run}: that one's sha256 is {config['stage1']['sha256'][:16]}..."

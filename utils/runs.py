@@ -136,7 +136,7 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
 
 
 def _command_for(command: Command, stage: str, seed: int) -> str:
-    names = ["data_dir", "dataset", "imb_ratio", "imb_type", "network", "out", *IDENTITY]
+    names = ["features", "data_dir", "dataset", "imb_ratio", "imb_type", "network", "out", *IDENTITY]
     names += ["method", "protocol"] if stage == "stage2" else []
     names += ["label_smooth"] if stage == command.settings.cur_stage else []
     flags = [f"--{name} {shlex.quote(str(getattr(command.settings, name)))}" for name in names if name in command.given]
@@ -216,6 +216,8 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint"), ("precision", "--amp")):
         if before.get(name) != now[name]:
             differing.append(f"another {words}")
+    if (before.get("backbone") or {}).get("sha256") != (now.get("backbone") or {}).get("sha256"):
+        differing.append("another file of features")
     if differing:
         raise UserError(
             f"{folder} was begun with other settings ({'; '.join(differing)}); repeat its command, or use --overwrite"

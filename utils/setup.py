@@ -133,6 +133,9 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
     stage = checkpoint.config.get("stage", "stage1")
     if stage != "stage1":
         raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
+    checkpoint = with_backbone(checkpoint)
+    if not checkpoint.state:
+        raise UserError(f"{path} holds features and no classifier; with --features {path} one is trained first")
     command = adopt_checkpoint(command, checkpoint)
     if path.stem in ("last", "best"):
         command = command.replace(start=path.stem)
@@ -154,7 +157,7 @@ def settle_features(command: Command, checkpoint: Checkpoint) -> Command:
     if refused:
         raise UserError(
             f"{checkpoint.path} holds features of un-augmented images, from which {', '.join(refused)} cannot be had; "
-            "leave it out, or name the run or its weights"
+            "leave it out, or name the run that they are of, or its weights"
         )
     report_idle_folder(command, checkpoint)
     return command.replace(start="last", **ON_FEATURES)
@@ -170,11 +173,15 @@ def name_backbone(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     """Return what a run in `folder` that holds no backbone records of the file that it was trained from.
 
     `file` is relative to the folder, so that both can be moved together. `run_sha256` is that of the run's checkpoint
-    that the file was made from.
+    that the file was made from. Where that checkpoint is itself a classifier alone, the file is what it was trained on.
     """
     assert checkpoint.content is not None
-    file = os.path.relpath(checkpoint.path.resolve(), folder.resolve())
-    return {"file": file, "sha256": checkpoint.sha256, "run_sha256": checkpoint.content.get("run_sha256")}
+    path, sha256 = checkpoint.path, checkpoint.sha256
+    named = checkpoint.config.get("backbone")
+    if named is not None:
+        path, sha256 = path.parent / named["file"], named["sha256"]
+    file = os.path.relpath(path.resolve(), folder.resolve())
+    return {"file": file, "sha256": sha256, "run_sha256": checkpoint.content.get("run_sha256")}
 
 
 def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
@@ -188,17 +195,27 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
         report_unused(
             command.script, [f"--{name}" for name in looked_up if name in command.given], " with --pretrained_pth"
         )
-    paths = {path.stem: path}
-    if path.is_dir():
-        in_folder = {name: path / f"{name}.pth" for name in ("last", "best")}
-        paths = {name: file for name, file in in_folder.items() if name == "last" or file.exists()}
+    paths = checkpoint_files(path)
     checkpoints = {name: with_backbone(load_checkpoint(file, settings.trust_pickle)) for name, file in paths.items()}
     first = next(iter(checkpoints.values()))
     report_idle_folder(command, first)
-    command = adopt_checkpoint(command, first)
+    return adopt_report(command, first), checkpoints
+
+
+def checkpoint_files(path: Path) -> dict[str, Path]:
+    """Return, by name, last and best of a run folder, or the one file."""
+    if not path.is_dir():
+        return {path.stem: path}
+    in_folder = {name: path / f"{name}.pth" for name in ("last", "best")}
+    return {name: file for name, file in in_folder.items() if name == "last" or file.exists()}
+
+
+def adopt_report(command: Command, checkpoint: Checkpoint) -> Command:
+    """Take data set, network and, unless it was given, the protocol from the checkpoint that is reported on."""
+    command = adopt_checkpoint(command, checkpoint)
     if "protocol" not in command.given:
-        command = command.replace(protocol=first.settings().get("protocol", settings.protocol))
-    return command, checkpoints
+        command = command.replace(protocol=checkpoint.settings().get("protocol", command.settings.protocol))
+    return command
 
 
 def device_images(data: LongTailedData, execution: Execution, augment: str = "crop") -> Images:

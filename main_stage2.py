@@ -24,6 +24,7 @@ from utils.engine import EpochResult, predict, train_epoch
 from utils.errors import run_command
 from utils.features import STAGE2_DRAWS, FrozenFeatures, batch_statistics_features, feature_batches
 from utils.own_features import find_start
+from utils.printing import scale_line
 from utils.report import finish_run
 from utils.retraining import (
     build_losses,
@@ -81,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     draws = settings.seed + STAGE2_DRAWS
     train = images["train"]
     frozen = FrozenFeatures(model, images, execution, draws, settings.views)
+    if plan.recipe.trains and settings.features is not None:
+        print(scale_line(frozen.plain("train"), plan.lr))
     limit = row_norm_limit(plan, model.fc)
     if plan.recipe.trains:
         model.fc = start_head(plan, model.fc, settings.seed)

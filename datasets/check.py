@@ -309,12 +309,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--val_list", help="list of the images held out for tuning")
     parser.add_argument("--test_list", help="list of the test images")
     parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
-    parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed by this factor")
+    parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
     parser.add_argument("--decode", type=decode_count, default=1000, metavar="N|all", help="images to decode [1000]")
     parser.add_argument("--plot", type=Path, help="write a picture of the class sizes to this PNG file")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     arguments = parser.parse_args(argv)
     report = make_report(*load(arguments), arguments.decode)
+    if arguments.dataset in DATASETS:
+        factor = Profile().imb_ratio if arguments.imb_ratio is None else arguments.imb_ratio
+        print(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
     print(report_text(report))
     if arguments.plot:
         save_plot(arguments.plot, draw_sizes(report["dataset"], np.array(report["class_counts"])))

@@ -196,6 +196,9 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
     write_results(request, name, rows, tables, figures, notes)
 
 
+FEWEST = 8  # methods whose order says something
+
+
 def correlations(rows: pd.DataFrame) -> list[str]:
     """Return, for each budget, how well three numbers order the methods as their test accuracy does (Spearman)."""
     names = {
@@ -209,8 +212,8 @@ def correlations(rows: pd.DataFrame) -> list[str]:
         found = []
         for column, words in names.items():
             both = means[["last_plain_all", column]].dropna().rank()
-            if len(both) > 2:
-                found.append(f"{words} {both['last_plain_all'].corr(both[column]):.2f}")
+            if len(both) >= FEWEST and (both.nunique() > 1).all():
+                found.append(f"{words} {both['last_plain_all'].corr(both[column]):.2f} ({len(both)} methods)")
         if found:
             lines.append(f"Rank correlation with the accuracy over the methods, {budget} budget: {', '.join(found)}.")
     return lines

@@ -39,6 +39,12 @@ def draw_bars(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
+def over_mean(values: np.ndarray) -> np.ndarray:
+    """Return values over their mean; NaN where there is none above 0, which no ratio makes sense of."""
+    known = values[~np.isnan(values)]
+    return values / known.mean() if len(known) and known.mean() > 0 else np.full_like(values, np.nan)
+
+
 def draw_per_class(measured: Sequence[Measured], titles: Mapping[str, str]) -> Figure:
     """Draw LoMa, RSD and weight norm of every class, largest first, a line a method (the first seed of each).
 
@@ -61,7 +67,7 @@ def draw_per_class(measured: Sequence[Measured], titles: Mapping[str, str]) -> F
                 np.array(values, dtype=float)[order]
                 for values in (column["loma"], column["rsd_true"], metrics["weight_norm"])
             ]
-            shown = (curves[0] / np.nanmean(curves[0]), curves[1], curves[2] / np.nanmean(curves[2]))
+            shown = (over_mean(curves[0]), curves[1], over_mean(curves[2]))
             known = method in HIGHLIGHTED
             for axes, values in zip(line, shown, strict=True):
                 axes.plot(

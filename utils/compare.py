@@ -41,8 +41,11 @@ def own_tags(config: dict[str, Any]) -> list[str]:
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (metrics, config) of a finished run; a UserError says what is missing."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is {'a file' if folder.exists() else 'not there'}; name the folder of a run")
     if not (folder / "metrics.json").is_file():
-        raise UserError(f"{folder} is not a finished run (no metrics.json); finish it with --resume")
+        advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
+        raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")
     return read_json(folder / "metrics.json"), read_json(folder / "config.json")
 
 

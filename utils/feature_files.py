@@ -13,6 +13,7 @@ elsewhere: everything that stage 2, the tables and `evaluate.py` can do with one
 import json
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,15 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
 Read = tuple[str, dict[str, Tensor], list[str] | None, set[str]]
 
 
+NPY_START = b"\x93NUMPY"  # of a single array
+
+
 def read_npz(path: Path) -> Read:
     """Read an npz file; what it holds beside the known arrays is not even read."""
+    with open(path, "rb") as file:
+        start = file.read(len(NPY_START))
+    if not zipfile.is_zipfile(path) and start != NPY_START:
+        raise UserError("damaged, or not a .npz file (no zip archive)")
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError("this is a single array, not an archive of named ones; write it with numpy.savez")

@@ -17,6 +17,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     A full disk or a read-only folder becomes a `UserError`; what stood at `path` before is still there then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unchanged = "; the file that was there before is unchanged" if path.exists() else ""
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -24,9 +25,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; the file that was there before is unchanged"
-        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}{unchanged}") from error
     finally:
         with contextlib.suppress(OSError):  # gone already, or never made
             temporary.unlink()

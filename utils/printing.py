@@ -3,10 +3,12 @@
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from datasets.long_tail import LongTailedData
 from utils.metrics import SHOTS
 
+OWN_SCALE = 100  # mean squared norm of the features that the published rates are for, in round numbers
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
 
 
@@ -31,16 +33,19 @@ def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
 def rebalanced_table(report: dict[str, Any]) -> str:
     """Return the table of `rebalanced_report`, with what each of its forms supposes."""
     notes = {
-        "transductive": "over the test images themselves, supposed balanced: not one image at a time",
-        "inductive": "over held-out images: one image at a time",
+        "transductive": "the test images themselves",
+        "inductive": "held-out images",
     }
     rows = [
         {"re-balanced": form, "test": way, **{key: report[form][way][key] for key in ("all", *SHOTS, "macro_f1")},
-         "": notes[form]}
+         "over": notes[form]}
         for form in notes if report[form] for way in ("plain", "flip") if report[form][way]
     ]  # fmt: skip
     formatted = pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
-    return f"{formatted}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g})"
+    return (
+        f"{formatted}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g}; "
+        "transductive: the test images are supposed balanced; inductive: one image at a time)"
+    )
 
 
 def logits_table(summary: dict[str, Any]) -> str:
@@ -68,6 +73,18 @@ def calibration_line(report: dict[str, Any] | None) -> str:
     )
 
 
+def scale_line(features: Tensor, lr: float) -> str:
+    """Return one line on the scale of features (N, d) beside the learning rate, which has to go with it."""
+    norm = float(features.square().sum(dim=1).double().mean())
+    text = f"features: mean squared norm {norm:.3g}; learning rate {lr:g}"
+    if OWN_SCALE / 10 <= norm <= OWN_SCALE * 10:
+        return text
+    return (
+        f"{text}. warning: the published learning rates are for a mean squared norm of about {OWN_SCALE}; a rate times "
+        f"{OWN_SCALE / max(norm, 1e-30):.2g} moves these features as far"
+    )
+
+
 def details(record: dict[str, Any]) -> str:
     """Return what is printed below the accuracies: re-balanced predictions, logits, calibration."""
     return "\n".join(
@@ -82,9 +99,10 @@ def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) ->
     """Tabulate every class: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images)."""
     columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
     for name, record in records.items():
+        of = f"{name} " if len(records) > 1 else ""
         for way in ("plain", "flip"):
             if record[way] is not None:
-                columns[f"{name} {way}"] = record[way]["per_class_accuracy"]
-        columns[f"{name} LoMa"] = record["logits"]["test"]["column"]["loma"]
-        columns[f"{name} RSD"] = record["logits"]["test"]["column"]["rsd_true"]
+                columns[f"{of}{way}"] = record[way]["per_class_accuracy"]
+        columns[f"{of}LoMa"] = record["logits"]["test"]["column"]["loma"]
+        columns[f"{of}RSD"] = record["logits"]["test"]["column"]["rsd_true"]
     return pd.DataFrame(columns).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")

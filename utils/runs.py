@@ -213,7 +213,9 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     old, new = before.get("settings", {}), now["settings"]
     # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name.
     differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]
-    for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint"), ("precision", "--amp")):
+    if "precision" in before and before["precision"] != now["precision"]:  # the first runs did not record it
+        differing.append("another --amp")
+    for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):
         if before.get(name) != now[name]:
             differing.append(f"another {words}")
     if (before.get("backbone") or {}).get("sha256") != (now.get("backbone") or {}).get("sha256"):

@@ -1,5 +1,8 @@
 """Checkpoints of other projects: find the state dict in what `torch.load` returned and give it torchvision's names.
 
+Whole networks come back under those names. Where a backbone is one part of a larger module, as self-supervised
+learning saves it, its names keep their prefix (`encoder_q.conv1.weight`): `models.weights` finds it.
+
 How the projects save, read in their public code:
 
 - Weight Balancing (Alshammari et al., CVPR 2022; `utils/trainval.py`, `utils/network_arch_resnet.py`): the bare state
@@ -9,9 +12,11 @@ How the projects save, read in their public code:
 - classifier-balancing (Kang et al., ICLR 2020; `run_networks.py`) and what derives from it (BALMS, GALA): one
   dictionary of two wrapped halves, `feat_model` and `classifier`, under `state_dict_best` or `state_dict`.
 - LDAM-DRW and many after it (`models/resnet_cifar.py`): the classifier is `linear`, a projection is `shortcut`.
+- DINO (Caron et al., ICCV 2021; `main_dino.py`): two networks of one architecture, `student` and `teacher`.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -43,8 +48,11 @@ SPLITS = (
     ),
 )
 
-# What DataParallel and torch.compile put before the names of the module that they wrap. No ResNet has children of these
-# names, so they go wherever they stand: a part of a network can be wrapped too.
+# Networks of one architecture that are trained on each other, each a state dict of its own in the checkpoint.
+TWINS = ("teacher", "student")
+
+# What DataParallel and torch.compile put before the names of the module that they wrap. No network here has children of
+# these names, so they go wherever they stand: a part of a network can be wrapped too.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 
 # A prefix that every key carries, and the layout that it tells.
@@ -60,8 +68,19 @@ RENAMES = (
 # (1, K) in MiSLAS (`LearnableWeightScaling` in `methods.py`).
 SCALES = ("scales", "learned_norm")
 
-# Every network here has this key: without it, a dictionary of tensors is something else.
+# Every ResNet has this key, and every other network for images a convolution on their three colours under a name of its
+# own: without either, a dictionary of tensors is something else.
 LANDMARK = "conv1.weight"
+COLOURS = 3
+
+# BatchNorm's count of the batches that it has seen, which no prediction depends on and older files do not have.
+BATCH_COUNT = "num_batches_tracked"
+
+# Of two networks in one file that fit equally well, the one that its own project transfers: MoCo's `encoder_q` and
+# `base_encoder` (He et al., CVPR 2020; Chen et al., ICCV 2021), BYOL's online network (Grill et al., NeurIPS 2020),
+# DINO's teacher (Caron et al., ICCV 2021). These are the words that such prefixes are made of.
+PREFERRED = {"q", "query", "base", "online", "teacher"}
+AVOIDED = {"k", "key", "momentum", "target", "student", "ema"}
 
 SHOWN = 5
 
@@ -91,8 +110,11 @@ def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
             entries[origin] = value
             if isinstance(value, Tensor):
                 state[name] = value.detach()
-    if LANDMARK not in origins:
-        raise UserError(f"found {listing(entries)}{where}, so no '{LANDMARK}' by any known name; {expectation()}")
+    if LANDMARK not in origins and not any(sees_colours(name, tensor) for name, tensor in state.items()):
+        raise UserError(
+            f"found {listing(entries)}{where}, so no '{LANDMARK}' by any known name nor another convolution on "
+            f"{COLOURS} colours; {expectation()}"
+        )
     strange = {origin: value for origin, value in entries.items() if not isinstance(value, Tensor)}
     if strange:
         raise UserError(f"a state dict holds tensors only, not {listing(strange)}{where}")
@@ -117,6 +139,10 @@ def find_parts(content: object) -> tuple[dict[str, dict], str, str]:
             inner, where = content[held[0]], f" under '{held[0]}'"
             split = match_split(inner)
     if split is None:
+        twins = [key for key in TWINS if holds_tensors(inner.get(key), levels=1)]
+        if twins:
+            flat = {f"{twin}.{key}": value for twin in twins for key, value in inner[twin].items()}
+            return {"": flat}, f"DINO ({' + '.join(twins)})", where
         return {"": inner}, "plain state dict", where
     known = (*split.required, *split.optional)
     # Leaving out a part of the network would give other predictions: a factor for the logits that is no state dict, or
@@ -141,6 +167,11 @@ def holds_tensors(value: object, levels: int = 2) -> bool:
     if not isinstance(value, dict) or levels == 0:
         return False
     return any(isinstance(inner, Tensor) or holds_tensors(inner, levels - 1) for inner in value.values())
+
+
+def sees_colours(name: str, tensor: Tensor) -> bool:
+    """Tell whether a tensor is the weight of a convolution on colour images, (channels, 3, height, width)."""
+    return name.endswith(".weight") and tensor.ndim == 4 and tensor.shape[1] == COLOURS
 
 
 def rename(keys: list[str]) -> tuple[list[str], str | None]:
@@ -180,9 +211,17 @@ def fold_scales(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def compare_keys(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
     """Return what keeps `state` from fitting a network whose own state dict is `expected`, one short line a problem.
 
-    An empty list means that every key is there, none is left over and all shapes agree.
+    An empty list means that every key is there, none is left over and all shapes agree. Where none of the backbone's
+    names is there, but all of it under other ones, the first line says under which.
     """
     problems = []
+    backbone = {key: tensor for key, tensor in expected.items() if not key.startswith("fc.")}
+    if backbone and not backbone.keys() & state.keys():
+        plain = {key.removeprefix("backbone."): tensor for key, tensor in backbone.items()}
+        best = next(iter(rank_prefixes(state, plain)), None)
+        if best is not None and best.fitting == len(backbone_keys(plain)):
+            where = f"under '{best.prefix}'" if best.prefix else "by torchvision's names"
+            problems.append(f"the network's backbone is there, but {where}")
     for kind, keys in (("missing", expected.keys() - state.keys()), ("unexpected", state.keys() - expected.keys())):
         if keys:
             # In the order of the network, or of the checkpoint, rather than the set's.
@@ -200,6 +239,46 @@ def compare_keys(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[
     return problems
 
 
+class Fit(NamedTuple):
+    """A prefix of a state dict's names: how many of a network's tensors stand behind it, with their shape or any."""
+
+    prefix: str
+    fitting: int
+    named: int
+
+
+def backbone_keys(names: Iterable[str]) -> list[str]:
+    """Return the names that a file must have: all but the counts of batches."""
+    return [name for name in names if name.rpartition(".")[2] != BATCH_COUNT]
+
+
+def rank_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[Fit]:
+    """Return the prefixes under which `state` has any of the names of `wanted`, the best first.
+
+    The best has the most tensors of the right name and shape, then of the right name. Of equals it has the words of
+    `PREFERRED`, then none of `AVOIDED`, then it comes first in the file.
+    """
+    names = set(backbone_keys(wanted))
+    found: dict[str, list[bool]] = {}
+    for key, tensor in state.items():
+        parts = key.split(".")
+        for start in range(len(parts)):
+            name = ".".join(parts[start:])
+            if name in names:
+                prefix = key.removesuffix(name)
+                found.setdefault(prefix, []).append(tensor.shape == wanted[name].shape)
+    fits = [Fit(prefix, sum(shapes), len(shapes)) for prefix, shapes in found.items()]
+    return sorted(fits, key=lambda fit: (-fit.fitting, -fit.named, preference(fit.prefix)))
+
+
+def preference(prefix: str) -> int:
+    """Return 0 for a prefix with a word of `PREFERRED`, 2 for one with a word of `AVOIDED`, 1 for any other."""
+    words = set(re.split(r"[._]", prefix))
+    if words & AVOIDED:
+        return 2
+    return 0 if words & PREFERRED else 1
+
+
 def listing(entries: dict[str, object]) -> str:
     """List the first entries of a dictionary, each with its type, and how many there are in all if that is more."""
     if not entries:
@@ -212,4 +291,4 @@ def expectation() -> str:
     """Say which layouts are known."""
     containers = ", ".join(f"'{key}'" for key in CONTAINERS)
     layouts = ", ".join([*ROOTS.values(), *(split.layout for split in SPLITS)])
-    return f"expected a ResNet's state dict with torchvision's names, bare or under {containers}, or one of {layouts}"
+    return f"expected a network's state dict with torchvision's names, bare or under {containers}, or one of {layouts}"

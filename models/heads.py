@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.parameters import check_counts, check_given, keyword_parameters
 
+BLOCK = 8192  # feature vectors that are added up together: all of them may not fit into memory
+
 
 def nonzero_norms(rows: Tensor) -> Tensor:
     """Return the norms of the rows (..., d) as (..., 1), with 1 for a row of zeros: what may be divided by them.
@@ -214,7 +216,8 @@ def ncm(
     (N, d) of each class, labels (N,) (Kang et al., ICLR 2020, section 4.2). `scale` decides no prediction, only
     confidences. Raises UserError for a class without an image among the labels."""
     head = Normed(linear, scale=scale)
-    index = labels.to(features.device).long()
+    device = head.weight.device
+    index = labels.to(device).long()
     present = torch.bincount(index, minlength=head.out_features)
     if len(present) != head.out_features or len(index) != len(features):
         raise UserError(
@@ -223,8 +226,9 @@ def ncm(
         )
     if (present == 0).any():
         raise UserError(f"ncm needs an image of every class; class {int((present == 0).nonzero()[0])} has none")
-    sums = features.new_zeros(present.shape + features.shape[1:], dtype=torch.float64)
-    sums.index_add_(0, index, features.double())
+    sums = torch.zeros(present.shape + features.shape[1:], dtype=torch.float64, device=device)
+    for rows, of_rows in zip(features.split(BLOCK), index.split(BLOCK), strict=True):
+        sums.index_add_(0, of_rows, rows.to(device).double())
     with torch.no_grad():
         head.weight.copy_(sums / present[:, None])
     return head

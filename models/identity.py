@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from models.resnet import ResNet
+from models.network import Network
 
 
-class GivenFeatures(ResNet):
+class GivenFeatures(Network):
     """A network whose backbone has done its work elsewhere: `features` is the identity, `fc` the linear classifier."""
 
     def __init__(self, width: int, num_classes: int) -> None:
-        nn.Module.__init__(self)  # none of a ResNet's layers
+        super().__init__()
         self.fc = nn.Linear(width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:

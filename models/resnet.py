@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from models.network import Network
+
 # Makes the shortcut of a block from (in_channels, out_channels, stride); None where the identity will do.
 Shortcut = Callable[[int, int, int], nn.Module | None]
 
@@ -70,7 +72,7 @@ class Bottleneck(nn.Module):
 Block = type[BasicBlock] | type[Bottleneck]
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Stem, stages `layer1`, `layer2`, ... at widths w, 2w, ..., global average pooling, linear classifier `fc`."""
 
     def __init__(
@@ -96,10 +98,6 @@ class ResNet(nn.Module):
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         return x.mean(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to logits (B, K)."""
-        return self.fc(self.features(images))
 
 
 DEPTHS: dict[str, tuple[Block, list[int]]] = {

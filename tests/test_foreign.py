@@ -131,7 +131,55 @@ def test_weight_balancing(prefix: str) -> None:
 
 
 def test_encoder_is_no_prefix_unless_every_key_has_it() -> None:
-    assert "'encoder.conv1.weight'" in refusal(renamed(features(), lambda name: f"encoder.{name}") | head())
+    content = renamed(features(), lambda name: f"encoder.{name}") | head()
+    state, layout = find_state_dict(content)
+    assert list(state) == list(content)
+    assert layout == "plain state dict"
+
+
+@pytest.mark.parametrize("first", ["features.0.0.weight", "conv_proj.weight", "encoder_q.conv1.weight"])
+def test_a_convolution_on_colours_tells_a_network_by_any_name(first: str) -> None:
+    content = {first: torch.ones(2, 3, 4, 4), "queue": torch.ones(2, 7), "heads.head.weight": torch.ones(5, 2)}
+    state, layout = find_state_dict({"model": content})
+    assert_same(state, content)
+    assert layout == "plain state dict under 'model'"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"images": torch.ones(8, 3, 32, 32), "labels": torch.ones(8)},  # no weight
+        {"layer.weight": torch.ones(8, 16, 3, 3), "other.weight": torch.ones(8, 3)},  # on 16 channels, and linear
+        {"layer.weight": torch.ones(3, 8, 3, 3)},  # 3 channels out, not in
+        {"embedding.weight": torch.ones(100, 16), "lstm.weight": torch.ones(64, 16)},
+    ],
+)
+def test_tensors_that_are_no_network_for_images_are_refused(content: dict[str, Tensor]) -> None:
+    message = refusal(content)
+    assert f"{next(iter(content))!r} (Tensor)" in message and "another convolution on 3 colours" in message
+
+
+@pytest.mark.parametrize("wrap", [lambda content: content, lambda content: {"model": content, "epoch": 3}])
+def test_dino_keeps_teacher_and_student_apart(wrap: Callable[[object], object]) -> None:
+    student = renamed(features(), lambda name: f"module.backbone.{name}")
+    teacher = renamed(features(), lambda name: f"backbone.{name}") | {"head.mlp.0.weight": torch.ones(2, 2)}
+    content = {
+        "student": student,
+        "teacher": teacher,
+        "optimizer": OPTIMIZER,
+        "dino_loss": {"center": torch.ones(1, 2)},
+    }
+    state, layout = find_state_dict(wrap(content))
+    expected = renamed(teacher, lambda name: f"teacher.{name}")
+    expected |= renamed(features(), lambda name: f"student.backbone.{name}")
+    assert_same(state, expected)
+    assert layout.startswith("DINO (teacher + student)")
+
+
+def test_a_teacher_alone_is_found() -> None:
+    state, layout = find_state_dict({"teacher": wrapped(weights()), "epoch": 1})
+    assert_same(state, renamed(weights(), lambda name: f"teacher.{name}"))
+    assert layout == "DINO (teacher)"
 
 
 def mislas() -> dict[str, object]:
@@ -367,3 +415,18 @@ def test_all_kinds_of_problems_are_reported_together() -> None:
         "unexpected keys (1): linear.bias",
         "fc.bias: (3,) here, (5,) expected",
     ]
+
+
+def test_a_backbone_under_a_prefix_is_told_by_it() -> None:
+    state = renamed(features(), lambda name: f"encoder_q.{name}") | {"queue": torch.ones(2)}
+    problems = compare_keys(state, weights())
+    assert problems[0] == "the network's backbone is there, but under 'encoder_q.'"
+    assert problems[1].startswith("missing keys (8)") and problems[2].startswith("unexpected keys (7)")
+    assert not [line for line in compare_keys(state | features(), weights()) if "is there" in line]
+    assert not [line for line in compare_keys({"encoder_q.bn1.weight": torch.ones(2)}, weights()) if "is there" in line]
+
+
+def test_torchvisions_names_for_a_wrapped_network_are_told() -> None:
+    expected = renamed(features(), lambda name: f"backbone.{name}") | head()
+    problems = compare_keys(features() | {"classifier.3.weight": torch.ones(2, 2)}, expected)
+    assert problems[0] == "the network's backbone is there, but by torchvision's names"

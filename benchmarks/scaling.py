@@ -38,8 +38,8 @@ from losses import LOSSES, build_loss
 from losses.los import torch_target
 from models import build_model
 from models.heads import CLOSED_FORM, HEADS, build_closed_form, build_head
+from utils.command import run_command
 from utils.engine import train_epoch
-from utils.errors import run_command
 from utils.execution import Execution
 from utils.features import feature_batches
 from utils.files import make_folder
@@ -50,7 +50,7 @@ from utils.metrics import (
     column_means,
     fit_temperature,
     logits_magnitude,
-    rebalance,
+    rebalanced_predictions,
 )
 from utils.plots import save_figure
 from utils.retraining import Plan, build_losses, order_of, start_head
@@ -259,7 +259,7 @@ def report_cases(num_classes: int, sizes: Sizes, device: torch.device) -> Iterat
         "calibration_error": lambda: calibration_error(logits, labels),
         "LoMa and RSD (logits_magnitude)": lambda: logits_magnitude(logits, labels),
         f"fit_temperature, {sizes.temperature_images:,} images": lambda: fit_temperature(logits[few], labels[few]),
-        "re-balanced, transductive": lambda: rebalance(logits, column_means(logits), 1.0),
+        "re-balanced, transductive": lambda: rebalanced_predictions(logits, column_means(logits), 1.0),
         "re-balanced, inductive (class_wise_column_means)": lambda: class_wise_column_means(logits, labels),
     }
     for name, part in parts.items():

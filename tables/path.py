@@ -5,6 +5,7 @@ geometrically. L-BFGS on the same images gives the end point. Cross-entropy has 
 separable: its loss goes to 0 and its weights grow without bound.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -21,7 +22,7 @@ from utils.bank import BankSGD, head_bank, loss_bank
 from utils.compare import GROUPS, mean_cell
 from utils.engine import train_epoch
 from utils.errors import UserError
-from utils.evaluation import logits_by_way
+from utils.evaluation import LogitsOf, logits_by_way, training_fit
 from utils.execution import device_name
 from utils.features import feature_batches
 from utils.files import make_folder, read_json, write_json
@@ -110,12 +111,9 @@ def provenance(request: Request, lab: Laboratory) -> dict[str, Any]:
 
 def describe_features(lab: Laboratory) -> dict[str, Any]:
     """Return how well stage 1 fits its training images, and how far their features have collapsed."""
-    features, labels = lab.bench.frozen.plain("train"), lab.bench.labels
-    with torch.no_grad():
-        hits = lab.bench.linear(features).argmax(dim=1) == labels
     return {
-        "train_accuracy": 100 * float(hits.double().mean()),
-        "feature_variance_ratio": feature_variance_ratio(features, labels),
+        "train_accuracy": training_fit(lab.logits_of(lab.bench.linear), lab.images).accuracy,
+        "feature_variance_ratio": feature_variance_ratio(lab.bench.frozen.plain("train"), lab.bench.labels),
     }
 
 
@@ -231,15 +229,21 @@ def measure_head(
     for way, own in logits.items():
         report = classification_report(own, labels, lab.data.class_counts)
         values |= {f"{way}_{group}": report[group] for group in GROUPS}
-    train = logits_of("train")
     features, labels_of_views = all_views(lab)
-    values["objective"] = float(loss(head(features), labels_of_views))
-    values["training_loss"] = float(loss(train, lab.bench.labels))
-    values["training_accuracy"] = 100 * float((train.argmax(dim=1) == lab.bench.labels).double().mean())
-    for split, own, own_labels in (("train", train, lab.bench.labels), ("test", logits["plain"], labels)):
-        summary = summarise(logits_magnitude(own, own_labels)["column"]["loma"])
+    views = LogitsOf(lambda split, mirrored: features, head)
+    values["objective"] = mean_loss(loss, views.blocks("views"), labels_of_views)
+    values["training_loss"] = mean_loss(loss, logits_of.blocks("train"), lab.bench.labels)
+    fit = training_fit(logits_of, lab.images)
+    values["training_accuracy"] = fit.accuracy
+    for split, magnitude in (("train", fit.magnitude), ("test", logits_magnitude(logits["plain"], labels))):
+        summary = summarise(magnitude["column"]["loma"])
         values |= {f"{split}_loma": summary["mean"], f"{split}_loma_variation": summary["variation"]}
     return values
+
+
+def mean_loss(loss: nn.Module, blocks: Iterable[tuple[slice, Tensor]], labels: Tensor) -> float:
+    """Return the mean over images of a loss that is one, from blocks of logits and the labels (N,) of all rows."""
+    return sum(len(logits) * float(loss(logits, labels[rows])) for rows, logits in blocks) / len(labels)
 
 
 def short(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tables.rows import Measured
 from utils.compare import GROUPS
-from utils.plots import COLOURS
+from utils.plots import COLOURS, note_if_empty, whole_numbers
 
 # Drawn in colour, the others in grey.
 HIGHLIGHTED = {
@@ -58,7 +58,9 @@ def draw_per_class(measured: Sequence[Measured], titles: Mapping[str, str]) -> F
     budgets = [budget for budget in titles if any(own == budget for own, _ in seen)]
     figure = Figure(figsize=(15, 4.2 * max(len(budgets), 1)), layout="constrained")
     names = ("LoMa / its mean (column, test images)", "RSD of true samples", "weight norm / its mean")
+    notes = ("no class has a LoMa", "no class has an RSD", "no classifier has row norms")
     for line, budget in zip(figure.subplots(len(budgets), 3, squeeze=False), budgets, strict=True):
+        drawn: list[list[np.ndarray]] = [[], [], []]
         for method in sorted((method for own, method in seen if own == budget), key=list(HIGHLIGHTED).__contains__):
             metrics = seen[budget, method]
             order = np.argsort(-np.array(metrics["class_counts"]), kind="stable")
@@ -69,14 +71,18 @@ def draw_per_class(measured: Sequence[Measured], titles: Mapping[str, str]) -> F
             ]
             shown = (over_mean(curves[0]), curves[1], over_mean(curves[2]))
             known = method in HIGHLIGHTED
-            for axes, values in zip(line, shown, strict=True):
+            for axes, values, panel in zip(line, shown, drawn, strict=True):
+                panel.append(values)
                 axes.plot(
-                    values, color=HIGHLIGHTED.get(method, "lightgrey"), linewidth=1.5 if known else 0.7,
-                    label=method if known else None,
+                    values, color=HIGHLIGHTED.get(method, "lightgrey"), linewidth=1.5 if known else 0.7, marker=".",
+                    markersize=2 if len(values) < 200 else 0, label=method if known else None,
                 )  # fmt: skip
         for axes, name in zip(line, names, strict=True):
             axes.set(xlabel="class, largest first", ylabel=name, title=titles[budget], ylim=(0, 3))
         line[1].set_ylim(0, 2)
+        for axes, panel, note in zip(line, drawn, notes, strict=True):
+            whole_numbers(axes)
+            note_if_empty(axes, panel, note)
         if line[0].get_legend_handles_labels()[0]:
             line[0].legend(fontsize=8, title="other methods in grey", title_fontsize=8)
     return figure

@@ -1,15 +1,31 @@
 """The tables on the screen: what `utils.evaluation` measured, for people."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from datasets.long_tail import LongTailedData
-from utils.metrics import SHOTS
+from utils.metrics import SHOTS, row_blocks
 
 OWN_SCALE = 100  # mean squared norm of the features that the published rates are for, in round numbers
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
+ENDS = 50  # classes at each end of a table that is too long to be printed
+
+
+def cell(value: object) -> str:
+    """Return a number of a table as text: fractions with two digits, "-" for what does not exist."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def to_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows as the text of a table, in columns as wide as they need."""
+    return pd.DataFrame([{name: cell(value) for name, value in row.items()} for row in rows]).to_string(index=False)
 
 
 def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
@@ -24,10 +40,8 @@ def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
                 star = "*" if (name, way) == headline else ""
                 values = {key: record[way][key] for key in ("all", *SHOTS, "macro_f1", "ece")}
                 rows.append({"": star, "checkpoint": name, "epoch": record.get("epoch"), "test": way, **values})
-    table = pd.DataFrame(rows)
-    formatted = table.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
     note = f"* the headline of the {protocol} protocol" if any(row[""] for row in rows) else ""
-    return "\n".join(part for part in (formatted, note) if part)
+    return "\n".join(part for part in (to_text(rows), note) if part)
 
 
 def rebalanced_table(report: dict[str, Any]) -> str:
@@ -41,9 +55,8 @@ def rebalanced_table(report: dict[str, Any]) -> str:
          "over": notes[form]}
         for form in notes if report[form] for way in ("plain", "flip") if report[form][way]
     ]  # fmt: skip
-    formatted = pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
     return (
-        f"{formatted}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g}; "
+        f"{to_text(rows)}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g}; "
         "transductive: the test images are supposed balanced; inductive: one image at a time)"
     )
 
@@ -57,7 +70,7 @@ def logits_table(summary: dict[str, Any]) -> str:
             for name, label in (("loma", "LoMa"), ("rsd_true", "RSD true"), ("rsd_other", "RSD other")):
                 row |= {label: values[name]["mean"], f"{label} +-": values[name]["deviation"]}
             rows.append({**row, "LoMa +-/mean": values["loma"]["variation"]})
-    return pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
+    return to_text(rows)
 
 
 def calibration_line(report: dict[str, Any] | None) -> str:
@@ -75,7 +88,7 @@ def calibration_line(report: dict[str, Any] | None) -> str:
 
 def scale_line(features: Tensor, lr: float) -> str:
     """Return one line on the scale of features (N, d) beside the learning rate, which has to go with it."""
-    norm = float(features.square().sum(dim=1).double().mean())
+    norm = sum(float(features[rows].double().square().sum()) for rows in row_blocks(features)) / len(features)
     text = f"features: mean squared norm {norm:.3g}; learning rate {lr:g}"
     if OWN_SCALE / 10 <= norm <= OWN_SCALE * 10:
         return text
@@ -96,7 +109,10 @@ def details(record: dict[str, Any]) -> str:
 
 
 def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:
-    """Tabulate every class: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images)."""
+    """Tabulate the classes: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images).
+
+    Of more than `2 * ENDS` classes only the largest and the smallest are printed, `ENDS` each, sorted by size.
+    """
     columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
     for name, record in records.items():
         of = f"{name} " if len(records) > 1 else ""
@@ -105,4 +121,11 @@ def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) ->
                 columns[f"{of}{way}"] = record[way]["per_class_accuracy"]
         columns[f"{of}LoMa"] = record["logits"]["test"]["column"]["loma"]
         columns[f"{of}RSD"] = record["logits"]["test"]["column"]["rsd_true"]
-    return pd.DataFrame(columns).to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
+    order, more = list(range(data.num_classes)), data.num_classes - 2 * ENDS
+    if more > 0:
+        by_size = np.argsort(-data.class_counts, kind="stable").tolist()
+        order = [*by_size[:ENDS], *by_size[-ENDS:]]
+    lines = to_text([{name: values[k] for name, values in columns.items()} for k in order]).splitlines()
+    if more > 0:
+        lines.insert(1 + ENDS, f"... and {more} more between the largest and the smallest {ENDS}; --json has all")
+    return "\n".join(lines)

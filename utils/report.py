@@ -7,6 +7,7 @@ from torch import nn
 
 from datasets.long_tail import LongTailedData
 from models.heads import Linear
+from utils.distributed import is_main
 from utils.evaluation import (
     Images,
     LogitsOf,
@@ -15,6 +16,7 @@ from utils.evaluation import (
     logits_report,
     logits_summary,
     rebalanced_report,
+    training_fit,
 )
 from utils.files import write_json
 from utils.metrics import feature_variance_ratio, finite_or_none
@@ -34,12 +36,13 @@ def measure(
     """
     settings = config["settings"]
     seconds = history.train_seconds
-    report = logits_report(logits_of, images)
+    fit = training_fit(logits_of, images)
+    report = logits_report(logits_of, images, fit)
     return {
         "schema": 1,
         "dataset": data.name,
         "imb_type": settings["imb_type"],
-        "imb_ratio": settings["imb_ratio"],
+        "imb_ratio": settings["imb_ratio"] or data.imbalance_factor,
         "subset": {"kind": settings["subset"], "seed": settings["subset_seed"], **data.subset},
         "network": settings["network"],
         "width": settings["width"],
@@ -53,7 +56,7 @@ def measure(
         "train_seconds": seconds,
         "images_per_second": history.images / seconds if history.images else None,
         "train": {
-            "accuracy": 100 * float((logits_of("train").argmax(dim=1) == images["train"].labels).double().mean()),
+            "accuracy": fit.accuracy,
             "feature_variance_ratio": feature_variance_ratio(logits_of.features("train"), images["train"].labels),
         },
         "last": history.last,
@@ -88,8 +91,9 @@ def finish_run(
     """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
     settings = run.config["settings"]
     metrics = measure(run.config, history, logits_of, images, data)
-    draw_plots(run.folder / "plots", metrics, history.log)
-    write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
+    if is_main():
+        draw_plots(run.folder / "plots", metrics, history.log)
+        write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     print()
     print(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
     print()

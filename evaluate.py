@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.checkpoint import load_weights
+from utils.command import run_command
 from utils.config import EVALUATE, parse_command
-from utils.errors import run_command
 from utils.evaluation import (
     LogitsOf,
     calibration_report,

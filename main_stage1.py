@@ -8,6 +8,10 @@ GPU: four CPU cores would need more than a day. RESULTS.md has what was measured
     python main_stage1.py --features FILE.npz
 
 trains a linear classifier on features that any model made, in seconds.
+
+    torchrun --standalone --nproc_per_node=8 main_stage1.py --dataset imagenet_lt --data_dir data
+
+trains on eight GPUs, which share every batch.
 """
 
 from collections.abc import Sequence
@@ -16,18 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.device import steps_per_epoch
+from datasets.device import batch_sizes
 from losses import build_loss, loss_parameters
 from losses.los import torch_target
-from models import build_model
+from utils.command import run_command
 from utils.config import STAGE1, parse_command
 from utils.engine import EpochResult, mixup_shares, predict, train_epoch
-from utils.errors import run_command
 from utils.own_features import train_classifier
+from utils.parallel import average_buffers, data_parallel, with_batch_norm
+from utils.pretrained import load_weights_file, train_on_weights
 from utils.report import finish_run
 from utils.runs import describe, open_run, read_metrics, stage1_folder, stage1_tags
-from utils.schedules import SCHEDULES
-from utils.setup import announce, device_images, load_data, settle_execution
+from utils.schedules import SCHEDULES, with_warmup
+from utils.setup import announce, build_network, device_images, load_data, settle_execution
 from utils.training import INTERRUPTED, fit, make_sgd
 
 
@@ -37,40 +42,52 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if command.settings.features is not None:
         return train_classifier(command)
     settings = command.settings
+    if settings.epochs == 0:
+        return train_on_weights(command)
     execution = settle_execution(command)
     data = load_data(settings, settings.seed)
     tags = stage1_tags(command)
     folder = stage1_folder(command)
     target = torch_target(settings.label_smooth or 0.0, data.num_classes)
-    images = device_images(data, execution, settings.augment)
+    images = device_images(data, execution, settings, settings.augment)
     own = {name: getattr(settings, name) for name in loss_parameters(settings.loss)}
     loss_function = build_loss(settings.loss, data.class_counts.tolist(), target, **own).to(execution.device)
-    config = describe(command, "stage1", tags, data, execution, target, stage1=None)
+    torch.manual_seed(settings.seed)
+    model = build_network(settings, data)
+    loaded = load_weights_file(model, settings)
+    config = describe(command, "stage1", tags, data, execution, target, None, loaded and loaded[1])
     run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
     if run.finished:
         return read_metrics(run)
     announce(command, data, execution, folder)
 
-    torch.manual_seed(settings.seed)
-    model = build_model(settings.network, data.num_classes, width=settings.width)
+    with_batch_norm(model, execution, settings.sync_bn == "on")
     execution.place(model)
+    module = data_parallel(model, execution)
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
-    steps = steps_per_epoch(len(data.train), settings.batch_size, settings.drop_last)
     schedule = SCHEDULES[settings.schedule]
+    sizes = batch_sizes(len(data.train), settings.batch_size, settings.drop_last)
 
     def train_one_epoch(epoch: int) -> EpochResult:
         model.train()
         batches = images["train"].training_batches(settings.batch_size, settings.seed, epoch, settings.drop_last)
-        mixup = mixup_shares(settings.mixup, steps, settings.seed, epoch) if settings.mixup > 0 else None
-        return train_epoch(model, batches, steps, optimizer, loss_function, execution, mixup=mixup)
+        mixup = mixup_shares(settings.mixup, len(sizes), settings.seed, epoch) if settings.mixup > 0 else None
+        result = train_epoch(
+            module, batches, len(sizes), optimizer, loss_function, execution, mixup=mixup,
+            batch_sizes=sizes if module is not model else None, max_norm=settings.clip_grad,
+        )  # fmt: skip
+        average_buffers(model)
+        return result
 
     def features_of(split: str, mirrored: bool) -> Tensor:
         return predict(model.eval().features, images[split], execution, mirrored=mirrored)
 
     history, logits_of = fit(
         run, model, optimizer, train_one_epoch, features_of, images, data,
-        loss_function=loss_function, lr_of_epoch=lambda epoch: schedule(settings.lr, epoch, settings.epochs),
-        epochs=settings.epochs, eval_every=settings.eval_every,
+        loss_function=loss_function, lr_of_epoch=lambda epoch: with_warmup(
+            schedule, settings.warmup_epochs, settings.lr, epoch, settings.epochs
+        ),
+        epochs=settings.epochs, eval_every=settings.eval_every, tensorboard=settings.tensorboard,
     )  # fmt: skip
     return finish_run(run, history, logits_of, images, data)
 

@@ -19,10 +19,12 @@ from datasets.device import steps_per_epoch
 from losses.los import optimal_gap
 from models.heads import max_norm_
 from utils.checkpoint import load_weights
+from utils.command import run_command
 from utils.config import STAGE2, parse_command
+from utils.distributed import process_count
 from utils.engine import EpochResult, predict, train_epoch
-from utils.errors import run_command
-from utils.features import STAGE2_DRAWS, FrozenFeatures, batch_statistics_features, feature_batches
+from utils.errors import UserError
+from utils.features import STAGE2_DRAWS, batch_statistics_features, feature_batches, freeze
 from utils.own_features import find_start
 from utils.printing import scale_line
 from utils.report import finish_run
@@ -59,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings = command.settings
     data = load_data(settings, stage1_seed(settings), checkpoint)
     refuse_other_images(checkpoint, data)
+    if settings.bn_mode == "train" and process_count() > 1:
+        raise UserError("--bn_mode train (of --protocol released) needs one process: start without torchrun")
     plan = plan_of(settings, data.num_classes)
     target = plan.target(data.num_classes)
     model = build_network(settings, data)
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return read_metrics(run)
     announce(command, data, execution, folder)
 
-    images = device_images(data, execution)
+    images = device_images(data, execution, settings)
     execution.place(model)
     print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
     print(f"method: {settings.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     draws = settings.seed + STAGE2_DRAWS
     train = images["train"]
-    frozen = FrozenFeatures(model, images, execution, draws, settings.views)
+    frozen = freeze(model, images, data, execution, settings, checkpoint, seed=draws, views=settings.views)
     if plan.recipe.trains and settings.features is not None:
         print(scale_line(frozen.plain("train"), plan.lr))
     limit = row_norm_limit(plan, model.fc)
@@ -113,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     history, logits_of = fit(
         run, model, optimizer, train_one_epoch, features_of, images, data,
         loss_function=losses, lr_of_epoch=lambda epoch: cosine_lr(plan.lr, epoch, plan.epochs),
-        epochs=plan.epochs, eval_every=settings.eval_every,
+        epochs=plan.epochs, eval_every=settings.eval_every, tensorboard=settings.tensorboard,
     )  # fmt: skip
     return finish_run(run, history, logits_of, images, data)
 

@@ -22,8 +22,10 @@ import main_stage1
 import main_stage2
 from tables import TABLES
 from tables.request import STAGE1_ONLY, Request
+from utils.command import run_command
 from utils.config import FIELDS, PARAMETERS, STAGE1, make_parser
-from utils.errors import UserError, run_command
+from utils.distributed import launch_of
+from utils.errors import UserError
 from utils.files import make_folder
 from utils.recipes import find_recipe
 
@@ -97,6 +99,8 @@ def once(values: list[Any] | None) -> list[Any] | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if launch_of().count > 1:
+        raise UserError("reproduce.py is one process that runs the stages: start it without torchrun")
     own, rest = make_table_parser().parse_known_args(arguments)
     if own.table not in TABLES:
         refuse(f"unknown table '{own.table}'; known: {', '.join(TABLES)}")

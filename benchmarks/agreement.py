@@ -22,8 +22,8 @@ from benchmarks.command import Benchmark
 from benchmarks.plain import LABEL_SMOOTH, PlainLoop
 from benchmarks.record import network_name, provenance, write_record
 from models import build_model
+from utils.command import run_command
 from utils.config import STAGE1, Command, parse_command
-from utils.errors import run_command
 from utils.runs import stage1_folder
 from utils.setup import load_data, settle_execution
 

@@ -31,9 +31,9 @@ from datasets.long_tail import LongTailedData
 from losses import build_loss
 from losses.los import ONE_HOT
 from models import build_model
+from utils.command import run_command
 from utils.config import Settings
 from utils.engine import Batches, train_epoch
-from utils.errors import run_command
 from utils.execution import Execution
 from utils.setup import settle_execution
 

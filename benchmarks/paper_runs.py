@@ -37,8 +37,9 @@ import pandas as pd
 from benchmarks.bring_home import MIB, Home, bring
 from tables.request import HOLDOUT, SPLITS, STAGE1_ONLY
 from utils.checkpoint import Checkpoint
+from utils.command import run_command
 from utils.config import FIELDS, PARAMETERS, STAGE1, STAGE2, Command, Settings, make_parser, parse_command
-from utils.errors import UserError, run_command
+from utils.errors import UserError
 from utils.files import make_folder
 from utils.parts import PART_MIB
 from utils.runs import stage1_folder, stage1_tags, stage2_folder, stage2_tags

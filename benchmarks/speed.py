@@ -31,8 +31,8 @@ from benchmarks.child import run_child
 from benchmarks.command import Benchmark
 from benchmarks.floor import operations_per_image, product_rate
 from benchmarks.record import network_name, provenance, write_record
+from utils.command import run_command
 from utils.config import STAGE1, Command, Settings, parse_command
-from utils.errors import run_command
 from utils.setup import settle_execution
 
 STAGE2_EPOCHS = 20

@@ -1,26 +1,41 @@
 """Data sets, one file each, and the one function that loads them."""
 
 from collections.abc import Callable
+from dataclasses import astuple
 from functools import partial
 
 from datasets.cifar import CIFAR10, CIFAR100, load_cifar
 from datasets.digits import load_digits
+from datasets.listed import LAYOUTS, NO_FILES, ListFiles, load_folder, load_listed
 from datasets.long_tail import LongTailedData, Profile
 from utils.errors import UserError
 
-# Each takes the folder of the data sets and a profile.
-DATASETS: dict[str, Callable[[str, Profile], LongTailedData]] = {
+# Small balanced images that are held in memory and made long-tailed. Each takes the folder of the data sets and a
+# profile.
+IN_MEMORY: dict[str, Callable[[str, Profile], LongTailedData]] = {
     "cifar100": partial(load_cifar, CIFAR100, "cifar100"),
     "cifar10": partial(load_cifar, CIFAR10, "cifar10"),
     "digits": lambda data_dir, profile: load_digits(profile),  # embedded in scikit-learn: no folder
 }
+# Images on disk: lists in the layouts of the field or in anyone's own, and a folder a class.
+ON_DISK = [*LAYOUTS, "folder"]
+LIST_FLAGS = ["--train_list", "--val_list", "--test_list", "--image_root"]
+DATASETS = [*IN_MEMORY, *ON_DISK]
 
 
-def load_dataset(name: str, profile: Profile, data_dir: str = "data") -> LongTailedData:
+def load_dataset(name: str, profile: Profile, data_dir: str = "data", files: ListFiles = NO_FILES) -> LongTailedData:
     """Load the data set `name`, made long-tailed as `profile` says, from its folder below `data_dir`.
 
-    Raises UserError for an unknown name, a profile that cannot be had, and missing or wrong files.
+    `files` names lists and a folder of images in the place of a layout's own. Raises UserError for an unknown name, a
+    profile that cannot be had, and missing or wrong files.
     """
-    if name not in DATASETS:
+    if name in LAYOUTS:
+        return load_listed(LAYOUTS[name], data_dir, profile, files)
+    given = [f"{flag} {value}" for flag, value in zip(LIST_FLAGS, astuple(files), strict=True) if value is not None]
+    if given:
+        raise UserError(f"{', '.join(given)}: lists are for {', '.join(LAYOUTS)}, not for '{name}'; leave it out")
+    if name == "folder":
+        return load_folder(data_dir, profile)
+    if name not in IN_MEMORY:
         raise UserError(f"unknown data set '{name}'; known: {', '.join(DATASETS)}")
-    return DATASETS[name](data_dir, profile)
+    return IN_MEMORY[name](data_dir, profile)

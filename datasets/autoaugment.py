@@ -12,7 +12,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-AUGMENTATIONS = ["crop", "autoaugment"]
+AUGMENTATIONS = ["crop", "jitter", "autoaugment"]
 
 Step = tuple[str, float, int | None]  # operation, probability, magnitude's index among MAGNITUDES (None: has none)
 

@@ -24,11 +24,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from datasets import DATASETS, load_dataset
-from datasets.listed import LAYOUTS, Facts, ListFiles, find_lists, load_folder, load_listed, read_rgb
+from datasets import IN_MEMORY, load_dataset
+from datasets.listed import LAYOUTS, Facts, ListFiles, find_lists, read_rgb
 from datasets.lists import ListedSplit, class_folders, image_files, join, scan, shown
 from datasets.long_tail import LongTailedData, Profile
-from utils.errors import UserError, run_command
+from utils.command import run_command
+from utils.errors import UserError
 from utils.files import sha256_file, write_atomically, write_json
 from utils.progress import show_progress
 
@@ -270,19 +271,12 @@ def save_plot(path: Path, figure: Figure) -> None:
 
 def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path], Facts | None]:
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
-    name, data_dir, profile = arguments.dataset, arguments.data_dir, Profile(imb_ratio=arguments.imb_ratio)
+    name, data_dir = arguments.dataset, arguments.data_dir
     files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
+    data = load_dataset(name, Profile(imb_ratio=arguments.imb_ratio), data_dir, files)
     if name in LAYOUTS:
-        layout = LAYOUTS[name]
-        return load_listed(layout, data_dir, profile, files), find_lists(layout, data_dir, files), layout.facts
-    if files != ListFiles():
-        raise UserError(f"--*_list and --image_root are for {', '.join(LAYOUTS)}, not for '{name}'")
-    if name == "folder":
-        return load_folder(data_dir, profile), {}, None
-    if name not in DATASETS:
-        known = dict.fromkeys([*DATASETS, *LAYOUTS, "folder"])
-        raise UserError(f"unknown data set '{name}'; known: {', '.join(known)}")
-    return load_dataset(name, profile if arguments.imb_ratio is not None else Profile(), data_dir), {}, None
+        return data, find_lists(LAYOUTS[name], data_dir, files), LAYOUTS[name].facts
+    return data, {}, None
 
 
 def decode_count(text: str) -> int | None:
@@ -314,10 +308,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="write a picture of the class sizes to this PNG file")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     arguments = parser.parse_args(argv)
-    report = make_report(*load(arguments), arguments.decode)
-    if arguments.dataset in DATASETS:
-        factor = Profile().imb_ratio if arguments.imb_ratio is None else arguments.imb_ratio
+    if arguments.dataset in IN_MEMORY:
+        if arguments.imb_ratio is None:
+            arguments.imb_ratio = Profile().imb_ratio
+        factor = arguments.imb_ratio
         print(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
+    report = make_report(*load(arguments), arguments.decode)
     print(report_text(report))
     if arguments.plot:
         save_plot(arguments.plot, draw_sizes(report["dataset"], np.array(report["class_counts"])))

@@ -5,7 +5,7 @@ Every draw is a hash of (seed, epoch, image), so it depends neither on the batch
 workers or processes, and a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.autoaugment import AUGMENTATIONS, apply_policy, cutout, draw_policy
+from datasets.jitter import colour_jitter
 from datasets.long_tail import Augmentation, Split
+from utils.distributed import process_count, process_rank
 from utils.errors import UserError
 
 MASK64 = (1 << 64) - 1
 # Salts of the seed: what they draw is independent of the crops, which are drawn with the seed itself.
-POLICY_STREAM, HOLE_STREAM = 1, 2
+POLICY_STREAM, HOLE_STREAM, JITTER_STREAM, MIRROR_STREAM = 1, 2, 3, 4
 # Training images that are augmented together; this many need some hundred MB in between.
 CHUNK = 4096
 
@@ -56,13 +58,52 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-class DeviceImages:
+class ImageSource:
+    """The images of one split, and the batches drawn from them: what training and prediction need to know of them.
+
+    `size` is the side in pixels of what the network sees; `labels` (N,) and `ids` (N,) int64 lie on the device. Batches
+    are (B, 3, size, size) float32, normalised, in channels-last memory order.
+    """
+
+    size: int
+    labels: Tensor
+    ids: Tensor
+    augmentation: Augmentation
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def view_batches(
+        self, rows: Sequence[Tensor], view: tuple[int, int] | None = None, mirrored: bool = False
+    ) -> Iterator[Tensor]:
+        """Yield the images of each tensor of `rows` as they are, mirrored, or augmented as `view` = (seed, epoch) says.
+
+        A tensor without rows gives a batch without images.
+        """
+        raise NotImplementedError
+
+    def training_batches(
+        self, batch_size: int, seed: int, epoch: int, drop_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, labels) of one shuffled epoch; the last, partial batch is kept unless `drop_last`.
+
+        Of many processes each gets its share of every batch. Raises UserError, at the call, where dropping the last one
+        would leave no batch.
+        """
+        steps = steps_per_epoch(len(self), batch_size, drop_last)
+        order = epoch_order(len(self), seed, epoch).to(self.labels.device)
+        rows = share_of_batches(order[: steps * batch_size], batch_size)
+        return zip(self.view_batches(rows, (seed, epoch)), (self.labels[batch] for batch in rows), strict=True)
+
+
+class DeviceImages(ImageSource):
     """The images of one split on a device, and the batches drawn from them.
 
     `images` (N, H, W, 3) uint8 with the padding for crops already around them; `labels` (N,) and `ids` (N,) int64.
     Batches come out as (B, 3, H, W) float32 in channels-last memory order. `augment` says what an augmented image
-    undergoes: "crop" is a crop and, where the data set allows it, mirroring; "autoaugment" adds the CIFAR-10 policy and
-    Cutout (GALA's first stage). Raises UserError for another one, and for the policy on images without mirroring.
+    undergoes: "crop" is a crop and, where the data set allows it, mirroring; "jitter" adds `colour_jitter`,
+    "autoaugment" the CIFAR-10 policy and Cutout (GALA's first stage). Raises UserError for another one, and for the
+    policy on images without mirroring.
     """
 
     def __init__(self, split: Split, augmentation: Augmentation, device: torch.device, augment: str = "crop") -> None:
@@ -84,9 +125,6 @@ class DeviceImages:
         self.scale = 1 / (255 * std)
         self.shift = torch.tensor(augmentation.mean, device=device) / std
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn uint8 pixels (B, H, W, 3) into normalised, channels-last images (B, 3, H, W)."""
         return (pixels * self.scale - self.shift).permute(0, 3, 1, 2)
@@ -106,6 +144,9 @@ class DeviceImages:
         if self.augment == "crop":
             return self.cropped(rows, seed, epoch)
         pixels = self.cropped(rows, seed, epoch).permute(0, 3, 1, 2).contiguous()
+        if self.augment == "jitter":
+            draws = hash_ids(self.ids[rows], stream_seed(seed, JITTER_STREAM), epoch)
+            return colour_jitter(pixels, draws).permute(0, 2, 3, 1).contiguous()
         draws = hash_ids(self.ids[rows], stream_seed(seed, POLICY_STREAM), epoch)
         pixels = apply_policy(pixels, *draw_policy(draws.cpu()))
         pixels = cutout(pixels, hash_ids(self.ids[rows], stream_seed(seed, HOLE_STREAM), epoch))
@@ -125,24 +166,50 @@ class DeviceImages:
             xs = xs + line
         return self.images[rows[:, None, None], ys[:, :, None], xs[:, None, :]]
 
-    def training_batches(
-        self, batch_size: int, seed: int, epoch: int, drop_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, labels) of one shuffled epoch; the last, partial batch is kept unless `drop_last`.
+    def view_batches(
+        self, rows: Sequence[Tensor], view: tuple[int, int] | None = None, mirrored: bool = False
+    ) -> Iterator[Tensor]:
+        """Yield the images of each tensor of `rows` as they are, mirrored, or augmented as `view` = (seed, epoch) says.
 
-        Raises UserError, at the call, where dropping it would leave no batch.
+        Thousands of images are augmented together, as uint8: on a GPU the few kernels of a batch would each cost a
+        launch, and the policy needs many images of each operation.
         """
-        steps = steps_per_epoch(len(self), batch_size, drop_last)
-        order = epoch_order(len(self), seed, epoch).to(self.labels.device)
-        return self._batches(order[: steps * batch_size], batch_size, seed, epoch)
+        if view is None:
+            yield from (self.plain(batch, mirrored) for batch in rows)
+            return
+        for group in grouped(rows, CHUNK):
+            pixels = self.augmented_pixels(torch.cat(group), *view)
+            yield from map(self.normalise, pixels.split([len(batch) for batch in group]))
 
-    def _batches(self, order: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches in the `order` (M,) given. Thousands of images are augmented together, as uint8: on a GPU the
-        few kernels of a batch would each cost a launch, and the policy needs many images of each operation."""
-        for rows in order.split(max(CHUNK // batch_size, 1) * batch_size):
-            pixels = self.augmented_pixels(rows, seed, epoch)
-            for part, labels in zip(pixels.split(batch_size), self.labels[rows].split(batch_size), strict=True):
-                yield self.normalise(part), labels
+
+def grouped(batches: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Yield consecutive batches together, as many as hold at most `most` rows, one at least."""
+    group: list[Tensor] = []
+    held = 0
+    for batch in batches:
+        if group and held + len(batch) > most:
+            yield group
+            group, held = [], 0
+        group.append(batch)
+        held += len(batch)
+    if group:
+        yield group
+
+
+def share_of_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Split an order (N,) into batches and return what this process computes of each: all of it where it is alone.
+
+    `batch_size` is that of all processes together. The parts of a batch differ by one image at most; the last batch may
+    leave a process without any.
+    """
+    parts = (batch.tensor_split(process_count())[process_rank()] for batch in order.split(batch_size))
+    return list(parts)
+
+
+def batch_sizes(count: int, batch_size: int, drop_last: bool = False) -> list[int]:
+    """Return the size of every batch of an epoch over `count` images, over all processes."""
+    steps = steps_per_epoch(count, batch_size, drop_last)
+    return [min(batch_size, count - step * batch_size) for step in range(steps)]
 
 
 def steps_per_epoch(count: int, batch_size: int, drop_last: bool = False) -> int:

@@ -7,6 +7,7 @@ CVPR 2018), whose JSON Kang et al. (ICLR 2020) turned into the field's text file
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.lists import ListedSplit, join, read_folder, read_json_list, read_list, shown
-from datasets.long_tail import Augmentation, LongTailedData, Profile, select_subset, split_holdout
+from datasets.long_tail import Augmentation, LongTailedData, Profile, index_sha256, select_subset, split_holdout
 from utils.errors import UserError
 
 # The constants of ImageNet's images, which pre-trained weights expect too. Crops are resized, not padded.
@@ -110,9 +111,7 @@ def load_listed(layout: Layout, data_dir: str, profile: Profile, files: ListFile
     is held out where the profile holds out no share of the training list.
     """
     if layout.facts is not None and profile.imb_ratio is not None:
-        raise UserError(
-            f"{layout.name} is long-tailed as it is; --imb_ratio is for balanced data (cifar100, list, folder)"
-        )
+        raise UserError(f"{layout.name} is long-tailed as it is: leave --imb_ratio out, which is for balanced data")
     root = Path(data_dir) / layout.folder if files.image_root is None else Path(files.image_root)
     if not root.is_dir():
         raise UserError(f"there is no folder {root} for the images of {layout.name}; see --data_dir and --image_root")
@@ -187,6 +186,22 @@ def long_tailed(
     )
 
 
+def without_rows(split: ListedSplit, rows: Sequence[int]) -> ListedSplit:
+    """Return a split without the images at the positions `rows`."""
+    return split.take(np.setdiff1d(np.arange(len(split)), rows))
+
+
+def with_splits(data: LongTailedData, train: ListedSplit, holdout: ListedSplit, test: ListedSplit) -> LongTailedData:
+    """Return a data set with other images in its splits, counted and identified anew.
+
+    Raises UserError for a class without images in train or test.
+    """
+    for part, split in (("training", train), ("test", test)):
+        refuse_empty_classes(split.labels, data.num_classes, part, data.class_names)
+    counts, subset = np.bincount(train.labels), path_identity(join([train, holdout]))
+    return replace(data, train=train, holdout=holdout, test=test, class_counts=counts, subset=subset)
+
+
 def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_names: list[str] | None) -> None:
     """Raise UserError where one of the classes 0..K-1 has no image; it needs no array of K numbers."""
     present = np.unique(labels)
@@ -221,7 +236,7 @@ def path_identity(split: ListedSplit) -> dict[str, str]:
         pairs = zip(split.labels[rows].tolist(), split.images[rows].tolist(), strict=True)
         content.update(b"".join(b"%d %s\n" % pair for pair in pairs))
     return {
-        "index_sha256": hashlib.sha256(np.sort(split.ids).astype("<i8").tobytes()).hexdigest(),
+        "index_sha256": index_sha256(split.ids),
         "content_sha256": content.hexdigest(),
         "content": "labels and relative paths",
     }

@@ -52,12 +52,13 @@ class Augmentation:
 class Profile:
     """How a balanced data set is made long-tailed.
 
-    `imb_ratio` is the imbalance factor (largest over smallest class) and `imb_type` the shape (`long_tail_counts`);
+    `imb_ratio` is the imbalance factor (largest over smallest class), None for the imbalance that the data have of
+    themselves, and `imb_type` the shape (`long_tail_counts`);
     `subset` says which images of a class are kept (`select_subset`), `holdout` which share of them stays out of
     training, for tuning (`split_holdout`).
     """
 
-    imb_ratio: float = 100
+    imb_ratio: float | None = 100
     imb_type: str = "exp"
     subset: str = "first"
     subset_seed: int = 0
@@ -65,7 +66,12 @@ class Profile:
     holdout_seed: int = 0
 
     def counts(self, n_max: int, num_classes: int) -> list[int]:
-        """Return the images per class where the largest class has `n_max`, the held-out ones included."""
+        """Return the images per class where the largest class has `n_max`, the held-out ones included.
+
+        Raises UserError without an `imb_ratio`.
+        """
+        if self.imb_ratio is None:
+            raise UserError("these data are balanced: --imb_ratio says how long-tailed to make them, 1 for not at all")
         return long_tail_counts(n_max, num_classes, self.imb_ratio, self.imb_type)
 
 
@@ -89,6 +95,11 @@ class LongTailedData:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def imbalance_factor(self) -> float:
+        """The largest class over the smallest."""
+        return float(self.class_counts.max() / self.class_counts.min())
 
 
 def long_tail_counts(n_max: int, num_classes: int, imb_ratio: float, imb_type: str = "exp") -> list[int]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.parts import add_constants, log_rest, of_label, true_class
+from utils.distributed import process_count, sum_over_processes
 
 
 def effective_number_weights(class_counts: Sequence[int], beta: float) -> Tensor:
@@ -54,8 +55,17 @@ class InverseFrequencyCrossEntropy(nn.Module):
         add_constants(self, weights=inverse_frequency_weights(class_counts, rho))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Map logits (B, K) and labels (B,) to a scalar in nats."""
-        return F.cross_entropy(logits, labels, self.weights.to(logits.dtype))
+        """Map logits (B, K) and labels (B,) to a scalar in nats.
+
+        Of a batch that many processes share, the sum of w_y is that of all: the mean of their losses, each weighted by
+        its number of samples, is the loss of the whole batch.
+        """
+        weights = self.weights.to(logits.dtype)
+        if process_count() == 1:
+            return F.cross_entropy(logits, labels, weights)
+        here = weights[labels].sum()
+        weight, count = sum_over_processes(torch.stack([here, here.new_tensor(len(labels))]))
+        return F.cross_entropy(logits, labels, weights, reduction="sum") * count / (weight * len(labels))
 
 
 class ClassBalancedBinary(nn.Module):

@@ -20,8 +20,7 @@ from utils.checkpoint import Checkpoint, load_weights
 from utils.config import STAGE2, Command, parse_command
 from utils.errors import DivergedError, UserError
 from utils.evaluation import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
-from utils.execution import Execution
-from utils.features import STAGE2_DRAWS, FrozenFeatures
+from utils.features import STAGE2_DRAWS, freeze
 from utils.files import make_folder, read_json, write_json
 from utils.head_training import Bench, Trained, train_heads
 from utils.own_features import find_start
@@ -74,14 +73,10 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
     refuse_other_images(checkpoint, data)
     model = build_network(settings, data)
     load_weights(model, checkpoint)
-    images = device_images(data, execution)
+    images = device_images(data, execution, settings)
     execution.place(model)
     draws = settings.seed + STAGE2_DRAWS
-    folder = Path(settings.out) / "features" / checkpoint.sha256[:16] if checkpoint.features is None else None
-    frozen = FrozenFeatures(
-        model, images, execution, draws, settings.views,
-        folder=folder, identity=identity(checkpoint, data, execution),
-    )  # fmt: skip
+    frozen = freeze(model, images, data, execution, settings, checkpoint, seed=draws, views=settings.views, keep=True)
     bench = Bench(
         frozen, model.fc, images["train"].labels, data.class_counts.tolist(), execution,
         settings.batch_size, settings.momentum, settings.seed, draws,
@@ -101,14 +96,6 @@ def stage1_name(lab: Laboratory) -> str:
     if lab.checkpoint.features is not None and views != lab.command.defaults.views:
         tags.append(f"views{views}")
     return "_".join([experiment_name(lab.command.settings), *tags])
-
-
-def identity(checkpoint: Checkpoint, data: LongTailedData, execution: Execution) -> str:
-    """Return what features depend on beside the split and the view."""
-    held = hashlib.sha256(data.holdout.ids.tobytes() + data.test.ids.tobytes()).hexdigest()
-    arithmetic = f"{execution.device.type} {'bf16' if execution.bf16 else 'fp32'}"
-    content = (checkpoint.sha256, *data.subset.values(), held, str(data.augmentation), arithmetic)
-    return " ".join(content)
 
 
 @dataclass(frozen=True)

@@ -303,6 +303,6 @@ def test_policy_is_refused_where_mirroring_would_change_the_class(augmentation: 
 
 
 def test_unknown_augmentation_is_refused() -> None:
-    with pytest.raises(UserError, match="crop, autoaugment"):
+    with pytest.raises(UserError, match="crop, jitter, autoaugment"):
         device_images(2, "randaugment")
-    assert AUGMENTATIONS == ["crop", "autoaugment"]
+    assert AUGMENTATIONS == ["crop", "jitter", "autoaugment"]

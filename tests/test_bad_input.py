@@ -34,9 +34,9 @@ from test_commands import (
 from torch import Tensor, nn
 
 import losses
-import models
+import utils.setup
 import utils.training
-from datasets import DATASETS
+from datasets import DATASETS, IN_MEMORY
 from datasets.cifar import load_cifar
 from models import NETWORKS, build_model
 from utils.recipes import RECIPES
@@ -310,7 +310,7 @@ def test_data_that_cannot_be_downloaded(error: Exception, tmp_path: Path, monkey
 
     use_small_cifar(monkeypatch)
     offline = dataclasses.replace(SMALL_CIFAR, download=download)  # type: ignore[arg-type]
-    monkeypatch.setitem(DATASETS, "cifar100", partial(load_cifar, offline, "cifar100"))
+    monkeypatch.setitem(IN_MEMORY, "cifar100", partial(load_cifar, offline, "cifar100"))
     message = refused("main_stage1", "--data_dir", tmp_path / "data", "--out", tmp_path / "runs")
     assert str(tmp_path / "data" / "cifar100" / SMALL_CIFAR.folder) in message
     assert "--dataset digits" in message
@@ -670,7 +670,7 @@ def test_a_poor_choice_is_measured_or_refused(flags: str, tmp_path: Path) -> Non
 
 def test_features_that_collapsed_are_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network whose last ReLU is dead gives one feature for every image: a ratio of variances does not exist."""
-    original = models.build_model
+    original = utils.setup.build_model
 
     def dead(*arguments: Any, **options: Any) -> nn.Module:
         model = original(*arguments, **options)
@@ -678,7 +678,7 @@ def test_features_that_collapsed_are_reported_as_such(tmp_path: Path, monkeypatc
         block.bn2.register_forward_hook(lambda module, inputs, output: output * 0 - 1e3)
         return model
 
-    monkeypatch.setattr(models, "build_model", dead)
+    monkeypatch.setattr(utils.setup, "build_model", dead)
     stage1(tmp_path, "--epochs", 1)
     metrics = read(next(tmp_path.rglob("metrics.json")))
     assert metrics["train"]["feature_variance_ratio"] is None

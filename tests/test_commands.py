@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import utils.checkpoint
 import utils.features
 import utils.setup
-from datasets import DATASETS
+from datasets import IN_MEMORY
 from datasets.cifar import CIFAR100, Layout, load_cifar
 from datasets.long_tail import LongTailedData
 from utils.config import PRESETS
@@ -149,7 +149,7 @@ def write_cifar(root: Path, layout: Layout = SMALL_CIFAR) -> Path:
 
 def use_small_cifar(patch: pytest.MonkeyPatch) -> None:
     """Let `cifar100` stand for five classes and a network to match, so that its command lines take a second."""
-    patch.setitem(DATASETS, "cifar100", partial(load_cifar, SMALL_CIFAR, "cifar100"))
+    patch.setitem(IN_MEMORY, "cifar100", partial(load_cifar, SMALL_CIFAR, "cifar100"))
     patch.setitem(PRESETS, "cifar100", {"network": "resnet8", "width": 4, "epochs": 2, "workers": 1})
 
 
@@ -780,14 +780,14 @@ def test_features_are_computed_once_a_view(
     views: str, computed: list[int], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    original = utils.features.predict
+    original = utils.features.predict_blocks
 
     def counting(*arguments: Any, **options: Any) -> Tensor:
         if options.get("view") is not None:
             seen.append(options["view"])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(utils.features, "predict", counting)
+    monkeypatch.setattr(utils.features, "predict_blocks", counting)
     stage2(runs, "--views", views, "--finetune_epoch", 4)
     assert seen == [(utils.features.STAGE2_DRAWS, view) for view in computed]
 

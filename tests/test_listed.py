@@ -30,7 +30,8 @@ from datasets.listed import (
 )
 from datasets.lists import ListedSplit, join, pack, read_folder, read_json_list, read_list
 from datasets.long_tail import LongTailedData, Profile, long_tail_counts
-from utils.errors import UserError, run_command
+from utils.command import run_command
+from utils.errors import UserError
 from utils.metrics import shot_groups
 
 CLASSES = {"ant": 9, "bee": 6, "cat": 4, "dog": 2}
@@ -671,7 +672,10 @@ def test_check_of_the_embedded_data(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("arguments", "words"),
     [
         (["--dataset", "imagenet"], "unknown data set 'imagenet'; known: cifar100, cifar10, digits, "),
-        (["--dataset", "digits", "--train_list", "a.txt"], "--*_list and --image_root are for imagenet_lt"),
+        (
+            ["--dataset", "digits", "--train_list", "a.txt"],
+            "--train_list a.txt: lists are for imagenet_lt",
+        ),
         (["--dataset", "list", "--decode", "some"], "'some' is neither a number of images nor 'all'"),
         (["--dataset", "list", "--decode", "-1"], "'-1' is neither"),
         (["--dataset", "list", "--train_lists", "a"], "unrecognized arguments"),

@@ -302,7 +302,7 @@ def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) ->
     def computing(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("features were computed again")
 
-    monkeypatch.setattr("utils.features.predict", computing)
+    monkeypatch.setattr("utils.features.predict_blocks", computing)
     make(out, "unified", "--methods", "los")
     assert rows_of(out, "los")["method"].tolist() == ["los"]
 

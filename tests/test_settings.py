@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from image_trees import image_tree
 from test_commands import ROOT, SCRIPTS, folder_of, run, stage1, stage2, succeed
 
 import utils.runs
@@ -138,7 +139,13 @@ def spies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spy]:
     small = ("--dataset", "digits", "--width", 2, "--out", out)
     losses = ("focal", "cb_ce", "reweighted_ce", "logit_adjust", "las", "gala")
     methods = ("focal", "cb_ce", "vs", "las", "gcl", "ldam", "gala", "marc", "tau_norm")
+    tree = image_tree(out / "tree", classes=3, train=4)
+    on_disk = ("--dataset", "folder", "--data_dir", tree, "--stem", "cifar", "--network", "resnet8", "--width", 2)
+    on_disk += ("--image_size", 8, "--resize", 8, "--workers", 0, "--out", out)
     lines: list[tuple[str, tuple[object, ...]]] = [
+        ("main_stage1", (*on_disk, "--epochs", 1)),
+        ("main_stage2", (*on_disk, "--finetune_epoch", 1, "--tensorboard")),
+        ("main_stage1", (*small, "--epochs", 1, "--out", out / "events", "--tensorboard")),
         ("main_stage1", (*small, "--epochs", 1)),
         ("main_stage1", (*small, "--epochs", 1, "--resume")),
         *(("main_stage1", (*small, "--epochs", 1, "--loss", loss, "--out", out / loss)) for loss in losses),
@@ -198,7 +205,7 @@ def test_presets_and_protocols_name_settings_that_exist() -> None:
     assert all(dataset in DATASETS and loss in STAGE1_LOSSES for dataset, loss in LOSS_PRESETS)
     for preset in (*PRESETS.values(), *LOSS_PRESETS.values()):
         assert set(preset) <= set(FIELDS)
-        assert not set(preset) & {"dataset", "protocol", *PROTOCOL_SWITCHES}
+        assert not set(preset) & {"dataset", "protocol", "start", "bn_mode"}
     assert set(PROTOCOL_SWITCHES) <= set(FIELDS)
     assert set(PROTOCOLS) == set(FIELDS["protocol"].metadata["choices"])
     for switches in PROTOCOLS.values():

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from models.foreign import compare_keys, find_state_dict
+from models.network import Network
+from models.weights import with_network_names
 from utils.errors import UserError
 from utils.feature_files import OWN_FEATURES, read_features
 from utils.files import sha256_file, write_atomically
@@ -217,9 +219,10 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: Network, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's tensors into a model; a UserError names missing, unexpected and misshapen keys."""
-    problems = compare_keys(checkpoint.state, model.state_dict())
+    state = with_network_names(model, checkpoint.state)
+    problems = compare_keys(state, model.state_dict())
     if problems:
         raise UserError(f"{checkpoint.path} ({checkpoint.kind}) does not fit the network: {'; '.join(problems)}")
-    model.load_state_dict(checkpoint.state)
+    model.load_state_dict(state)

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.errors import UserError, run_command
+from utils.command import run_command
+from utils.errors import UserError
 from utils.evaluation import logits_summary
 from utils.files import read_json, write_text
 from utils.metrics import SHOTS, summarise

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from datasets import DATASETS
+from datasets import DATASETS, ON_DISK
 from datasets.autoaugment import AUGMENTATIONS
 from datasets.long_tail import IMB_TYPES, SUBSETS
 from datasets.sampling import SAMPLERS
 from losses import loss_parameters
 from losses.los import torch_target
-from models import NETWORKS
+from models import STEMS, check_network
 from utils.errors import UserError
 from utils.feature_files import OWN, own_name
 from utils.parameters import check_parameter
@@ -75,10 +75,12 @@ class Settings:
     data_dir: str = option("data", "folder of the data sets")
     dataset: str = option("cifar100", "data set", choices=list(DATASETS))
     num_class: int | None = option(None, "number of classes; checked against the data", kind=int)
-    imb_ratio: float = option(100.0, "imbalance factor: largest over smallest class", kind=float)
-    network: str = option("resnet34", "network", choices=NETWORKS)
+    imb_ratio: float | None = option(
+        100.0, "imbalance factor: largest over smallest class [images on disk: their own]", kind=float
+    )
+    network: str = option("resnet34", "network; with --stem imagenet any classifier of torchvision")
     epochs: int = option(200, "epochs of stage 1", (STAGE1,), kind=int, folder=(STAGE1,))
-    batch_size: int = option(64, "images a step", TRAINING, kind=int, folder=TRAINING)
+    batch_size: int = option(64, "images a step, of all processes together", TRAINING, kind=int, folder=TRAINING)
     cur_stage: str | None = option(None, "which stage", choices=["stage1", "stage2"])
     lr: float = option(
         0.01, "learning rate of stage 1", (STAGE1,), kind=float, names=["--learning-rate"], folder=(STAGE1,)
@@ -101,10 +103,34 @@ class Settings:
         None, "file of features that any model made (.npz, .safetensors), in the place of data set and network"
     )
     out: str = option("checkpoints", "folder of the runs")
-    workers: int | None = option(None, "threads that compute, on a CPU [all]", kind=int)
+    workers: int | None = option(
+        None, "images on disk: processes that read them, 0 for none; images in memory: threads that compute, on a CPU",
+        kind=int,
+    )  # fmt: skip
     seed: int = option(0, "random seed; None draws one and records it", kind=int)
     gpu: int = option(0, "number of the CUDA device", kind=int)
 
+    train_list: str | None = option(None, "list of the training images: lines of 'path label', or COCO's .json")
+    val_list: str | None = option(None, "list of images that are held out for tuning")
+    test_list: str | None = option(None, "list of the test images")
+    image_root: str | None = option(None, "folder that the paths in lists are relative to [that of the data set]")
+    stem: str = option("cifar", "the network's first layers: for images of some 32 or of some 224 pixels",
+        choices=STEMS, folder=TRAINING,
+    )  # fmt: skip
+    image_size: int | None = option(
+        None, "images on disk: side in pixels of what the network sees", kind=int, folder=TRAINING
+    )
+    resize: int | None = option(
+        None, "images on disk: shorter side in pixels before the crop of an evaluation [8/7 of --image_size]", kind=int,
+        folder=TRAINING,
+    )  # fmt: skip
+    skip_bad: int = option(
+        0, "images on disk: read all first and leave out those that cannot be, at most this many", kind=int
+    )
+    weights: str | None = option(
+        None, "pre-trained weights to start from: a state dict of torchvision, of this project, of MoCo and its like",
+        folder=TRAINING,
+    )  # fmt: skip
     imb_type: str = option("exp", "profile of the class sizes", choices=IMB_TYPES)
     subset: str = option("first", "which images of a class are kept", choices=SUBSETS, folder=TRAINING)
     subset_seed: int = option(0, "seed of --subset shuffle", kind=int, folder=TRAINING)
@@ -119,12 +145,23 @@ class Settings:
     )
     loss: str = option("ce", "loss of stage 1", (STAGE1,), choices=STAGE1_LOSSES, folder=(STAGE1,))
     augment: str = option(
-        "crop", "augmentation of stage 1: crop and mirror, or also the AutoAugment policy and Cutout", (STAGE1,),
-        choices=AUGMENTATIONS, folder=(STAGE1,),
+        "crop", "augmentation of stage 1: crop and mirror, or also colour jitter, or the AutoAugment policy and Cutout",
+        (STAGE1,), choices=AUGMENTATIONS, folder=(STAGE1,),
     )  # fmt: skip
     schedule: str = option(
         "cosine", "learning rate of stage 1 over its epochs; warmup_cosine halves the first epoch's", (STAGE1,),
         choices=list(SCHEDULES), folder=(STAGE1,),
+    )  # fmt: skip
+    warmup_epochs: int = option(
+        0, "epochs before the schedule in which the learning rate of stage 1 rises to --lr", (STAGE1,), kind=int,
+        folder=(STAGE1,),
+    )  # fmt: skip
+    clip_grad: float | None = option(
+        None, "clip the norm of stage 1's gradients at this", (STAGE1,), kind=float, folder=(STAGE1,)
+    )
+    sync_bn: str = option(
+        "on", "batch norm in stage 1 on many processes: over the whole batch, or over each process's part", (STAGE1,),
+        choices=["on", "off"], folder=(STAGE1,),
     )  # fmt: skip
     drop_last: bool = switch("stage 1 leaves out the last batch of an epoch where it is not full", (STAGE1,), (STAGE1,))
     method: str = option("los", "classifier re-training method", (STAGE2, EVALUATE), choices=list(RECIPES))
@@ -175,6 +212,7 @@ class Settings:
     resume: bool = switch("go on with an interrupted run", TRAINING)
     overwrite: bool = switch("replace a run that is there", TRAINING)
     reuse: bool = switch("use a run that is finished as it is, go on with an interrupted one", TRAINING)
+    tensorboard: bool = switch("also write what log.csv has as events for TensorBoard", TRAINING)
     trust_pickle: bool = switch(
         "load pickled modules, which can run code: only from a source you trust", (STAGE2, EVALUATE)
     )
@@ -187,9 +225,19 @@ PARAMETERS = [
     "gala_margin", "gala_accumulation",
 ]  # fmt: skip
 
-# CIFAR runs on the released recipe, which is what `Settings` defaults to. The stage-2 learning rate of `digits` was
-# chosen on held-out images: the best mean of results/digits_selection.csv, of equal ones with the published smoothing,
-# and of those the largest.
+# What the presets of images on disk share. That colours are jittered, that stage 2 has the numbers of CIFAR and that it
+# trains on one view is inferred: there is no code of the paper for them. One view cost CIFAR less than a tenth of a
+# point, and every view of iNaturalist 2018 is 3.6 GB of features.
+LARGE: dict[str, Any] = {
+    "stem": "imagenet", "image_size": 224, "imb_ratio": None, "augment": "jitter", "views": "1", "eval_every": 5,
+}  # fmt: skip
+
+# CIFAR runs on the released recipe, which is what `Settings` defaults to. Epochs, batches and learning rates of
+# ImageNet-LT and iNaturalist 2018 are those of Weight Balancing (CVPR 2022), on which LOS builds; it gives ranges of
+# the weight decay alone, in which those here are guesses. Places-LT fine-tunes a network pre-trained on ImageNet, as
+# the field does (`--weights`); its numbers, and those of anyone's own images, are inferred. The stage-2 learning rate
+# of `digits` was chosen on held-out images: the best mean of results/digits_selection.csv, of equal ones with the
+# published smoothing, and of those the largest.
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar100": {},
     "cifar10": {},
@@ -197,6 +245,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "imb_ratio": 25.0, "network": "resnet8", "epochs": 60, "batch_size": 32, "lr": 0.05, "wd": 5e-3,
         "finetune_lr": 1e-4,
         "workers": 1,  # on more threads than one, work this small waits for its threads
+    },
+    "imagenet_lt": {**LARGE, "network": "resnext50_32x4d", "epochs": 200, "wd": 5e-4},
+    "places_lt": {**LARGE, "network": "resnet152", "epochs": 30, "batch_size": 128, "wd": 5e-4},
+    "inaturalist2018": {**LARGE, "network": "resnet50", "epochs": 200, "batch_size": 512, "wd": 1e-4},
+    "list": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
+    "folder": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
+}  # fmt: skip
+# Where stage 2 has a preset of its own: the head is re-trained in batches of 64 whatever stage 1 had.
+STAGE2_PRESETS: dict[str, dict[str, Any]] = {
+    "places_lt": {"batch_size": 64},
+    "inaturalist2018": {"batch_size": 64},
+}
+
+# Stage 2 of a method as it was published for a data set: GALA re-trains the classifier alone on large images. Its code
+# leaves traces of ImageNet-LT's and iNaturalist's settings; those of Places-LT are inferred from ImageNet-LT's.
+METHOD_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("imagenet_lt", "gala"): {
+        "finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"
+    },
+    ("places_lt", "gala"): {
+        "finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"
+    },
+    ("inaturalist2018", "gala"): {
+        "finetune_lr": 0.2, "batch_size": 512, "finetune_epoch": 30, "finetune_wd": 1e-4, "sampler": "class_balanced",
     },
 }  # fmt: skip
 
@@ -207,12 +279,13 @@ FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain"}
 # What a file of features settles itself, or what only images and networks have.
 NOT_OF_FEATURES = (
     "data_dir", "dataset", "imb_ratio", "imb_type", "subset", "subset_seed", "holdout", "network", "width",
-    "pretrained_pth", "start", "trust_pickle",
+    "pretrained_pth", "start", "trust_pickle", "train_list", "val_list", "test_list", "image_root", "stem",
+    "image_size", "resize", "skip_bad", "weights",
 )  # fmt: skip
 # What else the stage 1 of features has no use for: its classifier is the solution of a convex problem.
 NOT_OF_PROBES = (
     "epochs", "batch_size", "lr", "momentum", "nesterov", "label_smooth", "mixup", "eval_every", "loss", "augment",
-    "schedule", "drop_last", "compile", *PARAMETERS,
+    "schedule", "drop_last", "compile", "warmup_epochs", "clip_grad", "sync_bn", *PARAMETERS,
 )  # fmt: skip
 
 # What stage 1 defaults to with a loss, where that was published with a recipe of its own: GALA's code for CIFAR.
@@ -229,6 +302,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "released": {"start": "best", "bn_mode": "train", "views": "fresh"},
 }
 PROTOCOL_SWITCHES = ("start", "bn_mode", "views")
+ONLY_ON_DISK = ("image_size", "resize", "skip_bad")
+NATURAL = "natural"  # the `imb_type` of data that are long-tailed of themselves
 # What has no effect in stage 2 where the classifier is computed from plain features instead of trained.
 TRAINED_ONLY = (
     "finetune_epoch", "finetune_lr", "finetune_wd", "momentum", "nesterov", "batch_size", "views", "bn_mode",
@@ -312,22 +387,22 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     protocol = given.get("protocol", FIELDS["protocol"].default)
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(PROTOCOLS)}")
-    preset = preset_of(dataset)
-    if script == STAGE1:
-        preset = {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {})}
-    elif find_recipe(given.get("method", FIELDS["method"].default)).own_budget:
-        preset = {name: value for name, value in preset.items() if not name.startswith("finetune_")}
+    preset = stage_preset(script, dataset, given)
     values = {**preset, **PROTOCOLS[protocol]}
     if given.get("bn_mode") == "train":
         values["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
     check_domains(Settings(**{**values, **given}))
     unused = {name for name in given if script not in FIELDS[name].metadata["used_by"]}
+    if dataset not in ON_DISK:
+        unused |= set(ONLY_ON_DISK) & set(given)
     if given.get("subset") != "shuffle":
         unused.add("subset_seed")
     if script == STAGE2 and not find_recipe(given.get("method", FIELDS["method"].default)).trains:
         unused |= set(TRAINED_ONLY) & set(given)
     used = {name: value for name, value in given.items() if name not in unused}
     settings = Settings(**{**values, **used, "dataset": dataset})
+    if settings.imb_ratio is None:
+        settings = dataclasses.replace(settings, imb_type=NATURAL)
     if settings.seed is None:
         settings = dataclasses.replace(settings, seed=random.SystemRandom().randrange(2**31))
     settings = fill_stage_values(settings, script)
@@ -338,6 +413,19 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     defaults = dataclasses.replace(defaults, loss=str(FIELDS["loss"].default))
     check_stage(script, settings)
     return Command(script, settings, used, defaults, arguments)
+
+
+def stage_preset(script: str, dataset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what the settings of a script default to, for a data set and the loss or method among the flags given."""
+    preset = preset_of(dataset)
+    if script == STAGE1:
+        return {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {})}
+    if script == STAGE2:
+        preset = {**preset, **STAGE2_PRESETS.get(dataset, {})}
+    method = given.get("method", FIELDS["method"].default)
+    if find_recipe(method).own_budget:
+        preset = {name: value for name, value in preset.items() if not name.startswith("finetune_")}
+    return {**preset, **METHOD_PRESETS.get((dataset, method), {})} if script == STAGE2 else preset
 
 
 def preset_of(dataset: str) -> dict[str, Any]:
@@ -432,16 +520,28 @@ def check_domains(settings: Settings) -> None:
         if choices is not None and value is not None and value not in choices:
             raise UserError(f"unknown --{name} '{value}'; known: {', '.join(choices)}")
     bounds: dict[str, tuple[float, float]] = {
-        "num_class": (2, 1e9), "epochs": (1, 1e9), "batch_size": (1, 1e9), "width": (1, 1e5), "eval_every": (1, 1e9),
+        "num_class": (2, 1e9), "epochs": (0, 1e9), "batch_size": (1, 1e9), "width": (1, 1e5), "eval_every": (1, 1e9),
         "finetune_epoch": (1, 1e9), "lr": (0, 1e6), "finetune_lr": (0, 1e6), "wd": (0, 1e6), "finetune_wd": (0, 1e6),
-        "momentum": (0, 1), "mixup": (0, 1e6), "workers": (1, 1e6), "gpu": (0, 1e6), "seed": (0, 2**32 - 1),
+        "momentum": (0, 1), "mixup": (0, 1e6), "workers": (0, 1e6), "gpu": (0, 1e6), "seed": (0, 2**32 - 1),
         "subset_seed": (0, 2**32 - 1), "stage1_seed": (0, 2**32 - 1), "max_norm": (0, 1), "rebalance_tau": (0, 100),
-        "temperature": (1e-4, 1e4),
+        "temperature": (1e-4, 1e4), "image_size": (1, 4096), "resize": (1, 8192), "skip_bad": (0, 1e9),
+        "warmup_epochs": (0, 1e9),
     }  # fmt: skip
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} must be between {low:g} and {high:g}, not {value:g}")
+    check_network(settings.network, settings.stem)
+    if settings.clip_grad is not None and not 0 < settings.clip_grad < float("inf"):
+        raise UserError(f"--clip_grad must be a finite number above 0, not {settings.clip_grad:g}")
+    if settings.resize is not None and settings.resize < (settings.image_size or 0):
+        raise UserError(f"--resize {settings.resize} is smaller than the crop, --image_size {settings.image_size}")
+    if settings.epochs == 0 and settings.weights is None:
+        raise UserError("--epochs 0 trains a classifier alone: say with --weights on what")
+    if 0 < settings.epochs <= settings.warmup_epochs:
+        raise UserError(
+            f"--warmup_epochs {settings.warmup_epochs} leaves none of {settings.epochs} epochs to the schedule"
+        )
     if settings.nesterov and settings.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
     if settings.views not in ("plain", "fresh") and not (settings.views.isdecimal() and int(settings.views) >= 1):

@@ -1,6 +1,6 @@
 """One epoch of training and one pass of prediction, for both stages: the only loops over batches there are."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from datasets.device import DeviceImages, mix64
+from datasets.device import ImageSource, mix64
+from utils.distributed import gather_rows, process_count, process_rank, sum_over_processes
 from utils.execution import Execution
 from utils.progress import show_progress
 
@@ -43,13 +44,20 @@ def train_epoch(
     execution: Execution,
     *,
     mixup: Tensor | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    max_norm: float | None = None,
     message: str = "training",
 ) -> EpochResult:
     """Train `module` on `steps` batches of (inputs (B, ...), labels (B,)).
 
     `module` gives logits (B, K) and `loss_function` a scalar, or, for a bank of H heads, (H, B, K) and (H,). Losses and
     counts stay on the device and are read once, at the end. `mixup` (steps,) mixes each batch with itself shifted by
-    one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels.
+    one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels. `max_norm`
+    clips the norm of all gradients together.
+
+    `batch_sizes` (steps,) are those over all processes where each has a part of every batch, and `module` averages
+    their gradients (`utils.parallel`); the result is then that of all processes. Without them this process has all
+    there is.
     """
     losses: list[Tensor] = []
     correct: Tensor | int = 0
@@ -64,19 +72,29 @@ def train_epoch(
         loss = loss_function(logits, labels)
         if shares is not None:
             loss = shares[step] * loss + (1 - shares[step]) * loss_function(logits, labels.roll(1, 0))
+        if len(labels) == 0:  # the last batch had no image for this process, which answers the others all the same
+            loss = logits.sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()  # heads of a bank share nothing: each gets the gradient of its own loss
+        if batch_sizes is None:
+            loss.sum().backward()  # heads of a bank share nothing: each gets the gradient of its own loss
+        else:  # averaged over the processes, these shares make the mean over the batch
+            (loss * (len(labels) * process_count() / batch_sizes[step])).backward()
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
         optimizer.step()
         losses.append(loss.detach() * len(labels))
         correct = correct + (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
         images += len(labels)
     total = torch.stack(losses)  # (steps,) or (steps, H)
+    correct = torch.as_tensor(correct, device=total.device)
+    if batch_sizes is not None:
+        total, correct, images = sum_over_processes(total), sum_over_processes(correct), sum(batch_sizes)
     # A last update that overflows shows in no loss of this epoch: it counts as a step of its own.
     finite = torch.stack([_finite(parameter, total.ndim - 1) for parameter in module.parameters()]).all(dim=0)
     bad = torch.cat([~total.isfinite(), ~finite[None]]).cpu().numpy()
     return EpochResult(
         loss=(total.sum(dim=0) / images).cpu().numpy(),
-        accuracy=(100 * torch.as_tensor(correct).double() / images).cpu().numpy(),
+        accuracy=(100 * correct.double() / images).cpu().numpy(),
         images=images,
         diverged_at=np.where(bad.any(axis=0), np.minimum(bad.argmax(axis=0) + 1, steps), 0),
     )
@@ -88,9 +106,43 @@ def _finite(parameter: Tensor, bank_dims: int) -> Tensor:
 
 
 @torch.no_grad()
+def predict_blocks(
+    function: Callable[[Tensor], Tensor],
+    images: ImageSource,
+    execution: Execution,
+    *,
+    mirrored: bool = False,
+    view: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    message: str = "predicting",
+) -> Iterator[Tensor]:
+    """Apply `function` (a model or its `features`, in evaluation mode) to every image of a split, in their order.
+
+    Yields float32 rows (n, ...) of consecutive images. Of many processes each computes a part of every block, and all
+    get all of it: every image is computed once. Images are plain, `mirrored`, or augmented as `view` = (seed, epoch)
+    says.
+    """
+    size = batch_size or execution.predict_batch(images.size)
+    block = size * process_count()
+    starts = range(0, max(len(images), 1), block)
+    last = torch.tensor(len(images) - 1)
+    # A last batch of another shape would be compiled for itself, and of many processes each needs as much as the
+    # others: it is filled up with the last image, and the filling cut off again.
+    full = len(images) > 0 and (execution.compile or process_count() > 1)
+    mine = []
+    for start in starts:
+        rows = torch.arange(start, start + block if full else min(start + block, len(images))).minimum(last)
+        mine.append(rows.tensor_split(process_count())[process_rank()].to(images.labels.device))
+    batches = images.view_batches(mine, view, mirrored)
+    for start, pixels in zip(starts, show_progress(batches, message, len(mine)), strict=True):
+        with execution.autocast():
+            output = function(pixels).float()
+        yield gather_rows(output)[: len(images) - start]
+
+
 def predict(
     function: Callable[[Tensor], Tensor],
-    images: DeviceImages,
+    images: ImageSource,
     execution: Execution,
     *,
     mirrored: bool = False,
@@ -98,18 +150,8 @@ def predict(
     batch_size: int | None = None,
     message: str = "predicting",
 ) -> Tensor:
-    """Apply `function` (a model or its `features`, in evaluation mode) to every image of a split: (N, ...) float32.
-
-    Row i belongs to image i of the split. Images are plain, `mirrored`, or augmented as `view` = (seed, epoch) says.
-    """
-    size = batch_size or execution.predict_batch
-    rows = torch.arange(len(images), device=execution.device).split(size)
-    outputs = []
-    for batch in show_progress(rows, message, len(rows)):
-        # A last batch of another shape would be compiled for itself: it is filled up, and the filling cut off again.
-        filling = batch[-1:].expand(size - len(batch) if execution.compile else 0)
-        full = torch.cat([batch, filling])
-        pixels = images.plain(full, mirrored) if view is None else images.augmented(full, *view)
-        with execution.autocast():
-            outputs.append(function(pixels)[: len(batch)].float())
-    return torch.cat(outputs)
+    """Return what `predict_blocks` yields as one tensor (N, ...): row i belongs to image i of the split."""
+    blocks = predict_blocks(
+        function, images, execution, mirrored=mirrored, view=view, batch_size=batch_size, message=message
+    )
+    return torch.cat(list(blocks))

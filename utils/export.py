@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from utils.checkpoint import CLASSIFIER, load_checkpoint
+from utils.command import run_command
 from utils.compare import read_run
-from utils.errors import UserError, run_command
+from utils.errors import UserError
 from utils.files import write_json
 from utils.parts import PART_MIB, card_of, describe_files, refuse_present, write_safetensors
 from utils.release import accuracy_of, describe_run, header_of, look_at

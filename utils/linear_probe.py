@@ -39,12 +39,15 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, decay: float, 
 
     It is solved for features that are centred and divided by one number, the root of their mean squared distance to
     the mean, and the result is put in terms of the features as they are. So `decay` means the same for features of any
-    scale, and so does the result: that of features times 1000 plus 5 predicts the same. Nothing is random.
+    scale, and so does the result: that of features times 1000 plus 5 predicts the same. Nothing is random. It computes
+    where the labels are; features that lie elsewhere, in a mapped file, are fetched a part at a time.
     """
     started = time.perf_counter()
+    device = labels.device
     mean, scale = centre_and_scale(features)
-    weight = torch.zeros(num_classes, features.shape[1], device=features.device, requires_grad=True)
-    bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
+    mean = mean.to(device)
+    weight = torch.zeros(num_classes, features.shape[1], device=device, requires_grad=True)
+    bias = torch.zeros(num_classes, device=device, requires_grad=True)
     rows = max(CHUNK // num_classes, 1)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=steps, max_eval=2 * steps, history_size=10, line_search_fn="strong_wolfe",
@@ -61,7 +64,7 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, decay: float, 
         total = total.detach()
         for part, of_part in zip(features.split(rows), labels.split(rows), strict=True):
             # Centred first: the difference of two large numbers would lose digits.
-            logits = F.linear((part.float() - mean) * scale, weight, bias)
+            logits = F.linear((part.to(device).float() - mean) * scale, weight, bias)
             loss = F.cross_entropy(logits, of_part, reduction="sum") / len(labels)
             loss.backward()
             total = total + loss.detach()

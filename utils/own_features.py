@@ -7,17 +7,15 @@ with cross-entropy (`utils.linear_probe`), and leaves a run folder like any othe
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from losses.los import ONE_HOT
 from utils.checkpoint import Checkpoint, joined, load_checkpoint
-from utils.config import STAGE1, Command, parse_command
-from utils.engine import EpochResult, predict
+from utils.config import FIELDS, PARAMETERS, STAGE1, Command, parse_command
+from utils.engine import predict
 from utils.errors import UserError
 from utils.feature_files import OWN_FEATURES, read_features
-from utils.linear_probe import fit_probe
-from utils.report import finish_run
+from utils.pretrained import fit_classifier, train_on_weights
 from utils.runs import describe, find_run, open_run, read_metrics, seed_folder, stage1_folder, stage1_tags
 from utils.setup import (
     FROM_CHECKPOINT,
@@ -35,7 +33,6 @@ from utils.setup import (
     settle_features,
     stage1_seed,
 )
-from utils.training import fit, make_sgd
 
 
 def open_features(command: Command) -> tuple[Command, Checkpoint]:
@@ -49,12 +46,39 @@ def open_features(command: Command) -> tuple[Command, Checkpoint]:
 
 def find_start(command: Command) -> tuple[Command, Checkpoint]:
     """Read the stage 1 that stage 2 starts from; with `--features` that of the file, trained first if it is missing."""
+    if command.settings.weights is not None:
+        return find_stage1(with_probe(command))
     if command.settings.features is None:
         return find_stage1(command)
     command, own = open_features(command)
     command = settle_features(command, own)
     checkpoint = own if own.state else find_classifier(command, own)
     return adopt_checkpoint(command, checkpoint), checkpoint
+
+
+def with_probe(command: Command) -> Command:
+    """Return a stage 2 that names the stage 1 of no epochs on its `--weights`, which is run unless it is there."""
+    if "pretrained_pth" in command.given:
+        raise UserError("--weights and --pretrained_pth both name what stage 2 starts from; leave one out")
+    seed = stage1_seed(command.settings)
+    of_stage2 = (
+        "seed", "label_smooth", "batch_size", "momentum", "nesterov", "eval_every", "resume", "overwrite", "reuse",
+        "tensorboard", *PARAMETERS,
+    )  # fmt: skip
+    flags = flags_of(command, STAGE1, without=of_stage2)
+    stage1 = parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])
+    train_on_weights(stage1)
+    print()
+    return command.replace(pretrained_pth=str(stage1_folder(stage1)))
+
+
+def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> list[str]:
+    """Return the flags given to a command that another script reads too."""
+    words = []
+    for name, value in command.given.items():
+        if script in FIELDS[name].metadata["used_by"] and name not in (*without, "cur_stage"):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
 
 
 def find_subjects(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
@@ -114,28 +138,11 @@ def train_classifier(command: Command, own: Checkpoint | None = None) -> dict[st
         return read_metrics(run)
     announce(command, data, execution, folder)
 
-    images = device_images(data, execution)
+    images = device_images(data, execution, settings)
     model = build_network(settings, data)
     execution.place(model)
-    train = images["train"]
-    probe = fit_probe(train.images[:, 0], train.labels, data.num_classes, settings.wd)
-    with torch.no_grad():
-        model.fc.weight.copy_(probe.weight)
-        model.fc.bias.copy_(probe.bias)
-    print(
-        f"classifier: cross-entropy with weight decay {settings.wd:g} (of features of unit spread), L-BFGS, "
-        f"{probe.evaluations} evaluations, loss {probe.loss:.5f}, {probe.seconds:.1f} s"
-    )
-
-    def no_epoch(epoch: int) -> EpochResult:
-        raise AssertionError("a computed classifier has no epochs")
 
     def features_of(split: str, mirrored: bool) -> Tensor:
         return predict(model.eval().features, images[split], execution, mirrored=mirrored)
 
-    history, logits_of = fit(
-        run, model, make_sgd(model.fc, 0.0, 0.0, False), no_epoch, features_of, images, data,
-        loss_function=nn.CrossEntropyLoss(), lr_of_epoch=lambda epoch: 0.0, epochs=0, eval_every=1,
-    )  # fmt: skip
-    history.train_seconds += probe.seconds
-    return finish_run(run, history, logits_of, images, data)
+    return fit_classifier(run, model, features_of, images, data)

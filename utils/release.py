@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 
 from datasets.long_tail import LongTailedData
 from utils.checkpoint import CLASSIFIER, FORMAT, Checkpoint, load_checkpoint, load_weights, with_backbone
+from utils.command import run_command
 from utils.compare import read_run
 from utils.config import EVALUATE, parse_command
-from utils.errors import UserError, run_command
+from utils.errors import UserError
 from utils.evaluation import LogitsOf, evaluate_test
 from utils.files import read_json, write_json
 from utils.parts import PART_MIB, card_of, describe_files, refuse_present, write_safetensors

@@ -21,7 +21,7 @@ from models.heads import (
     head_parameters,
     max_norm_threshold,
 )
-from models.resnet import ResNet
+from models.network import Network
 from utils.config import PARAMETERS, Settings
 from utils.errors import UserError
 from utils.recipes import LATE_FROM, Recipe, Value, find_recipe, resolve_smoothing, resolve_target
@@ -104,7 +104,7 @@ def compute_head(plan: Plan, linear: nn.Linear, features: Tensor, labels: Tensor
     return build_closed_form(name, linear, features, labels, class_counts, **own)
 
 
-def attach_head(model: ResNet, method: str) -> None:
+def attach_head(model: Network, method: str) -> None:
     """Give a network the kind of classifier that `method` leaves, so that its checkpoint can be loaded."""
     model.fc = build_head(find_recipe(method).head, model.fc)
 

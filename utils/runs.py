@@ -1,6 +1,7 @@
 """A run's folder: its name, the rules for opening it, its configuration, and how the next stage finds it."""
 
 import platform
+import re
 import shlex
 import subprocess
 from dataclasses import asdict, dataclass
@@ -11,33 +12,54 @@ import numpy as np
 import torch
 import torchvision
 
+from datasets.features import holds_features
+from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
 from losses.los import Target
 from utils.checkpoint import Checkpoint
 from utils.config import FIELDS, PROTOCOL_SWITCHES, PROTOCOLS, STAGE1, STAGE2, TRAINING, Command, Settings
+from utils.distributed import from_main, is_main, process_count
 from utils.errors import UserError
 from utils.execution import Execution, device_name
 from utils.files import read_json, write_json
 from utils.plots import PLOTS
 
 # Settings by which a default lookup tells runs of one data set, imbalance, network and seed apart.
-IDENTITY = ("subset", "subset_seed", "holdout", "width")
+IDENTITY = ("subset", "subset_seed", "holdout", "stem", "image_size", "resize", "weights", "width")
 
 
 def seed_folder(settings: Settings, seed: int) -> Path:
-    """Return `<out>/<dataset>_<imb_type>IF<r>_<network>/seed<k>`."""
-    experiment = f"{settings.dataset}_{settings.imb_type}IF{settings.imb_ratio:g}_{settings.network}"
-    return Path(settings.out) / experiment / f"seed{seed}"
+    """Return `<out>/<dataset>_<imb_type>IF<r>_<network>/seed<k>`, `<dataset>_natural_<network>` for data that are
+    long-tailed of themselves."""
+    return Path(settings.out) / f"{data_name(settings)}_{settings.network}" / f"seed{seed}"
 
 
 def experiment_name(settings: Settings) -> str:
     """Return the name of data and network in the files of a table."""
     width = "" if settings.width is None else f"w{settings.width}"
-    return f"{settings.dataset}_{settings.imb_type}IF{settings.imb_ratio:g}_{settings.network}{width}"
+    return f"{data_name(settings)}_{settings.network}{width}"
+
+
+def data_name(settings: Settings) -> str:
+    """Return the data set and its imbalance; anyone's own data are told apart by the name of their folder or list."""
+    dataset = settings.dataset
+    if dataset == "folder" or (dataset == "list" and settings.train_list is None):
+        dataset += f"-{plain_name(Path(settings.data_dir).resolve().name)}"
+    elif dataset == "list":
+        dataset += f"-{plain_name(Path(str(settings.train_list)).stem)}"
+    ratio = "" if settings.imb_ratio is None else f"IF{settings.imb_ratio:g}"
+    return f"{dataset}_{settings.imb_type}{ratio}"
+
+
+def plain_name(text: str) -> str:
+    """Return text as it can stand in a file's name anywhere."""
+    return re.sub(r"[^0-9A-Za-z.-]+", "-", text).strip("-.") or "root"
 
 
 def tag(name: str, value: Any) -> str:
-    """Return a setting as it stands in a folder's name."""
+    """Return a setting as it stands in a folder's name; of a file its name alone."""
+    if name == "weights":
+        value = f"-{plain_name(Path(value).stem)}"
     return name if value is True else f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
 
 
@@ -136,7 +158,8 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
 
 
 def _command_for(command: Command, stage: str, seed: int) -> str:
-    names = ["features", "data_dir", "dataset", "imb_ratio", "imb_type", "network", "out", *IDENTITY]
+    names = ["features", "data_dir", "dataset", "train_list", "val_list", "test_list", "image_root", "imb_ratio"]
+    names += ["imb_type", "network", "out", *IDENTITY]
     names += ["method", "protocol"] if stage == "stage2" else []
     names += ["label_smooth"] if stage == command.settings.cur_stage else []
     flags = [f"--{name} {shlex.quote(str(getattr(command.settings, name)))}" for name in names if name in command.given]
@@ -173,11 +196,17 @@ def read_metrics(run: Run) -> dict[str, Any]:
 
 
 def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool, reuse: bool = False) -> Run:
-    """Make a run's folder and write its config.json, or reopen one; with `reuse`, whatever is there.
+    """Make a run's folder and write its config.json, or reopen one; with `reuse`, whatever is there. Of many processes
+    the first does it for all.
 
     Raises UserError where a run is there and neither `--resume` nor `--overwrite` was said, where it was made with
     other settings than the resuming command's, and where the folder cannot be written.
     """
+    return from_main(_open_run(folder, config, resume, overwrite, reuse) if is_main() else Run(folder, config))
+
+
+def _open_run(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool, reuse: bool) -> Run:
+    """Open a run in the process that writes."""
     present = [name for name in OWN_FILES if (folder / name).exists()]
     if reuse and "metrics.json" in present and "config.json" in present:
         before = read_json(folder / "config.json")
@@ -213,6 +242,8 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     old, new = before.get("settings", {}), now["settings"]
     # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name.
     differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]
+    if (before.get("weights") or {}).get("sha256") != (now.get("weights") or {}).get("sha256"):
+        differing.append("another file of --weights")
     if "precision" in before and before["precision"] != now["precision"]:  # the first runs did not record it
         differing.append("another --amp")
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):
@@ -234,6 +265,7 @@ def describe(
     execution: Execution,
     target: Target,
     stage1: Checkpoint | None,
+    weights: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of config.json: settings, what they came to, and what they ran on."""
     return {
@@ -246,9 +278,13 @@ def describe(
         "target": {"true": target[0], "other": target[1], "torch_smoothing": target[1] * data.num_classes},
         "num_class": data.num_classes,
         "class_counts": data.class_counts.tolist(),
+        "class_names": data.class_names,
+        "images": describe_images(command.settings, data),
         "subset": data.subset,
+        "weights": weights,
         "stage1": stage1 and describe_stage1(stage1),
         "precision": "bf16" if execution.bf16 else "fp32",
+        "processes": process_count(),
         "environment": {
             "git_revision": git_revision(),
             "python": platform.python_version(),
@@ -260,6 +296,24 @@ def describe(
             "execution": list(execution.reasons),
         },
     }
+
+
+def describe_images(settings: Settings, data: LongTailedData) -> dict[str, Any] | None:
+    """Return what turns an image file into what the network sees; None where it sees features."""
+    if holds_features(data):
+        return None
+    augmentation = data.augmentation
+    size, resize = image_sizes(settings, data)
+    constants = {"mean": list(augmentation.mean), "std": list(augmentation.std), "mirror": augmentation.mirror}
+    return {"size": size, "resize": resize, **constants}
+
+
+def image_sizes(settings: Settings, data: LongTailedData) -> tuple[int, int]:
+    """Return the side of what the network sees, and the shorter side that an image is resized to before its crop."""
+    if not isinstance(data.train, ListedSplit):
+        return data.train.images.shape[1], data.train.images.shape[1]
+    size = settings.image_size or 224
+    return size, settings.resize or round(size * 256 / 224)
 
 
 def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:

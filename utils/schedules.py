@@ -16,4 +16,13 @@ def warmup_cosine_lr(base: float, epoch: int, epochs: int) -> float:
     return base * (1 + math.cos(math.pi * (epoch - 1) / max(epochs - 2, 1))) / 2
 
 
+def with_warmup(
+    schedule: Callable[[float, int, int], float], warmup: int, base: float, epoch: int, epochs: int
+) -> float:
+    """Return a learning rate that rises in equal steps over `warmup` epochs, then follows a schedule over the rest."""
+    if epoch < warmup:
+        return base * (epoch + 1) / (warmup + 1)
+    return schedule(base, epoch - warmup, epochs - warmup)
+
+
 SCHEDULES: dict[str, Callable[[float, int, int], float]] = {"cosine": cosine_lr, "warmup_cosine": warmup_cosine_lr}

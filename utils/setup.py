@@ -8,39 +8,70 @@ from typing import Any
 
 from torch import Tensor
 
-from datasets import load_dataset
+from datasets import ON_DISK, load_dataset
+from datasets.decode import decoder_reason
 from datasets.device import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
+from datasets.listed import ListFiles, with_splits, without_rows
+from datasets.lists import ListedSplit, shown
 from datasets.long_tail import LongTailedData, Profile
+from datasets.streamed import StreamedImages, find_unreadable
 from models import build_model
 from models.identity import GivenFeatures
-from models.resnet import ResNet
+from models.network import Network
+from models.torchvision_networks import check_image_size
 from utils.checkpoint import Checkpoint, load_checkpoint, with_backbone
 from utils.config import FIELDS, Command, Settings, report_unused
+from utils.distributed import connect, from_main, is_main, launch_of, process_count
 from utils.engine import predict
 from utils.errors import UserError
 from utils.evaluation import Images
 from utils.execution import Execution, choose_execution
 from utils.metrics import shot_groups
 from utils.retraining import attach_head
-from utils.runs import find_run
+from utils.runs import find_run, image_sizes
 
 DATA_FLAGS = ("imb_ratio", "imb_type", "subset", "subset_seed", "holdout")
 # What a checkpoint of ours settles, where the command line does not say it.
 FROM_CHECKPOINT = ("dataset", *DATA_FLAGS, "network", "width")
+# The same, with what they were before they became settings.
+SINCE_THEN = {"stem": "cifar", "image_size": None, "resize": None}
 # What stage 2 can do with the features of images as they are, and nothing else.
 ON_FEATURES = {"protocol": "honest", "bn_mode": "eval", "views": "plain"}
 
 
 def settle_execution(command: Command) -> Execution:
-    """Choose device, precision and compilation; say which of the flags given have no effect there."""
+    """Choose device, precision and compilation, and join the other processes, where torchrun started many.
+
+    Says which of the flags given have no effect there. Raises UserError for more processes than GPUs.
+    """
     settings = command.settings
+    launch = launch_of()
     # Only stage 1 runs a network often enough to repay compiling it.
     compile_mode = settings.compile if command.script in FIELDS["compile"].metadata["used_by"] else "off"
-    execution = choose_execution(settings.device, settings.gpu, settings.amp, compile_mode, settings.workers)
-    idle = "workers" if execution.device.type == "cuda" else "gpu"
-    report_unused(command.script, [f"--{idle}"] if idle in command.given else [], f" on {execution.device.type}")
+    on_disk = settings.dataset in ON_DISK and settings.features is None
+    if settings.workers == 0 and not on_disk:
+        raise UserError("--workers 0: the threads of a CPU run are 1 at least; leave it out for all")
+    threads = None if on_disk else settings.workers
+    gpu = settings.gpu if launch.count == 1 else launch.local_rank
+    execution = choose_execution(settings.device, gpu, settings.amp, compile_mode, threads, launch.local_count)
+    on_cuda = execution.device.type == "cuda"
+    idle = {"workers": on_cuda and not on_disk, "gpu": not on_cuda or launch.count > 1}
+    for name, has_none in idle.items():
+        report_unused(
+            command.script, [f"--{name}"] if has_none and name in command.given else [], f" on {execution.device.type}"
+        )
+    connect(launch, execution.device)
     return execution
+
+
+def loader_processes(settings: Settings, execution: Execution) -> int:
+    """Return how many processes read images from disk: the cores of this process's share of the machine, at most 16; on
+    a CPU, where the network needs the cores, 2."""
+    if settings.workers is not None:
+        return settings.workers
+    cores = len(os.sched_getaffinity(0)) // launch_of().local_count
+    return min(max(cores, 1), 2 if execution.device.type == "cpu" else 16)
 
 
 def stage1_seed(settings: Settings) -> int:
@@ -58,13 +89,38 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
         data = load_features(checkpoint)
     else:
         profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=holdout_seed)
-        data = load_dataset(settings.dataset, profile, settings.data_dir)
+        files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
+        data = load_dataset(settings.dataset, profile, settings.data_dir, files)
+        if settings.skip_bad > 0:
+            data = from_main(without_bad(data, settings) if is_main() else data)
     if settings.num_class is not None and settings.num_class != data.num_classes:
         raise UserError(
             f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
             "leave it out"
         )
     return data
+
+
+def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
+    """Return a data set without the images that cannot be read, and list these.
+
+    Raises UserError where they are more than `--skip_bad`, and where a class loses its last image.
+    """
+    workers = len(os.sched_getaffinity(0)) if settings.workers is None else settings.workers
+    kept, left = [], settings.skip_bad
+    for name, split in (("training", data.train), ("held-out", data.holdout), ("test", data.test)):
+        assert isinstance(split, ListedSplit)
+        bad = find_unreadable(split, workers, left)
+        for _, reason in bad:
+            print(f"skipped, of the {name} images: {shown(reason)}")
+        left -= len(bad)
+        if left < 0:
+            raise UserError(
+                f"more than --skip_bad {settings.skip_bad} images cannot be read, the last one: {bad[-1][1]}"
+            )
+        kept.append(without_rows(split, [row for row, _ in bad]))
+    print(f"{settings.skip_bad - left} images skipped", flush=True)
+    return data if left == settings.skip_bad else with_splits(data, *kept)
 
 
 def load_features(checkpoint: Checkpoint) -> LongTailedData:
@@ -99,8 +155,8 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     """Take data set and network from a checkpoint of ours; a flag given that says otherwise is refused."""
     if checkpoint.content is None:
         return command
-    trained = checkpoint.settings()
-    known = (*FROM_CHECKPOINT, "stage1_seed")
+    trained = {**SINCE_THEN, **checkpoint.settings()}
+    known = (*FROM_CHECKPOINT, *SINCE_THEN, "stage1_seed")
     lacking = [name for name in (*known, "seed", "epochs") if name not in trained]
     if lacking:
         raise UserError(f"{checkpoint.path} does not say its {', '.join(lacking)}: another version wrote it")
@@ -218,30 +274,47 @@ def adopt_report(command: Command, checkpoint: Checkpoint) -> Command:
     return command
 
 
-def device_images(data: LongTailedData, execution: Execution, augment: str = "crop") -> Images:
-    """Put the three splits on the device; `augment` is what a training image undergoes (`datasets.autoaugment`)."""
+def device_images(data: LongTailedData, execution: Execution, settings: Settings, augment: str = "crop") -> Images:
+    """Put the three splits on the device, or make ready to stream them to it.
+
+    `augment` is what a training image undergoes (`datasets.autoaugment`).
+    """
     splits = {"train": data.train, "holdout": data.holdout, "test": data.test}
     if holds_features(data):
         return {name: DeviceFeatures(split, execution.device) for name, split in splits.items()}
     kinds = {"train": augment}
+    if isinstance(data.train, ListedSplit):
+        size, resize = image_sizes(settings, data)
+        workers = loader_processes(settings, execution)
+        return {
+            name: StreamedImages(
+                split, data.augmentation, execution.device, size=size, resize=resize,
+                augment=kinds.get(name, "crop"), workers=workers,
+            )
+            for name, split in splits.items()
+            if isinstance(split, ListedSplit)
+        }  # fmt: skip
     return {
         name: DeviceImages(split, data.augmentation, execution.device, kinds.get(name, "crop"))
         for name, split in splits.items()
     }
 
 
-def build_network(settings: Settings, data: LongTailedData) -> ResNet:
+def build_network(settings: Settings, data: LongTailedData) -> Network:
     """Build the network of a run, without its backbone where the data are features."""
     if holds_features(data):
         return GivenFeatures(data.train.images.shape[2], data.num_classes)
-    return build_model(settings.network, data.num_classes, width=settings.width)
+    model = build_model(settings.network, data.num_classes, settings.stem, settings.width)
+    if isinstance(data.train, ListedSplit):
+        check_image_size(model, image_sizes(settings, data)[0])
+    return model
 
 
 @dataclass(frozen=True)
 class Subject:
     """A network to be looked at and the images to show it, both on the device."""
 
-    model: ResNet
+    model: Network
     images: Images
     execution: Execution
 
@@ -252,7 +325,7 @@ class Subject:
 
 def open_subject(settings: Settings, checkpoint: Checkpoint, data: LongTailedData, execution: Execution) -> Subject:
     """Build the network that a checkpoint's weights are for, with its kind of classifier, and place it and the data."""
-    images = device_images(data, execution)
+    images = device_images(data, execution, settings)
     model = build_network(settings, data)
     if checkpoint.config.get("method"):
         attach_head(model, checkpoint.config["method"])
@@ -265,18 +338,25 @@ def announce(command: Command, data: LongTailedData, execution: Execution, folde
     settings = command.settings
     groups = ", ".join(f"{int(members.sum())} {name}" for name, members in shot_groups(data.class_counts).items())
     held_out = f", {len(data.holdout)} held out" if len(data.holdout) else ""
-    print(
-        f"data: {data.name}, {settings.imb_type} profile, imbalance factor {settings.imb_ratio:g}: "
-        f"{len(data.train)} training images{held_out}"
-    )
+    profile = f"{settings.imb_type} profile, imbalance factor {settings.imb_ratio or data.imbalance_factor:g}"
+    print(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
     print(
         f"      {data.num_classes} classes of {data.class_counts.max()} to {data.class_counts.min()} images ({groups})"
     )
+    whole = "all images" if settings.imb_ratio is None else f"subset {settings.subset}"
     print(
-        f"      subset {settings.subset}, index sha256 {data.subset['index_sha256'][:16]}, content sha256 "
+        f"      {whole}, index sha256 {data.subset['index_sha256'][:16]}, content sha256 "
         f"{data.subset['content_sha256'][:16]}"
     )
     print("\n".join(execution.reasons))
+    if isinstance(data.train, ListedSplit):
+        size, resize = image_sizes(settings, data)
+        print(
+            f"images: read from {shown(str(data.train.root))} by {loader_processes(settings, execution)} processes, "
+            f"crops of {size} pixels (evaluation: shorter side {resize}), {decoder_reason()}"
+        )
+    if process_count() > 1:
+        print(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
     print(
         f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}; run folder: {folder}",
         flush=True,

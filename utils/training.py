@@ -12,12 +12,14 @@ from torch.optim import SGD, Optimizer
 
 from datasets.device import mix64
 from datasets.long_tail import LongTailedData
-from models.resnet import ResNet
+from models.network import Network
 from utils.background import Background, snapshot
-from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from utils.distributed import from_main, is_main
 from utils.engine import EpochResult
 from utils.errors import DivergedError, UserError
 from utils.evaluation import FeaturesOf, Images, LogitsOf, evaluate_test, held_out_temperature, selection_score
+from utils.events import open_events, write_events
 from utils.files import write_json, write_text
 from utils.metrics import SHOTS
 from utils.runs import Run
@@ -53,7 +55,7 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 def fit(
     run: Run,
-    model: ResNet,
+    model: Network,
     optimizer: Optimizer,
     train_one_epoch: Callable[[int], EpochResult],
     features_of: FeaturesOf,
@@ -64,6 +66,7 @@ def fit(
     lr_of_epoch: Callable[[int], float],
     epochs: int,
     eval_every: int,
+    tensorboard: bool = False,
 ) -> tuple[History, LogitsOf]:
     """Train for `epochs` epochs and leave log.csv, last.pth and best.pth in the run's folder.
 
@@ -73,21 +76,22 @@ def fit(
     test set, the latest epoch winning ties. A loss that is not finite ends the run with a UserError; last.pth is then
     of the epoch before. The last checkpoint holds the temperature that the held-out images ask for.
 
+    Of many processes all measure the same, together; the first reads and writes.
+
     Returns what was measured, and the logits of the trained model, as far as they were computed.
     """
     history, done = History(), 0
-    if run.last.exists():
-        checkpoint = load_checkpoint(run.last)
-        content = checkpoint.content
-        resumable = content is not None and content["stage"] == run.config["stage"] and "history" in content
-        if content is None or not resumable:
-            raise UserError(f"{run.last} is not the last checkpoint of this run; use --overwrite to start anew")
+    checkpoint = from_main(read_last(run) if is_main() else None)
+    if checkpoint is not None:
+        assert checkpoint.content is not None
         load_weights(model, checkpoint)
-        restore_optimizer(optimizer, content["optimizer"])
-        loss_function.load_state_dict(content.get("loss", {}))
-        history, done = History(**content["history"]), content["epoch"]
-        write_json(run.folder / "config.json", run.config)
+        restore_optimizer(optimizer, checkpoint.content["optimizer"])
+        loss_function.load_state_dict(checkpoint.content.get("loss", {}))
+        history, done = History(**checkpoint.content["history"]), checkpoint.content["epoch"]
+        if is_main():
+            write_json(run.folder / "config.json", run.config)
         print(f"resuming {run.folder} after epoch {done} of {epochs}")
+    events = open_events(run, done) if tensorboard and is_main() else None
 
     def keep(background: Background, epoch: int, row: dict[str, Any], evaluated: bool) -> LogitsOf:
         """Evaluate the model after `epoch` epochs, if it is due, and save what there is, behind the next epoch."""
@@ -101,13 +105,17 @@ def fit(
             history.last = record
             is_best = history.best is None or selection_score(record) >= selection_score(history.best)
             history.best = record if is_best else history.best
+        temperature, source = run.config["settings"].get("temperature"), "given"
+        if epoch == epochs and temperature is None:
+            temperature, source = held_out_temperature(logits_of, images), "held-out images"
+        if not is_main():  # from here on no process computes anything with the others
+            return logits_of
+        if events is not None:
+            write_events(events, history.log[-1])
         common = {"stage": run.config["stage"], "epoch": epoch, "model": snapshot(model.state_dict())}
         common["config"] = run.config
         state = {"optimizer": snapshot(optimizer.state_dict()), "loss": snapshot(loss_function.state_dict())}
         state["history"] = asdict(history)
-        temperature, source = run.config["settings"].get("temperature"), "given"
-        if epoch == epochs and temperature is None:
-            temperature, source = held_out_temperature(logits_of, images), "held-out images"
         calibration = {"temperature": temperature, "temperature_source": source}
 
         def save() -> None:
@@ -144,8 +152,22 @@ def fit(
             print_epoch(history.log[-1], epochs, (time.perf_counter() - started) / (epoch + 1 - done))
         if epochs == 0 and history.last is None:
             logits_of = keep(background, 0, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
-    write_log(run, history.log)
+    if events is not None:
+        events.close()
+    if is_main():
+        write_log(run, history.log)
     return history, logits_of
+
+
+def read_last(run: Run) -> Checkpoint | None:
+    """Return the checkpoint that a run goes on from, None where it begins; UserError where it is of something else."""
+    if not run.last.exists():
+        return None
+    checkpoint = load_checkpoint(run.last)
+    content = checkpoint.content
+    if content is None or content["stage"] != run.config["stage"] or "history" not in content:
+        raise UserError(f"{run.last} is not the last checkpoint of this run; use --overwrite to start anew")
+    return checkpoint
 
 
 LOG_COLUMNS = ("loss", "train_accuracy", "lr", "seconds", "images_per_second")

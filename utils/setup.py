@@ -50,11 +50,12 @@ def settle_execution(command: Command) -> Execution:
     # Only stage 1 runs a network often enough to repay compiling it.
     compile_mode = settings.compile if command.script in FIELDS["compile"].metadata["used_by"] else "off"
     on_disk = settings.dataset in ON_DISK and settings.features is None
-    if settings.workers == 0 and not on_disk:
-        raise UserError("--workers 0: the threads of a CPU run are 1 at least; leave it out for all")
     threads = None if on_disk else settings.workers
     gpu = settings.gpu if launch.count == 1 else launch.local_rank
-    execution = choose_execution(settings.device, gpu, settings.amp, compile_mode, threads, launch.local_count)
+    execution = choose_execution(
+        settings.device, gpu, settings.amp, compile_mode, threads, launch.local_count,
+        deterministic=settings.deterministic,
+    )  # fmt: skip
     on_cuda = execution.device.type == "cuda"
     idle = {"workers": on_cuda and not on_disk, "gpu": not on_cuda or launch.count > 1}
     for name, has_none in idle.items():
@@ -140,15 +141,30 @@ def load_features(checkpoint: Checkpoint) -> LongTailedData:
 def refuse_other_images(checkpoint: Checkpoint, data: LongTailedData, *, warn: bool = False) -> None:
     """Raise UserError where a checkpoint of ours learned from other images than those of `data`, or `warn` of it.
 
-    Stage 2 would re-train on images that stage 1 has not seen; a report on the test images is still right.
+    Stage 2 would re-train on images that stage 1 has not seen; a report on the test images is still right. With classes
+    of other names, as of another folder, labels mean something else, and the report would be wrong: that is refused.
     """
     subset = checkpoint.config.get("subset", data.subset)
     if subset == data.subset:
         return
+    refuse_other_classes(checkpoint, data)
     text = f"{checkpoint.path} learned from other training images than the ones here: their sha256 differ"
     if not warn:
         raise UserError(f"{text}; train stage 1 on these, or use the copy of the data that it was trained on")
     print(f"warning: {text}; only the numbers on training images are affected", file=sys.stderr)
+
+
+def refuse_other_classes(checkpoint: Checkpoint, data: LongTailedData) -> None:
+    """Raise UserError where a checkpoint of ours has as many classes as `data` by other names; numbers are no names."""
+    learned, unnamed = checkpoint.config.get("class_names"), [str(label) for label in range(data.num_classes)]
+    if learned is None or len(learned) != data.num_classes or unnamed in (learned, data.class_names):
+        return
+    for label, (there, here) in enumerate(zip(learned, data.class_names, strict=True)):
+        if there != here:
+            raise UserError(
+                f"{checkpoint.path} learned other classes than the ones here: class {label} is '{shown(there)}' there "
+                f"and '{shown(here)}' here; name the data that it was trained on"
+            )
 
 
 def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:

@@ -7,9 +7,10 @@ and the report run as at the shell: a folder a class, lists, COCO's JSON, ImageN
 two processes over gloo that share every batch. `results/layouts.csv` and `.md` say what came out, and how far the
 weights of runs lie apart that should be the same: folder, lists and JSON name the same images in the same order, so
 that training is promised to agree bit for bit; two processes sum in another order than one, so that they agree but for
-rounding.
+rounding, which training amplifies. How far, a run by one process on two threads shows, which sums in another order too.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,11 +38,12 @@ STAGE1 = ["--lr", "0.05", "--wd", "5e-4", "--amp", "off", "--device", "cpu"]
 
 @dataclass(frozen=True)
 class Way:
-    """A form of the data, the flags that name it, how many processes read it, and the way it should be equal to."""
+    """A form of the data, the flags that name it, how many processes and threads compute, and the way it is like."""
 
     name: str
     flags: tuple[str, ...]
     processes: int = 1
+    threads: int = 1
     like: str = ""
 
 
@@ -59,19 +61,21 @@ def ways(trees: Path) -> list[Way]:
         Way("folder", folder),
         Way("list", ("--dataset", "list", *images), like="folder"),
         Way("COCO's JSON", ("--dataset", "list", *images, *json), like="folder"),
+        Way("folder, 2 threads", folder, threads=2, like="folder"),
         Way("folder, 2 processes", folder, processes=2, like="folder"),
         Way("ImageNet-LT's layout", imagenet),
         Way("ImageNet-LT's layout, 2 processes", imagenet, processes=2, like="ImageNet-LT's layout"),
     ]
 
 
-def run_script(script: str, arguments: Sequence[str], processes: int) -> float:
+def run_script(script: str, arguments: Sequence[str], way: Way) -> float:
     """Run a script as at the shell and return its seconds; a UserError has the last line of one that failed."""
     launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    if way.processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={way.processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(way.threads)}
     started = time.perf_counter()
-    done = subprocess.run([*launcher, script, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*launcher, script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise UserError(f"{script} failed: {errors[0].removeprefix('error: ') if errors else done.stderr[-300:]}")
@@ -81,13 +85,13 @@ def run_script(script: str, arguments: Sequence[str], processes: int) -> float:
 def measure(way: Way, epochs: int, workers: int, out: Path) -> dict[str, Any]:
     """Run both stages and the report of a way below `out`; return what they found."""
     common = [*way.flags, *NETWORK, "--workers", str(workers), "--out", str(out)]
-    row: dict[str, Any] = {"way": way.name, "processes": way.processes, "epochs": epochs}
-    row["stage1_seconds"] = run_script("main_stage1.py", [*common, *STAGE1, "--epochs", str(epochs)], way.processes)
-    row["stage2_seconds"] = run_script("main_stage2.py", [*common, "--device", "cpu"], way.processes)
+    row: dict[str, Any] = {"way": way.name, "processes": way.processes, "threads": way.threads, "epochs": epochs}
+    row["stage1_seconds"] = run_script("main_stage1.py", [*common, *STAGE1, "--epochs", str(epochs)], way)
+    row["stage2_seconds"] = run_script("main_stage2.py", [*common, "--device", "cpu"], way)
     report = out / "report.json"
     stage2 = next(out.rglob("stage2_*/metrics.json")).parent
     evaluated = [*way.flags, "--workers", str(workers), "--pretrained_pth", str(stage2), "--json", str(report)]
-    run_script("evaluate.py", [*evaluated, "--device", "cpu"], way.processes)
+    run_script("evaluate.py", [*evaluated, "--device", "cpu"], way)
     for stage, folder in (("stage1", next(out.rglob("stage1_*/metrics.json")).parent), ("stage2", stage2)):
         metrics = read_json(folder / "metrics.json")
         row |= {f"{stage}_{group}": metrics["last"]["plain"][group] for group in ("all", "many", "medium", "few")}
@@ -144,15 +148,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             row["like"] = way.like
             if way.like:
                 row |= {f"{stage}_distance": distance(work / way.like, out, stage) for stage in ("stage1", "stage2")}
-            rows.append({**row, **made})
+            rows.append({**made, **row})
             print(f"{way.name}: {row['stage1_seconds']:.0f} + {row['stage2_seconds']:.0f} s", flush=True)
     finally:
         shutil.rmtree(work)
     table = pd.DataFrame(rows)
+    cpu = made["device"].rsplit(",", 1)[0]
     notes = (
         f"ResNet-20 on crops of 32 pixels, {epochs} epochs of stage 1, LOS with its published stage 2, last epoch, "
-        f"plain; {made['device']} (for each process), torch {made['torch']}. Distance of weights: norm of the "
-        f"difference over the norm. Made by `{made['command']}`."
+        f"plain; {cpu}, a thread and {own.workers} readers for each process, torch {made['torch']}. Distance of weights: "
+        f"norm of the difference over the norm. Made by `{made['command']}`."
     )
     write_record(own.results, "layouts", table, summary(table), notes)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from utils.checkpoint import load_weights
 from utils.command import run_command
 from utils.config import EVALUATE, parse_command
+from utils.distributed import is_main
 from utils.evaluation import (
     LogitsOf,
     calibration_report,
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, record in records.items():
         print(f"\n{name}:")
         print(details(record))
-    if settings.json is not None:
+    if settings.json is not None and is_main():
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
         write_json(Path(settings.json), {"schema": 1, **subset, "checkpoints": records})
         print(f"written to {settings.json}")

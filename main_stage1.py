@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.device import batch_sizes
+from datasets.device import batch_sizes, mix64
 from losses import build_loss, loss_parameters
 from losses.los import torch_target
 from utils.command import run_command
 from utils.config import STAGE1, parse_command
+from utils.distributed import process_rank
 from utils.engine import EpochResult, mixup_shares, predict, train_epoch
 from utils.own_features import train_classifier
 from utils.parallel import average_buffers, data_parallel, with_batch_norm
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     def train_one_epoch(epoch: int) -> EpochResult:
         model.train()
+        if process_rank():  # dropout is to differ on each; the crops do by themselves
+            torch.manual_seed(mix64(mix64(settings.seed) ^ epoch) ^ process_rank())
         batches = images["train"].training_batches(settings.batch_size, settings.seed, epoch, settings.drop_last)
         mixup = mixup_shares(settings.mixup, len(sizes), settings.seed, epoch) if settings.mixup > 0 else None
         result = train_epoch(

@@ -156,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cpu = made["device"].rsplit(",", 1)[0]
     notes = (
         f"ResNet-20 on crops of 32 pixels, {epochs} epochs of stage 1, LOS with its published stage 2, last epoch, "
-        f"plain; {cpu}, a thread and {own.workers} readers for each process, torch {made['torch']}. Distance of weights: "
-        f"norm of the difference over the norm. Made by `{made['command']}`."
+        f"plain; {cpu}, a thread and {own.workers} readers for each process, torch {made['torch']}. Distance of "
+        f"weights: norm of the difference over the norm. Made by `{made['command']}`."
     )
     write_record(own.results, "layouts", table, summary(table), notes)
 

@@ -4,8 +4,9 @@ Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its
 class in file order are the test set; the training classes are cut from the others, from 124 images downwards.
 """
 
+from typing import Any
+
 import numpy as np
-from sklearn.datasets import load_digits as sklearn_digits
 
 from datasets.long_tail import Augmentation, LongTailedData, Profile, Split, make_long_tailed
 
@@ -15,6 +16,13 @@ TRAIN_MAX = 124  # the smallest class has 174 images, 50 of which are for the te
 
 # A mirrored digit is another sign: no mirroring. Constants of the whole set, ink scaled from 0..16 to 0..240.
 AUGMENTATION = Augmentation(padding=1, mirror=False, mean=(0.287, 0.287, 0.287), std=(0.354, 0.354, 0.354))
+
+
+def sklearn_digits() -> Any:
+    """Return scikit-learn's record of the digits: `images` (1797, 8, 8) of 0 to 16, `target` (1797,)."""
+    from sklearn.datasets import load_digits  # takes a second, for this data set alone
+
+    return load_digits()
 
 
 def load_digits(profile: Profile) -> LongTailedData:

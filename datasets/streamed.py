@@ -111,10 +111,23 @@ class Crops(Dataset[str]):
         self.ids = torch.from_numpy(split.ids)
         self.size = size
         self.resize = resize
+        self.workers = workers
+        self.slots = torch.empty(0, dtype=torch.uint8)
+
+    def make_slots(self) -> None:
+        """Allocate the slots, before the workers start; a UserError where the shared memory is too small for them."""
         # A loader gives the next task out before it returns what has been done: one piece more than are ahead.
-        self.slots = torch.empty(workers * AHEAD + 1, PIECE, size, size, 3, dtype=torch.uint8)
-        if workers:
-            self.slots.share_memory_()
+        shape = (self.workers * AHEAD + 1, PIECE, self.size, self.size, 3)
+        try:
+            self.slots = torch.empty(shape, dtype=torch.uint8)
+            if self.workers:
+                self.slots.share_memory_()
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.workers} processes that read images need {math.prod(shape) / 1e6:.0f} MB of shared memory "
+                "(/dev/shm) for each part of the data, which is not there: use fewer --workers, or give the container "
+                "more (docker --shm-size)"
+            ) from error
 
     def __getitem__(self, task: Task) -> str:
         slot, rows, view = task
@@ -355,6 +368,8 @@ class StreamedImages(ImageSource):
 
     def _batches(self, rows: Sequence[np.ndarray], view: View | None) -> Iterator[Tensor]:
         """Yield for each array of rows (B,) its crops (B, size, size, 3) uint8 on the host."""
+        if self._loader is None:
+            self._crops.make_slots()
         slots = self._crops.slots
         pieces = [part[start : start + PIECE] for part in rows for start in range(0, len(part), PIECE)]
         self._tasks.tasks = [(number % len(slots), piece, view) for number, piece in enumerate(pieces)]

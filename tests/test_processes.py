@@ -370,3 +370,10 @@ def test_torchrun_starts_stage_1_and_its_first_error_is_one_line(tree: Path, tmp
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     lines = [line for line in again.stderr.splitlines() if line.startswith("error: ")]
     assert again.returncode != 0 and len(lines) == 1 and "holds a finished run" in lines[0]
+
+
+def test_a_seed_that_each_process_would_draw_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    outcome = run("main_stage1", "--dataset", "digits", "--seed", "None", "--out", tmp_path)
+    assert outcome.status == 2 and "--seed None draws a seed in each of the processes" in outcome.err

@@ -411,3 +411,16 @@ def test_on_cuda_the_batches_are_those_of_the_cpu(split: ListedSplit) -> None:
         expected = everything(images_of(split, augment="jitter"), view).repeat(6, 1, 1, 1)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         images.close()
+
+
+def test_too_little_shared_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, split: ListedSplit) -> None:
+    """A container's 64 MB are soon full; PyTorch's own error is a RuntimeError of several lines."""
+
+    def full(tensor: Tensor) -> Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(Tensor, "share_memory_", full)
+    images = images_of(split, workers=2)
+    with pytest.raises(UserError, match=r"2 processes that read images need .* MB of shared memory") as caught:
+        next(images.view_batches([torch.arange(2)]))
+    assert "--shm-size" in str(caught.value)

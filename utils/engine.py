@@ -128,10 +128,11 @@ def predict_blocks(
     last = torch.tensor(len(images) - 1)
     # A last batch of another shape would be compiled for itself, and of many processes each needs as much as the
     # others: it is filled up with the last image, and the filling cut off again.
-    full = len(images) > 0 and (execution.compile or process_count() > 1)
     mine = []
     for start in starts:
-        rows = torch.arange(start, start + block if full else min(start + block, len(images))).minimum(last)
+        count = min(block, len(images) - start)
+        count = block if execution.compile and count else count + -count % process_count()
+        rows = torch.arange(start, start + count).minimum(last)
         mine.append(rows.tensor_split(process_count())[process_rank()].to(images.labels.device))
     batches = images.view_batches(mine, view, mirrored)
     for start, pixels in zip(starts, show_progress(batches, message, len(mine)), strict=True):

@@ -7,7 +7,7 @@ from torch import nn
 
 from datasets.long_tail import LongTailedData
 from models.heads import Linear
-from utils.distributed import is_main
+from utils.distributed import is_main, wait_for_all
 from utils.evaluation import (
     Images,
     LogitsOf,
@@ -94,6 +94,7 @@ def finish_run(
     if is_main():
         draw_plots(run.folder / "plots", metrics, history.log)
         write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
+    wait_for_all()  # a stage that follows in the same processes reads these files in each of them
     print()
     print(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
     print()

@@ -47,8 +47,12 @@ def settle_execution(command: Command) -> Execution:
     """
     settings = command.settings
     launch = launch_of()
+    if launch.count > 1 and command.given.get("seed", 0) is None:
+        raise UserError("--seed None draws a seed in each of the processes: give them a number")
     # Only stage 1 runs a network often enough to repay compiling it.
     compile_mode = settings.compile if command.script in FIELDS["compile"].metadata["used_by"] else "off"
+    if launch.count > 1 and compile_mode == "auto":
+        compile_mode = "off"  # the collectives of synchronised batch norm would break the graph at every layer
     on_disk = settings.dataset in ON_DISK and settings.features is None
     threads = None if on_disk else settings.workers
     gpu = settings.gpu if launch.count == 1 else launch.local_rank
@@ -149,6 +153,8 @@ def refuse_other_images(checkpoint: Checkpoint, data: LongTailedData, *, warn: b
         return
     refuse_other_classes(checkpoint, data)
     text = f"{checkpoint.path} learned from other training images than the ones here: their sha256 differ"
+    if checkpoint.settings().get("skip_bad"):
+        text += f" (it was trained with --skip_bad {checkpoint.settings()['skip_bad']})"
     if not warn:
         raise UserError(f"{text}; train stage 1 on these, or use the copy of the data that it was trained on")
     print(f"warning: {text}; only the numbers on training images are affected", file=sys.stderr)

@@ -23,6 +23,7 @@ from torch import Tensor
 from datasets.device import batch_sizes, mix64
 from losses import build_loss, loss_parameters
 from losses.los import torch_target
+from models.torchvision_networks import check_single_image
 from utils.command import run_command
 from utils.config import STAGE1, parse_command
 from utils.distributed import process_rank
@@ -31,7 +32,7 @@ from utils.own_features import train_classifier
 from utils.parallel import average_buffers, data_parallel, with_batch_norm
 from utils.pretrained import load_weights_file, train_on_weights
 from utils.report import finish_run
-from utils.runs import describe, open_run, read_metrics, stage1_folder, stage1_tags
+from utils.runs import describe, image_sizes, open_run, read_metrics, stage1_folder, stage1_tags
 from utils.schedules import SCHEDULES, with_warmup
 from utils.setup import announce, build_network, device_images, load_data, settle_execution
 from utils.training import INTERRUPTED, fit, make_sgd
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     loss_function = build_loss(settings.loss, data.class_counts.tolist(), target, **own).to(execution.device)
     torch.manual_seed(settings.seed)
     model = build_network(settings, data)
+    sizes = batch_sizes(len(data.train), settings.batch_size, settings.drop_last)
+    if 1 in sizes:
+        check_single_image(model, image_sizes(settings, data)[0])
     loaded = load_weights_file(model, settings)
     config = describe(command, "stage1", tags, data, execution, target, None, loaded and loaded[1])
     run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
@@ -67,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     module = data_parallel(model, execution)
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
     schedule = SCHEDULES[settings.schedule]
-    sizes = batch_sizes(len(data.train), settings.batch_size, settings.drop_last)
 
     def train_one_epoch(epoch: int) -> EpochResult:
         model.train()

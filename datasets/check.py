@@ -294,8 +294,9 @@ def refuse(message: str) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m datasets.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m datasets.check", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("--dataset", required=True, help="name of the data set")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets; of list and folder: their own")

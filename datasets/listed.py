@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.lists import ListedSplit, join, read_folder, read_json_list, read_list, shown
+from datasets.lists import ListedSplit, join, printable, read_folder, read_json_list, read_list, shown
 from datasets.long_tail import Augmentation, LongTailedData, Profile, index_sha256, select_subset, split_holdout
 from utils.errors import UserError
 
@@ -160,9 +160,11 @@ def long_tailed(
     """Return the data set, cut down where the profile has an `imb_ratio`, its held-out images split off or those of
     `val`.
 
-    The ids of `val` follow on those of `train`, so that an id names one image. Raises UserError for a class without
-    images in train or test.
+    The ids of `val` follow on those of `train`, so that an id names one image. Class names are made printable: those of
+    folders can be any bytes. Raises UserError for one class alone, and for a class without images in train or test.
     """
+    if len(class_names) < 2:
+        raise UserError(f"{name}: the training images are of one class, '{shown(class_names[0])}'; two are needed")
     for part, split in (("training", train), ("test", test)):
         refuse_empty_classes(split.labels, len(class_names), part, class_names)
     chosen = train
@@ -179,7 +181,7 @@ def long_tailed(
         train=kept_images,
         holdout=holdout,
         test=test,
-        class_names=class_names,
+        class_names=[printable(class_name) for class_name in class_names],
         class_counts=np.bincount(kept_images.labels),
         augmentation=AUGMENTATION,
         subset=path_identity(join([kept_images, holdout])),

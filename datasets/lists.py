@@ -61,9 +61,20 @@ def join(splits: Sequence[ListedSplit]) -> ListedSplit:
 
 
 def shown(text: str) -> str:
-    """Return text that can be printed whatever bytes it came from, and is not too long for a line."""
-    printable = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-    return printable if len(printable) <= SHOWN else f"{printable[:SHOWN]}..."
+    """Return text that any terminal shows as it is, whatever bytes it came from, and is not too long for a line."""
+    line = printable(text[: SHOWN + 1]).replace("\\x00", "\\0")
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+
+
+def refuse_pipe(path: Path, what: str) -> None:
+    """Raise UserError for a device, a pipe or a socket, which may never end; what is missing is for the reader."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"cannot read {what} {path}: it is no regular file")
+
+
+def printable(name: str) -> str:
+    """Return a class name as one line that any terminal and any file in UTF-8 can hold; most names stay as they are."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def read_list(path: Path, root: Path, num_classes: int | None = None) -> ListedSplit:
@@ -75,6 +86,7 @@ def read_list(path: Path, root: Path, num_classes: int | None = None) -> ListedS
     limit = 10**9 if num_classes is None else num_classes
     paths: list[bytes] = []
     labels: list[int] = []
+    refuse_pipe(path, "the list")
     try:
         # File names are bytes: whatever is not UTF-8 in them comes out as it went in.
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -111,6 +123,10 @@ def path_fault(path: str) -> str:
     upwards = ".." in path and ".." in path.replace("\\", "/").split("/")
     if upwards or path.startswith(("/", "\\")) or path[1:2] == ":" or "\0" in path or not path:
         return f"the path '{shown(path)}' leaves the image folder; it must be relative to it, without '..'"
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # JSON can hold half a character
+        return f"the path '{shown(path)}' cannot be the name of a file"
     return "" if len(path) <= LONGEST else f"the path '{shown(path)}' has more than {LONGEST} characters"
 
 
@@ -120,6 +136,7 @@ def read_json_list(path: Path, root: Path) -> tuple[ListedSplit, list[str]]:
     The labels 0..K-1 are the categories in the order of their ids, which for iNaturalist 2018 are these numbers. Raises
     UserError, with the entry's number, for anything else than one category an image.
     """
+    refuse_pipe(path, "the list")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=compact)
     except OSError as error:
@@ -133,7 +150,7 @@ def read_json_list(path: Path, root: Path) -> tuple[ListedSplit, list[str]]:
     for number, entry in enumerate(content["categories"]):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or entry["id"] in names:
             raise UserError(f"{path}: categories[{number}] has no integer 'id' of its own")
-        names[entry["id"]] = str(entry.get("name", entry["id"]))
+        names[entry["id"]] = shown(str(entry.get("name", entry["id"])))
     label_of = {category: label for label, category in enumerate(sorted(names))}
     labels: dict[int | str, int] = {}
     for number, entry in enumerate(content["annotations"]):
@@ -205,9 +222,17 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or a link to one; a link to itself is none, and no image either."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def class_folders(folder: Path) -> list[str]:
     """Return the sorted names of the folders in `folder`, without the hidden ones (as `.ipynb_checkpoints`)."""
-    return [entry.name for entry in scan(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry.name for entry in scan(folder) if is_folder(entry) and not entry.name.startswith(".")]
 
 
 def image_files(folder: Path) -> tuple[list[str], int]:
@@ -216,6 +241,6 @@ def image_files(folder: Path) -> tuple[list[str], int]:
     names = [
         entry.name
         for entry in entries
-        if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".") and not entry.is_dir()
+        if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".") and not is_folder(entry)
     ]
     return names, len(entries) - len(names)

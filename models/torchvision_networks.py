@@ -89,6 +89,24 @@ def forward_shapes(network: nn.Module, image_size: int) -> Any:
         return functional_call(network, shapes, (image,))
 
 
+def check_single_image(network: Network, image_size: int) -> None:
+    """Raise UserError where `network` cannot be trained on one square image of `image_size` pixels alone.
+
+    Batch norm has nothing to normalise where a map is one pixel of one image. To be called as `check_image_size` is.
+    """
+    training = [(module, module.training) for module in network.modules()]
+    try:
+        forward_shapes(network.train(), image_size)
+    except ValueError as error:
+        raise UserError(
+            f"the last batch of an epoch is one image, whose maps shrink to one pixel at {image_size} x {image_size} "
+            "pixels: batch norm cannot normalise it; add --drop_last, or choose another --batch_size or --image_size"
+        ) from error
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
 def check_image_size(network: Network, image_size: int) -> None:
     """Raise UserError where `network` takes no square images of `image_size` pixels a side.
 

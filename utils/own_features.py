@@ -12,9 +12,11 @@ from torch import Tensor
 from losses.los import ONE_HOT
 from utils.checkpoint import Checkpoint, joined, load_checkpoint
 from utils.config import FIELDS, PARAMETERS, STAGE1, Command, parse_command
+from utils.distributed import from_main, is_main, wait_for_all
 from utils.engine import predict
 from utils.errors import UserError
 from utils.feature_files import OWN_FEATURES, read_features
+from utils.files import read_json, sha256_file
 from utils.pretrained import fit_classifier, train_on_weights
 from utils.runs import describe, find_run, open_run, read_metrics, seed_folder, stage1_folder, stage1_tags
 from utils.setup import (
@@ -45,9 +47,12 @@ def open_features(command: Command) -> tuple[Command, Checkpoint]:
 
 
 def find_start(command: Command) -> tuple[Command, Checkpoint]:
-    """Read the stage 1 that stage 2 starts from; with `--features` that of the file, trained first if it is missing."""
+    """Read the stage 1 that stage 2 starts from; with `--features` that of the file, trained first if it is missing.
+
+    With `--weights` it is the stage 1 that was trained from them or, where there is none, the one of no epochs.
+    """
     if command.settings.weights is not None:
-        return find_stage1(with_probe(command))
+        return find_on_weights(command)
     if command.settings.features is None:
         return find_stage1(command)
     command, own = open_features(command)
@@ -56,20 +61,45 @@ def find_start(command: Command) -> tuple[Command, Checkpoint]:
     return adopt_checkpoint(command, checkpoint), checkpoint
 
 
-def with_probe(command: Command) -> Command:
-    """Return a stage 2 that names the stage 1 of no epochs on its `--weights`, which is run unless it is there."""
+def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
+    """Read the stage 1 on the `--weights` of a stage 2: one that was trained or, after running it, the probe.
+
+    Raises UserError where several fit, and where the one that was trained started from another file of that name.
+    """
     if "pretrained_pth" in command.given:
         raise UserError("--weights and --pretrained_pth both name what stage 2 starts from; leave one out")
-    seed = stage1_seed(command.settings)
+    probe = probe_command(command)
+    if not is_trained(probe):
+        train_on_weights(probe)
+        wait_for_all()  # of many processes the first writes the run that all read next
+        print()
+        return find_stage1(command.replace(pretrained_pth=str(stage1_folder(probe))))
+    command, checkpoint = find_stage1(command)
+    file, started = Path(str(command.settings.weights)), (checkpoint.config.get("weights") or {}).get("sha256")
+    if file.is_file() and sha256_file(file) != started:
+        raise UserError(
+            f"{checkpoint.path.parent} started from another file than --weights {file} is now; name the run with "
+            "--pretrained_pth, or another --out"
+        )
+    return command, checkpoint
+
+
+def probe_command(command: Command) -> Command:
+    """Return the command of the stage 1 of no epochs on the `--weights` of a stage 2."""
     of_stage2 = (
         "seed", "label_smooth", "batch_size", "momentum", "nesterov", "eval_every", "resume", "overwrite", "reuse",
         "tensorboard", *PARAMETERS,
     )  # fmt: skip
     flags = flags_of(command, STAGE1, without=of_stage2)
-    stage1 = parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])
-    train_on_weights(stage1)
-    print()
-    return command.replace(pretrained_pth=str(stage1_folder(stage1)))
+    seed = stage1_seed(command.settings)
+    return parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])
+
+
+def is_trained(probe: Command) -> bool:
+    """Tell whether there is a stage-1 run of some epochs that is otherwise described as a probe is."""
+    wanted = set(stage1_tags(probe)) - {"epochs0"}
+    configs = map(read_json, seed_folder(probe.settings, probe.settings.seed).glob("stage1*/config.json"))
+    return any(config["settings"]["epochs"] > 0 and wanted <= set(config["tags"]) for config in configs)
 
 
 def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> list[str]:
@@ -97,11 +127,13 @@ def find_subjects(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
 def find_classifier(command: Command, own: Checkpoint) -> Checkpoint:
     """Return the stage-1 run on a file of features that has no classifier, after training it where there is none."""
     seed = stage1_seed(command.settings)
-    if not list(seed_folder(command.settings, seed).glob("stage1*/config.json")):
+    runs = seed_folder(command.settings, seed).glob("stage1*/config.json")
+    if not from_main(any(runs) if is_main() else False):  # a slower process would see what the first has begun
         names = ("features", "out", "device", "gpu", "workers")
         flags = [word for name in names if name in command.given for word in (f"--{name}", str(command.given[name]))]
         print(f"{own.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
         train_classifier(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), own)
+        wait_for_all()  # of many processes the first writes the run that all read next
         print()
     return with_features(load_checkpoint(find_run(command, "stage1", seed) / "last.pth"), own)
 

@@ -30,18 +30,26 @@ from utils.training import fit, make_sgd
 def load_weights_file(model: Network, settings: Settings) -> tuple[Checkpoint, dict[str, Any]] | None:
     """Copy the file of `--weights`, where one was named, into a network; return it and what config.json says of it.
 
-    Raises UserError for a file that cannot be read or does not hold the network's backbone.
+    Raises UserError for a file that cannot be read, does not hold the network's backbone, or has NaN or infinity in it.
     """
     if settings.weights is None:
         return None
     try:
         checkpoint = load_checkpoint(Path(settings.weights))
         report = load_pretrained(model, checkpoint.state)
+        refuse_non_finite(model)
     except UserError as error:
         raise UserError(f"--weights {settings.weights}: {error}") from error
     summary = f"{checkpoint.path} ({checkpoint.kind}): {report.summary()}"
     print(f"weights: {summary}")
     return checkpoint, {"file": str(checkpoint.path), "sha256": checkpoint.sha256, "loaded": report.summary()}
+
+
+def refuse_non_finite(model: Network) -> None:
+    """Raise UserError where a tensor of a network has NaN or infinity, which training would blame on its own steps."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} is not finite: the file is of a training that failed, or damaged")
 
 
 def train_on_weights(command: Command) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import platform
 import re
 import shlex
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from datasets.features import holds_features
+from datasets.listed import path_identity
 from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
 from losses.los import Target
@@ -21,7 +22,7 @@ from utils.config import FIELDS, PROTOCOL_SWITCHES, PROTOCOLS, STAGE1, STAGE2, T
 from utils.distributed import from_main, is_main, process_count
 from utils.errors import UserError
 from utils.execution import Execution, device_name
-from utils.files import read_json, write_json
+from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
 from utils.plots import PLOTS
 
 # Settings by which a default lookup tells runs of one data set, imbalance, network and seed apart.
@@ -170,11 +171,15 @@ def _command_for(command: Command, stage: str, seed: int) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run folder and its configuration; `finished` where it is there already, to be used as it is."""
+    """An opened run folder and its configuration; `finished` where it is there already, to be used as it is.
+
+    No other process can open the folder as long as this object lives.
+    """
 
     folder: Path
     config: dict[str, Any]
     finished: bool = False
+    lock: FolderLock | None = field(default=None, compare=False, repr=False)
 
     @property
     def last(self) -> Path:
@@ -199,51 +204,78 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: b
     """Make a run's folder and write its config.json, or reopen one; with `reuse`, whatever is there. Of many processes
     the first does it for all.
 
-    Raises UserError where a run is there and neither `--resume` nor `--overwrite` was said, where it was made with
-    other settings than the resuming command's, and where the folder cannot be written.
+    Raises UserError where another process is at work in it, where a run is there and neither `--resume` nor
+    `--overwrite` was said, where it was made with other settings than the resuming command's, and where the folder
+    cannot be written.
     """
-    return from_main(_open_run(folder, config, resume, overwrite, reuse) if is_main() else Run(folder, config))
+    opened = _open_run(folder, config, resume, overwrite, reuse) if is_main() else Run(folder, config)
+    return replace(from_main(replace(opened, lock=None)), lock=opened.lock)
 
 
 def _open_run(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool, reuse: bool) -> Run:
     """Open a run in the process that writes."""
-    present = [name for name in OWN_FILES if (folder / name).exists()]
-    if reuse and "metrics.json" in present and "config.json" in present:
+    if reuse and (folder / "metrics.json").exists() and (folder / "config.json").exists():
         before = read_json(folder / "config.json")
         _refuse_other_settings(folder, before, config)
         return Run(folder, before, finished=True)
-    resume = resume or reuse
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    lock = lock_folder(folder)
+    try:
+        return _begin_or_resume(Run(folder, config, lock=lock), resume or reuse, overwrite)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
+    """Return a run in its folder, which this process has locked, as it is to go on."""
+    folder, config = run.folder, run.config
+    present = [name for name in OWN_FILES if (folder / name).exists()]
     if present and not (resume or overwrite):
         state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
         raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
     if resume and "last.pth" in present and "config.json" not in present:
         raise UserError(f"{folder} has lost its config.json, so what it was is unknown; --overwrite replaces it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
+    if overwrite:
+        try:
             for name in present:
                 (folder / name).unlink()
-    except OSError as error:
-        raise UserError(f"cannot use {folder}: {error.strerror or error}; name another place with --out") from error
+        except OSError as error:
+            raise _unusable(folder, error) from error
+    opened = run
     if resume and "config.json" in present:
         before = read_json(folder / "config.json")
         _refuse_other_settings(folder, before, config)
         # The run keeps its own record, and adds where it went on once it really does (`fit`).
-        return Run(folder, {**before, "resumed": [*before.get("resumed", []), config["environment"]]})
-    write_json(folder / "config.json", config)
-    return Run(folder, config)
+        opened = replace(run, config={**before, "resumed": [*before.get("resumed", []), config["environment"]]})
+    for place in {(folder / name).parent for name in OWN_FILES}:
+        remove_leftovers(place, [Path(name).name for name in OWN_FILES])
+    if opened is run:
+        write_json(folder / "config.json", config)
+    return opened
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot use {folder}: {error.strerror or error}; name another place with --out")
 
 
 def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError where resuming would mix two configurations in one run."""
     script = f"main_{now['stage']}"
     weighty = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
-    keys = [name for name in weighty if script in FIELDS[name].metadata["used_by"]]
+    # A file of weights may be named by another path: its sha256 decides.
+    keys = [name for name in weighty if name != "weights" and script in FIELDS[name].metadata["used_by"]]
     old, new = before.get("settings", {}), now["settings"]
     # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name.
     differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]
     if (before.get("weights") or {}).get("sha256") != (now.get("weights") or {}).get("sha256"):
         differing.append("another file of --weights")
+    if before.get("test") is not None and before["test"] != now["test"]:  # runs made before it was recorded have none
+        differing.append("other test images")
     if "precision" in before and before["precision"] != now["precision"]:  # the first runs did not record it
         differing.append("another --amp")
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):
@@ -281,6 +313,7 @@ def describe(
         "class_names": data.class_names,
         "images": describe_images(command.settings, data),
         "subset": data.subset,
+        "test": path_identity(data.test) if isinstance(data.test, ListedSplit) else None,
         "weights": weights,
         "stage1": stage1 and describe_stage1(stage1),
         "precision": "bf16" if execution.bf16 else "fp32",

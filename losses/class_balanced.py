@@ -37,9 +37,12 @@ class ClassBalancedCrossEntropy(nn.Module):
 
 
 def inverse_frequency_weights(class_counts: Sequence[int], rho: float) -> Tensor:
-    """Return weights (K,) float64 in proportion to (1 / n)^rho, with sum K: rho = 0 weighs every class alike."""
+    """Return weights (K,) float64 in proportion to (1 / n)^rho, with sum K: rho = 0 weighs every class alike.
+
+    None is below 1e-30: in float32 it would be 0, and a batch of such classes alone would have no weighted mean.
+    """
     logs = -rho * torch.as_tensor(class_counts, dtype=torch.float64).log()
-    return len(logs) * logs.softmax(dim=0)
+    return (len(logs) * logs.softmax(dim=0)).clamp(min=1e-30)
 
 
 class InverseFrequencyCrossEntropy(nn.Module):

@@ -11,24 +11,36 @@ another model made (`utils.feature_files`) are read as such a file too.
 
 import io
 import json
+import math
 import pickle
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from datasets.lists import refuse_pipe
 from models.foreign import compare_keys, find_state_dict
 from models.network import Network
 from models.weights import with_network_names
 from utils.errors import UserError
-from utils.feature_files import OWN_FEATURES, read_features
+from utils.feature_files import OWN_FEATURES, read_features, refuse_bomb
 from utils.files import sha256_file, write_atomically
 from utils.parts import find_parts, read_safetensors
 
 FORMAT = 1
 CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
+# What the settings that a checkpoint of ours settles for others are made of.
+SETTINGS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("dataset", "imb_type", "subset", "network", "stem", "protocol", "data_dir"), (str,)),
+    **dict.fromkeys(("subset_seed", "seed", "epochs"), (int,)),
+    **dict.fromkeys(("width", "image_size", "resize", "stage1_seed"), (int, NoneType)),
+    "holdout": (int, float),
+    "imb_ratio": (int, float, NoneType),
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
     `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
+    refuse_pipe(path, "the checkpoint")
     try:
         if path.suffix == ".npz":
             digest, content = read_features(path)
@@ -93,9 +106,13 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
             digest, content = read_released(path)
         else:
             digest = sha256_file(path)
+            if not trust_pickle:
+                refuse_bomb(path)
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except UserError:
-        raise
+            refuse_flipped_bits(path)
+        refuse_strange_tensors(content, path.stat().st_size if path.is_file() else None)
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -118,6 +135,12 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
             raise UserError(
                 f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
             )
+        strange = strange_settings(content["config"]["settings"])
+        temperature = content.get("temperature")
+        if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            strange.append("temperature")
+        if strange:
+            raise UserError(f"{path} is damaged: its {', '.join(strange)} cannot be")
         kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
         if content.get("holds") == OWN_FEATURES:
             kind = OWN_FEATURES
@@ -135,11 +158,58 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     return Checkpoint(path, digest, layout, state, None)
 
 
+def refuse_flipped_bits(path: Path) -> None:
+    """Raise UserError where a PyTorch file is a zip archive and not what its checksums say: PyTorch does not look.
+
+    A checksum of 0 is none; PyTorch can be told to leave them out.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.CRC != 0 and not entry.is_dir():
+                with archive.open(entry) as stored:
+                    while stored.read(1 << 20):  # raises BadZipFile at the end of an entry that was changed
+                        pass
+
+
+def refuse_strange_tensors(content: Any, size: int | None) -> None:
+    """Raise UserError for tensors that are no plain numbers in memory, or larger than the file of `size` bytes that
+    they are from: one number in a file can stand for a tensor of any shape, which the first arithmetic would make
+    real."""
+    if isinstance(content, Tensor):
+        if content.layout != torch.strided or content.is_quantized or content.is_nested or content.device.type != "cpu":
+            raise UserError("it holds sparse, quantised or nested tensors, or some without numbers; save plain ones")
+        if size is not None and content.numel() * content.element_size() > size:
+            raise UserError(f"it holds a tensor of {tuple(content.shape)}, more numbers than the file has room for")
+    elif isinstance(content, dict):
+        for value in content.values():
+            refuse_strange_tensors(value, size)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            refuse_strange_tensors(value, size)
+
+
+def strange_settings(settings: dict[str, Any]) -> list[str]:
+    """Return the names of settings that no run can have had; those that are missing are for others to judge."""
+    known = {name: kinds for name, kinds in SETTINGS.items() if name in settings}
+    return [
+        name
+        for name, kinds in known.items()
+        if type(settings[name]) not in kinds
+        or (isinstance(settings[name], int | float) and not 0 <= settings[name] < 2**32)
+    ]
+
+
 def is_ours(content: dict[str, Any]) -> bool:
     """Tell whether a checkpoint has every entry that this project's have."""
     config = content.get("config")
     entries = {"stage": str, "epoch": int, "model": dict, "config": dict}
     if not isinstance(config, dict) or not all(isinstance(content.get(name), kind) for name, kind in entries.items()):
+        return False
+    if content["stage"] not in ("stage1", "stage2"):
+        return False
+    if not all(is_state(tensors) for tensors in (content["model"], content.get("features", {}))):
         return False
     if "features" in content:
         held = (
@@ -151,6 +221,11 @@ def is_ours(content: dict[str, Any]) -> bool:
         if not all(isinstance(value, kind) for value, kind in zip(held, (list, list, dict, dict), strict=True)):
             return False
     return isinstance(config.get("settings"), dict) and isinstance(config.get("tags"), list)
+
+
+def is_state(content: object) -> bool:
+    """Tell whether something is a dictionary of tensors by names."""
+    return isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
 
 
 def read_released(path: Path) -> tuple[str, dict[str, Any]]:
@@ -222,7 +297,11 @@ def first_line(error: Exception) -> str:
 def load_weights(model: Network, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's tensors into a model; a UserError names missing, unexpected and misshapen keys."""
     state = with_network_names(model, checkpoint.state)
-    problems = compare_keys(state, model.state_dict())
+    own = model.state_dict()
+    problems = compare_keys(state, own)
+    if not problems:
+        other = [key for key, value in state.items() if value.is_floating_point() != own[key].is_floating_point()]
+        problems = [f"{key}: {state[key].dtype} here, {own[key].dtype} expected" for key in other[:5]]
     if problems:
         raise UserError(f"{checkpoint.path} ({checkpoint.kind}) does not fit the network: {'; '.join(problems)}")
     model.load_state_dict(state)

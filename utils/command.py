@@ -1,32 +1,115 @@
 """How a command ends: its exit status, and one line where a user is to blame. It imports leaves alone: every room may
 import it."""
 
+import contextlib
+import errno
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from utils.distributed import disconnect
 from utils.errors import UserError
 
 # Seconds in which torchrun ends the other processes once one has failed: of all that fail alike only the first speaks.
 TURN = 3
+# Seconds in which a signal to a whole group of processes reaches each of them.
+MOMENT = 0.5
+# Seconds in which signals after the first are taken for the same request: terminals and torchrun send several.
+AGAIN = 10
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def run_command(command: Callable[[], object], interrupted: str = "") -> None:
     """Run a script's `main` and turn what a user can cause into an exit status.
 
-    Status 2 with one line for a `UserError`, 130 for Ctrl-C (the convention for SIGINT), when `interrupted` says what
-    it leaves behind. Anything else is a defect of ours and keeps its traceback.
+    Status 2 with one line for a `UserError`. Ctrl-C, SIGTERM and SIGHUP end the command alike, as a `KeyboardInterrupt`
+    that lets a checkpoint be completed: one line, where `interrupted` says what is left behind, and the status is by
+    convention 128 and the signal's number, so 130, 143 and 129. A signal that is ignored, as `nohup` has it, stays so.
+    Anything else is a defect of ours and keeps its traceback.
     """
+    arrived: list[int] = []
+    with signals_as_interrupts(arrived):
+        try:
+            try:
+                command()
+                disconnect()
+            except Exception as error:
+                patience = patience_with(error)
+                if patience and arrived:  # what the signal did to another process, while this one was ending
+                    raise KeyboardInterrupt from error
+                time.sleep(patience)  # ended by the signal, if there is one
+                raise
+        except UserError as error:
+            say(f"error: {' '.join(str(error).split())}")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            number = arrived[0] if arrived else signal.SIGINT
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            if of_many() <= 0:
+                say(f"interrupted{by}{interrupted}")
+            sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def signals_as_interrupts(arrived: list[int]) -> Iterator[None]:
+    """Raise KeyboardInterrupt for the signals that ask a process to end, and add their numbers to `arrived`.
+
+    Signals whose handling somebody chose keep it. Once one has come, the rest of the program passes over its
+    repetitions.
+    """
+    usual = {signal.SIG_DFL, signal.default_int_handler}
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in usual}
+    owner = os.getpid()
+    times: list[float] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a worker, forked just now, that has no handler of its own yet
+            os._exit(128 + number)
+        if not times or time.monotonic() - times[-1] > AGAIN:
+            times.append(time.monotonic())
+            arrived.append(number)
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # Python tells the main one alone
+        before = {}
+    for number in before:
+        signal.signal(number, end)
     try:
-        command()
-        disconnect()
-    except UserError as error:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(TURN)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"interrupted{interrupted}", file=sys.stderr)
-        sys.exit(130)
+        yield
+    finally:
+        if not arrived:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def of_many() -> int:
+    """Return the number of this process among those that torchrun started, -1 where it did not start several."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else -1
+
+
+def patience_with(error: Exception) -> float:
+    """Return the seconds to wait for a signal that may be behind an error: another process of ours was ended by it
+    first, one that torchrun started or a worker that reads images; or the terminal is gone, and its shell says so."""
+    if of_many() > 0 or (of_many() == 0 and not isinstance(error, UserError)):
+        return TURN
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        return TURN
+    reason = error.__cause__ if isinstance(error, UserError) else error
+    return MOMENT if isinstance(reason, RuntimeError) and str(reason).startswith("DataLoader worker") else 0
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, and have done with both streams: their terminal may be gone."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # or Python tries once more when it ends, and fails
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from datasets.lists import printable, shown
 from utils.command import run_command
 from utils.errors import UserError
 from utils.evaluation import logits_summary
@@ -23,6 +24,11 @@ from utils.plots import COLOURS, save_figure
 from utils.report import headline
 
 GROUPS = ("all", *SHOTS)
+# The columns that hold text, where the others hold numbers.
+TEXTS = {
+    "name", "dataset", "imb_type", "network", "stage", "method", "settings", "protocol", "subset_content_sha256",
+    "stage1_sha256", "command", "device", "execution", "torch", "git_revision",
+}  # fmt: skip
 # What two runs must share to be repeats of one another.
 SETTINGS = ["dataset", "imb_type", "imb_ratio", "network", "name", "settings", "protocol"]
 WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
@@ -47,7 +53,25 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (folder / "metrics.json").is_file():
         advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
         raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")
-    return read_json(folder / "metrics.json"), read_json(folder / "config.json")
+    metrics, config = read_json(folder / "metrics.json"), read_json(folder / "config.json")
+    refuse_damaged(folder, metrics, config)
+    return metrics, config
+
+
+def refuse_damaged(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError where what is to be compared of a run is missing or of another kind."""
+    lacking = ""
+    try:
+        row = csv_row(metrics, config)
+        accuracies = headline(metrics)["per_class_accuracy"]
+        sound = np.array(accuracies, dtype=float).shape == np.array(metrics["class_counts"], dtype=float).shape
+        for name, value in row.items():
+            kind = str if name in TEXTS else int | float
+            sound &= value is None or (isinstance(value, kind) and not isinstance(value, bool))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        sound, lacking = False, f" ({type(error).__name__}: {shown(str(error))})"
+    if not sound:
+        raise UserError(f"{folder} is damaged: its metrics.json or config.json is not what a run writes{lacking}")
 
 
 def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +120,7 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "torch": environment["torch"],
         "git_revision": environment["git_revision"],
     }
-    return row
+    return {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def best_column(rows: pd.DataFrame) -> tuple[str, str]:
@@ -170,7 +194,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m utils.compare", description=__doc__, allow_abbrev=False)
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     for flag in ("csv", "markdown", "figure"):

@@ -209,6 +209,7 @@ class Settings:
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     amp: str = option("auto", "bf16 autocast [on a CUDA device that has it]", choices=["auto", "off", "bf16"])
     compile: str = option("auto", "torch.compile the network [on CUDA]", (STAGE1,), choices=["auto", "on", "off"])
+    deterministic: bool = switch("runs on a CUDA device repeat bit for bit, as those on a CPU do; slower", EVERYWHERE)
     resume: bool = switch("go on with an interrupted run", TRAINING)
     overwrite: bool = switch("replace a run that is there", TRAINING)
     reuse: bool = switch("use a run that is finished as it is, go on with an interrupted one", TRAINING)
@@ -391,12 +392,21 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     values = {**preset, **PROTOCOLS[protocol]}
     if given.get("bn_mode") == "train":
         values["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
-    check_domains(Settings(**{**values, **given}))
+    asked = Settings(**{**values, **given})
+    check_domains(asked)
+    if "stem" in given or "pretrained_pth" not in given:  # else the checkpoint settles the stem
+        check_network(asked.network, asked.stem)
+    if asked.workers == 0 and dataset not in ON_DISK and "pretrained_pth" not in given:
+        raise UserError("--workers must be between 1 and 1e+06 for images in memory, not 0: they are threads")
     unused = {name for name in given if script not in FIELDS[name].metadata["used_by"]}
     if dataset not in ON_DISK:
         unused |= set(ONLY_ON_DISK) & set(given)
+    if script == STAGE1 and given.get("epochs") == 0:
+        unused |= (set(NOT_OF_PROBES) - {"epochs"} | {"tensorboard"}) & set(given)
     if given.get("subset") != "shuffle":
         unused.add("subset_seed")
+    if {**values, **given}.get("imb_ratio", 0) is None:
+        unused |= {"imb_type", "subset", "subset_seed"} & set(given)  # all images there are
     if script == STAGE2 and not find_recipe(given.get("method", FIELDS["method"].default)).trains:
         unused |= set(TRAINED_ONLY) & set(given)
     used = {name: value for name, value in given.items() if name not in unused}
@@ -419,7 +429,8 @@ def stage_preset(script: str, dataset: str, given: dict[str, Any]) -> dict[str, 
     """Return what the settings of a script default to, for a data set and the loss or method among the flags given."""
     preset = preset_of(dataset)
     if script == STAGE1:
-        return {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {})}
+        probe = {"wd": FEATURES_PRESET["wd"]} if given.get("epochs") == 0 else {}  # of features, not of steps
+        return {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {}), **probe}
     if script == STAGE2:
         preset = {**preset, **STAGE2_PRESETS.get(dataset, {})}
     method = given.get("method", FIELDS["method"].default)
@@ -531,7 +542,6 @@ def check_domains(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} must be between {low:g} and {high:g}, not {value:g}")
-    check_network(settings.network, settings.stem)
     if settings.clip_grad is not None and not 0 < settings.clip_grad < float("inf"):
         raise UserError(f"--clip_grad must be a finite number above 0, not {settings.clip_grad:g}")
     if settings.resize is not None and settings.resize < (settings.image_size or 0):

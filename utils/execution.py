@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import platform
 import shutil
 import sysconfig
@@ -13,6 +14,9 @@ import torch
 
 from models.network import Network
 from utils.errors import UserError
+
+# Of cuBLAS's workspaces these make its sums repeat bit for bit; the first one is the faster.
+WORKSPACES = (":4096:8", ":16:8")
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,20 @@ class Execution:
 
 
 def choose_execution(
-    device: str, gpu: int, amp: str, compile_mode: str, threads: int | None = None, processes: int = 1
+    device: str,
+    gpu: int,
+    amp: str,
+    compile_mode: str,
+    threads: int | None = None,
+    processes: int = 1,
+    *,
+    deterministic: bool = False,
 ) -> Execution:
     """Resolve `--device auto|cpu|cuda --gpu N --amp auto|off|bf16 --compile auto|on|off` for this machine.
 
-    `threads` caps the threads of a CPU run; `processes` on this machine need a GPU each. Raises UserError where CUDA or
-    a GPU asked for is absent.
+    `threads` caps the threads of a CPU run; `processes` on this machine need a GPU each. `deterministic` makes runs on
+    a CUDA device repeat bit for bit, which they do on a CPU anyway. Raises UserError where CUDA or a GPU asked for is
+    absent, and where the environment asks cuBLAS for what cannot be repeated.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
@@ -75,6 +87,8 @@ def choose_execution(
             f"precision: {'bf16 autocast (asked for)' if bf16 else 'fp32 (the default on a CPU)'}",
             f"step: {'compiled (asked for)' if compiled else 'eager (the default on a CPU)'}, channels last",
         ]
+        if deterministic:
+            reasons.append("repeatable: bit for bit with as many threads, as every run on a CPU; no need to ask for it")
         return Execution(torch.device("cpu"), bf16, compiled, tuple(reasons))
     if processes > torch.cuda.device_count():
         raise UserError(
@@ -83,8 +97,8 @@ def choose_execution(
         )
     if gpu >= torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    repeat_bits(deterministic)
     torch.cuda.set_device(gpu)
-    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     # PyTorch lets fp32 convolutions run in TF32, with the mantissa of half precision: fp32 shall mean fp32 here.
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
@@ -101,7 +115,28 @@ def choose_execution(
         f"precision: {'bf16 autocast' if bf16 else 'fp32 (IEEE, no TF32)'} ({bf16_why}, --amp {amp})",
         f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}{lack}), channels last",
     ]
+    if deterministic:
+        reasons.append("repeatable: bit for bit on this device and these versions (--deterministic), which takes time")
     return Execution(torch.device("cuda", gpu), bf16, compiled, tuple(reasons))
+
+
+def repeat_bits(deterministic: bool) -> None:
+    """Let CUDA repeat its results bit for bit from here on, or choose what is fastest; call it before CUDA starts.
+
+    Either way everything is set, so that a call leaves nothing to the next one. PyTorch's switch also has its compiler
+    choose kernels without measuring them. Raises UserError for a workspace of cuBLAS, in the environment, that does not
+    repeat.
+    """
+    if deterministic:
+        workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACES[0])
+        if workspace not in WORKSPACES:
+            raise UserError(
+                f"--deterministic: CUBLAS_WORKSPACE_CONFIG is {workspace!r}; unset it, or use {' or '.join(WORKSPACES)}"
+            )
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    # Every step has the same shapes: trying the algorithms of a convolution pays, but may end differently each time.
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def compiler_lacks() -> str | None:

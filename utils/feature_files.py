@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from datasets.features import features_data, require
+from datasets.lists import printable, refuse_pipe, shown
 from utils.errors import UserError
 from utils.files import sha256_file
 from utils.parts import read_safetensors
@@ -36,6 +37,8 @@ KNOWN = {
     *(f"{split}_{kind}" for split in SPLITS for kind in ("features", "labels")),
     "test_features_mirrored", "class_names", *CLASSIFIER,
 }  # fmt: skip
+# What a zip archive may unpack to: this many bytes in any case, and this many times the size of the file.
+UNPACKED, RATIO = 1 << 26, 100
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,6 +54,7 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"--features {path}: the name must end in {' or '.join(SUFFIXES)}")
+    refuse_pipe(path, "the features")
     try:
         digest, arrays, names, unknown = (read_npz if path.suffix == ".npz" else read_tensors)(path)
     except UserError as error:
@@ -65,7 +69,7 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
     except UserError as error:
         raise UserError(f"--features {path}: {error}") from error
     if unknown:
-        print(f"not used of {path}: {', '.join(sorted(unknown))}", file=sys.stderr)
+        print(f"not used of {path}: {shown(', '.join(sorted(unknown)))}", file=sys.stderr)
     return digest, content
 
 
@@ -82,6 +86,7 @@ def read_npz(path: Path) -> Read:
         start = file.read(len(NPY_START))
     if not zipfile.is_zipfile(path) and start != NPY_START:
         raise UserError("damaged, or not a .npz file (no zip archive)")
+    refuse_bomb(path)
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError("this is a single array, not an archive of named ones; write it with numpy.savez")
@@ -92,6 +97,22 @@ def read_npz(path: Path) -> Read:
         raise UserError(f"'class_names' must be one string a class, not {describe(names)}")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     return sha256_file(path), tensors, None if names is None else names.tolist(), set(opened.files) - KNOWN
+
+
+def refuse_bomb(path: Path) -> None:
+    """Raise UserError for a zip archive that would fill the memory, before anything of it is unpacked.
+
+    Numbers are packed to a tenth of their size at the best, and no entry can unpack to more than the archive says.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > max(UNPACKED, RATIO * path.stat().st_size):
+        raise UserError(
+            f"it unpacks to {unpacked:,} bytes, more than {RATIO} times its size: this is taken for an attack on the "
+            "memory; save it again without compression"
+        )
 
 
 def read_array(opened: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -146,7 +167,7 @@ def content_of(name: str, arrays: Mapping[str, Tensor], names: list[str] | None)
     classes = count_classes(tensors["train_labels"])
     if names is not None and len(names) != classes:
         raise UserError(f"'class_names' are {len(names)}, and 'train_labels' have {classes} classes")
-    names = names or [str(label) for label in range(classes)]
+    names = [printable(given) for given in names] if names else [str(label) for label in range(classes)]
     mirror = "test_features_mirrored" in tensors
     data = features_data(name, tensors, names, mirror)
     counts = data.class_counts

@@ -1,29 +1,53 @@
-"""Files that are whole or absent, and their hashes. It imports `utils.errors` alone: every room may import it."""
+"""Files that are whole or absent, their hashes, and folders that one process at a time writes into. It imports
+`utils.errors` alone: every room may import it.
+
+Locks are those of POSIX (`fcntl.lockf`). They belong to a process: one that is killed leaves none behind, not even to
+worker processes that it forked and that live a little longer; its own locks it may take again; network file systems
+know them. Where there are none, everything goes on without.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import platform
+import re
+import secrets
+import weakref
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO
 
 from utils.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # no Unix
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"  # the file by which a folder is locked
+TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]+)?\.tmp")
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: a reader sees the old file or the new one.
 
-    A full disk or a read-only folder becomes a `UserError`; what stood at `path` before is still there then.
+    A full disk or a read-only folder becomes a `UserError`; what stood at `path` before is still there then. What a
+    killed writer of the same file has left is removed. Of one process, one thread at a time may write a file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path.parent, [path.name])
+    # Processes in two containers that share the folder can have one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     unchanged = "; the file that was there before is unchanged" if path.exists() else ""
     try:
-        with open(temporary, "wb") as file:
+        with open(open_locked(temporary)[0], "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl is not None:  # under the lock, or it could be taken for a leftover
+                os.replace(temporary, path)
+        if fcntl is None:  # Windows renames no open file
+            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}{unchanged}") from error
     finally:
@@ -66,3 +90,95 @@ def sha256_file(path: Path) -> str:
     """Return the hexadecimal sha256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what writers of the files `names` who were killed have left in a folder, as far as that is possible.
+
+    Temporary files of living writers stay: these hold their locks.
+    """
+    with contextlib.suppress(OSError):  # no folder
+        for path in folder.iterdir():
+            found = TEMPORARY.fullmatch(path.name)
+            if found and found[1] in names:
+                with contextlib.suppress(OSError), open(path, "r+b") as file:
+                    if take_lock(file.fileno()):
+                        path.unlink()
+
+
+def take_lock(file: int) -> bool | None:
+    """Lock an open file, by its descriptor, for this process: True where that is done, False where another process has
+    it, None where files cannot be locked."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # either may be said of another's lock
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def open_locked(path: Path) -> tuple[int, bool | None]:
+    """Open or make a file to read and write, and lock it; return its descriptor and what `take_lock` says."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        taken = take_lock(file)
+        if not taken or stands_at(file, path):
+            return file, taken
+        os.close(file)  # another process removed it before it was locked
+
+
+def stands_at(file: int, path: Path) -> bool:
+    """Tell whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+class FolderLock:
+    """The sole right to write into a folder; it ends with `release`, this object or the process."""
+
+    def __init__(self, path: Path, file: int) -> None:
+        owner = f"process {os.getpid()} on {platform.node() or 'this machine'}"
+        words = f"{owner}, {secrets.token_hex(8)}\n".encode()
+        with contextlib.suppress(OSError):  # a full disk has no room for the words, which are for people
+            os.truncate(file, 0)
+            os.write(file, words)
+        self.release = weakref.finalize(self, _unlock, path, file, words, os.getpid())
+
+
+def _unlock(path: Path, file: int, words: bytes, owner: int) -> None:
+    """Give a folder free, unless that is another's to do.
+
+    A forked child has this object too. And where its process has locked the folder again, closing this file would end
+    the later lock, by the rules of POSIX: it stays open.
+    """
+    if os.getpid() != owner:
+        return
+    with contextlib.suppress(OSError):
+        if os.pread(file, 1000, 0) in (words, b""):
+            if stands_at(file, path):
+                path.unlink()  # before the lock ends: who opens it meanwhile finds out (`open_locked`)
+            os.close(file)
+
+
+def lock_folder(folder: Path) -> FolderLock | None:
+    """Return the lock of a folder that is there, None where it cannot be locked; UserError where another process has
+    it."""
+    path = folder / LOCK
+    try:
+        file, taken = open_locked(path)
+    except OSError:  # such as a read-only folder, which the first file that is written names
+        return None
+    if taken:
+        return FolderLock(path, file)
+    with open(file, "rb") as opened:
+        if taken is None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        owner = opened.read(1000).decode(errors="replace").split(",")[0] or "another process"
+    raise UserError(f"{owner} is writing to {folder}; wait for its end, or name another place with --out")

@@ -117,8 +117,12 @@ class Moments(NamedTuple):
 def true_moments(values: Tensor, labels: Tensor, count: Tensor) -> Moments:
     """Return, for each class, the moments (K,) of the `values` (N, K) of its column in its own `count` (K,) rows."""
     own = values.gather(1, labels[:, None]).squeeze(1)
-    # Sums of distances to one of the numbers: 0, and not a rounding error, where all are equal.
-    pivot = torch.zeros_like(count).scatter_reduce(0, labels, own, "amin", include_self=False)
+    # Sums of distances to one of the numbers, the smallest: 0, and not a rounding error, where all are equal. Found by
+    # sorting: PyTorch refuses to scatter a minimum where results on CUDA shall repeat bit for bit.
+    order = own.argsort()
+    order = order[labels[order].argsort(stable=True)]
+    first = (count.cumsum(0) - count).long().clamp(max=len(own) - 1)
+    pivot = torch.where(count > 0, own[order[first]], 0.0)
     divisor = count.clamp(min=1)
     shift = torch.zeros_like(count).index_add_(0, labels, own - pivot[labels]) / divisor
     distance = own - pivot[labels] - shift[labels]

@@ -90,6 +90,8 @@ def refuse_other_card(file: Path, paths: list[Path], digests: list[str]) -> None
     if "sha256" not in card:
         return  # some other file of that name
     parts = card.get("parts") or [card]
+    if not isinstance(parts, list):
+        raise UserError(f"{card_path} is damaged: its 'parts' are no list; get it anew")
     expected = [part.get("sha256") if isinstance(part, dict) else None for part in parts]
     wrong = [path for path, digest, known in zip(paths, digests, expected, strict=False) if digest != known]
     if wrong or len(paths) != len(expected) or joint_sha256(digests) != card["sha256"]:

@@ -184,7 +184,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.release", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m utils.release", description=__doc__, allow_abbrev=False)
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from datasets.device import steps_per_epoch
+from datasets.device import batch_sizes, steps_per_epoch
 from losses.los import optimal_gap
 from models.heads import max_norm_
+from models.torchvision_networks import check_single_image
 from utils.checkpoint import load_weights
 from utils.command import run_command
 from utils.config import STAGE2, parse_command
@@ -38,7 +39,7 @@ from utils.retraining import (
     row_norm_limit,
     start_head,
 )
-from utils.runs import describe, open_run, read_metrics, stage2_folder, stage2_tags
+from utils.runs import describe, image_sizes, open_run, read_metrics, stage2_folder, stage2_tags
 from utils.schedules import cosine_lr
 from utils.setup import (
     announce,
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     plan = plan_of(settings, data.num_classes)
     target = plan.target(data.num_classes)
     model = build_network(settings, data)
+    if settings.bn_mode == "train" and 1 in batch_sizes(len(data.train), settings.batch_size):
+        check_single_image(model, image_sizes(settings, data)[0])
     load_weights(model, checkpoint)
     tags = stage2_tags(command, checkpoint)
     folder = stage2_folder(settings, tags)

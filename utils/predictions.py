@@ -364,10 +364,10 @@ def write_to(target: str, output: TextIO, write: Callable[[TextIO], Summary]) ->
 
 def source_lines(predictor: Predictor, checkpoint: Checkpoint, flip: bool) -> list[str]:
     """Return what is said before predicting: the network, its images, where the probabilities come from."""
-    settings, config = checkpoint.settings(), checkpoint.config
+    trained, config = checkpoint.settings(), checkpoint.config
     method = f", classifier by {config['method']}" if config.get("method") else ""
     lines = [
-        f"network: {settings['network']} of {checkpoint.path} ({checkpoint.kind}), trained on {settings.get('dataset')}"
+        f"network: {trained['network']} of {checkpoint.path} ({checkpoint.kind}), trained on {trained.get('dataset')}"
         f"{method}, {len(predictor.class_names)} classes",
         f"images: shorter side {predictor.resize}, centre crop of {predictor.size} pixels"
         f"{', logits averaged with those of the mirrored image' if flip else ''}; {decoder_reason()}",

@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := --dataset digits --out checkpoints/demo
 DEMO_RUNS := checkpoints/demo/digits_expIF25_resnet8/seed0
 
-.PHONY: demo test check clean
+.PHONY: demo test check torture clean
 
 # Both stages and the report on real handwritten digits, on a CPU, in well under two minutes.
 demo: .venv/runtime
@@ -32,6 +32,10 @@ check: .venv/development
 .venv/development: requirements-dev.txt .venv/runtime
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
+
+# Runs that are killed at fifty random moments and gone on with; twelve minutes on one core, into results/torture.*
+torture: .venv/runtime
+	$(BIN)/python -m benchmarks.torture
 
 clean:
 	rm -rf .venv checkpoints/demo

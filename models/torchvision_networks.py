@@ -100,7 +100,7 @@ def check_single_image(network: Network, image_size: int) -> None:
     except ValueError as error:
         raise UserError(
             f"the last batch of an epoch is one image, whose maps shrink to one pixel at {image_size} x {image_size} "
-            "pixels: batch norm cannot normalise it; choose another --batch_size or --image_size (stage 1: or --drop_last)"
+            "pixels: batch norm cannot normalise it; take another --batch_size or --image_size (stage 1: --drop_last)"
         ) from error
     finally:
         for module, mode in training:

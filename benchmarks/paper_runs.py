@@ -386,7 +386,6 @@ def bring_finished(steps: Sequence[Step], home: Home | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    # SIGTERM ends a call as Ctrl-C does; a child of a call in the background would ignore SIGINT without this.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    # A child of a call in the background would ignore SIGINT without this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_command(main, INTERRUPTED)

@@ -395,8 +395,8 @@ def test_a_signal_ends_call_and_child(
     assert call.pid is not None
     os.kill(call.pid, number)
     call.join(20)
-    assert call.exitcode == 130 and is_free(tmp_path / "paper_runs")
-    assert "interrupted: finished epochs are saved; the same command goes on" in capfd.readouterr().err
+    assert call.exitcode == 128 + number and is_free(tmp_path / "paper_runs")
+    assert ": finished epochs are saved; the same command goes on" in capfd.readouterr().err
 
 
 # Wrong input

@@ -346,8 +346,8 @@ def test_what_is_no_run_of_images(runs: dict[str, Path], photos: Path, tmp_path:
         "class names are not one": changed(stage1, tmp_path / "d.pth", {"class_names": ["a"]}),
         "says of its images cannot be": changed(stage1, tmp_path / "e.pth", {"images": damaged}),
         "how many classes": changed(stage1, tmp_path / "f.pth", {"num_class": "missing"}),
-        "which network": changed(stage1, tmp_path / "g.pth", {"settings": {**settings, "network": None}}),
-        "its temperature is": changed(stage1, tmp_path / "h.pth", temperature=-1.0),
+        "its network": changed(stage1, tmp_path / "g.pth", {"settings": {**settings, "network": None}}),
+        "its temperature": changed(stage1, tmp_path / "h.pth", temperature=-1.0),
         "not finite": changed(stage1, tmp_path / "i.pth", model={**weights, "fc.bias": torch.full((3,), torch.nan)}),
     }
     for words, path in cases.items():

@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := --dataset digits --out checkpoints/demo
 DEMO_RUNS := checkpoints/demo/digits_expIF25_resnet8/seed0
 
-.PHONY: demo test check torture clean
+.PHONY: demo test check torture versions clean
 
 # Both stages and the report on real handwritten digits, on a CPU, in well under two minutes.
 demo: .venv/runtime
@@ -15,8 +15,9 @@ demo: .venv/runtime
 	@echo
 	$(BIN)/python -m utils.compare $(DEMO_RUNS)/stage1 $(DEMO_RUNS)/stage2_ce $(DEMO_RUNS)/stage2_los
 
+# A test file a process, on all cores; one thread each, since more would wait for one another.
 test: .venv/development
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # Style and types, as the continuous integration runs them.
 check: .venv/development
@@ -33,9 +34,13 @@ check: .venv/development
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-# Runs that are killed at fifty random moments and gone on with; twelve minutes on one core, into results/torture.*
+# Runs that are killed at fifty random moments and gone on with; a quarter of an hour on one core, into results/torture.*
 torture: .venv/runtime
 	$(BIN)/python -m benchmarks.torture
+
+# The tests on the oldest and on the newest versions of what is required, into results/versions.*
+versions: .venv/runtime
+	$(BIN)/python -m benchmarks.versions
 
 clean:
 	rm -rf .venv checkpoints/demo

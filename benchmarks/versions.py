@@ -60,7 +60,8 @@ def run_tests(interpreter: Path, report: Path, arguments: Sequence[str]) -> dict
     """Run the tests with an interpreter; return how many passed, failed and were skipped, and which failed."""
     started = time.perf_counter()
     command = [str(interpreter), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    command += ["-n", "auto", "--dist", "loadfile"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if not report.exists():
         raise UserError(f"the tests did not start: {(done.stdout + done.stderr)[-300:]}")
     cases = list(ElementTree.parse(report).iter("testcase"))

@@ -14,9 +14,11 @@ long-tailed, so that the files have an imbalance of their own.
 """
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -113,17 +115,25 @@ def write_trees(data: LongTailedData, folder: Path) -> None:
         write_list(layout / f"ImageNet_LT_{part}.txt", as_thousand(of_part))
 
 
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help lists the flags")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trees", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m benchmarks.trees", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("folder", type=Path, help="where the trees go")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets [data]")
     parser.add_argument("--imb_ratio", type=float, default=20.0, help="imbalance factor of the training images [20]")
     parser.add_argument("--test", type=int, help="test images a class [all 100]")
     parser.add_argument("--holdout", type=float, default=0.1, help="share of each class that becomes val [0.1]")
     arguments = parser.parse_args(argv)
-    if arguments.folder.exists() and any(arguments.folder.iterdir()):
+    if os.path.exists(arguments.folder) and not arguments.folder.is_dir():
+        raise UserError(f"{arguments.folder} is no folder; name a new one")
+    if os.path.exists(arguments.folder) and any(arguments.folder.iterdir()):
         raise UserError(f"{arguments.folder} is not empty; name a new folder")
     data = load_dataset("cifar100", Profile(arguments.imb_ratio, holdout=arguments.holdout), arguments.data_dir)
     data = replace(data, test=cut(data.test, arguments.test))

@@ -5,6 +5,7 @@ The content is checked, not the files' md5: mirrors reorder images inside a clas
 
 import contextlib
 import io
+import os
 import pickle
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -114,7 +115,7 @@ def find_files(root: Path, layout: Layout) -> Path:
     """Return the folder of the files below `root`, downloaded through torchvision where none of them is there."""
     folder = root / layout.folder
     names = [*layout.train_files, layout.test_file, layout.meta_file]
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(folder / name)]
     if not missing:
         return folder
     if len(missing) < len(names):

@@ -17,6 +17,7 @@ from test_commands import ROOT, read, succeed
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils.command import run_command
 from utils.config import EVALUATE, FIELDS, STAGE1, STAGE2, parse_command
 from utils.errors import UserError
 from utils.execution import Execution, choose_execution
@@ -307,3 +308,21 @@ def test_on_cuda_two_runs_are_the_same(compile_mode: str, tmp_path: Path) -> Non
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     for stage in ("stage1", "stage2"):
         assert_same_run(tmp_path / "one", tmp_path / "other", stage)
+
+
+def test_what_cannot_be_repeated_on_cuda_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """AlexNet and VGG pool adaptively, which PyTorch refuses to repeat with an error of its own."""
+
+    def refuse() -> None:
+        raise RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but ...")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(refuse)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and "--deterministic: adaptive_avg_pool2d" in lines[0]
+
+    def other() -> None:
+        raise RuntimeError("a defect of ours")
+
+    with pytest.raises(RuntimeError, match="a defect of ours"):
+        run_command(other)

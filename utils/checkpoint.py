@@ -13,6 +13,7 @@ import io
 import json
 import math
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +109,9 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
             digest = sha256_file(path)
             if not trust_pickle:
                 refuse_bomb(path)
-            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+            with warnings.catch_warnings():  # of what is refused below, or is none of a user's business
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
             refuse_flipped_bits(path)
         refuse_strange_tensors(content, path.stat().st_size if path.is_file() else None)
     except UserError as error:

@@ -3,6 +3,7 @@ import it."""
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -31,6 +32,9 @@ def run_command(command: Callable[[], object], interrupted: str = "") -> None:
     convention 128 and the signal's number, so 130, 143 and 129. A signal that is ignored, as `nohup` has it, stays so.
     Anything else is a defect of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files can be any bytes, and a terminal's coding any
+            stream.reconfigure(errors="backslashreplace")
     arrived: list[int] = []
     with signals_as_interrupts(arrived):
         try:
@@ -43,8 +47,11 @@ def run_command(command: Callable[[], object], interrupted: str = "") -> None:
                     raise KeyboardInterrupt from error
                 time.sleep(patience)  # ended by the signal, if there is one
                 raise
-        except UserError as error:
-            say(f"error: {' '.join(str(error).split())}")
+        except Exception as error:
+            line = line_for(error)
+            if line is None:
+                raise
+            say(f"error: {line}")
             sys.exit(2)
         except KeyboardInterrupt:
             number = arrived[0] if arrived else signal.SIGINT
@@ -52,6 +59,18 @@ def run_command(command: Callable[[], object], interrupted: str = "") -> None:
             if of_many() <= 0:
                 say(f"interrupted{by}{interrupted}")
             sys.exit(128 + number)
+
+
+def line_for(error: Exception) -> str | None:
+    """Return the line that a user is told of an error, None where it is a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return str(UserError(f"{error.strerror}: {error.filename}"))
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if found:
+        return f"--deterministic: {operation} cannot be repeated on CUDA; leave the flag out, or take another network"
+    return None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Every number comes from the runs' own metrics.json and config.json. RESULTS.md i
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,8 +49,8 @@ def own_tags(config: dict[str, Any]) -> list[str]:
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (metrics, config) of a finished run; a UserError says what is missing."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is {'a file' if folder.exists() else 'not there'}; name the folder of a run")
+    if not os.path.isdir(folder):  # unlike pathlib, it has no exceptions for names that cannot be
+        raise UserError(f"{folder} is {'a file' if os.path.exists(folder) else 'not there'}; name the folder of a run")
     if not (folder / "metrics.json").is_file():
         advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
         raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")

@@ -397,7 +397,7 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     if "stem" in given or "pretrained_pth" not in given:  # else the checkpoint settles the stem
         check_network(asked.network, asked.stem)
     if asked.workers == 0 and dataset not in ON_DISK and "pretrained_pth" not in given:
-        raise UserError("--workers must be between 1 and 1e+06 for images in memory, not 0: they are threads")
+        raise UserError("--workers must be between 1 and 1024 for images in memory, not 0: they are threads")
     unused = {name for name in given if script not in FIELDS[name].metadata["used_by"]}
     if dataset not in ON_DISK:
         unused |= set(ONLY_ON_DISK) & set(given)
@@ -533,7 +533,7 @@ def check_domains(settings: Settings) -> None:
     bounds: dict[str, tuple[float, float]] = {
         "num_class": (2, 1e9), "epochs": (0, 1e9), "batch_size": (1, 1e9), "width": (1, 1e5), "eval_every": (1, 1e9),
         "finetune_epoch": (1, 1e9), "lr": (0, 1e6), "finetune_lr": (0, 1e6), "wd": (0, 1e6), "finetune_wd": (0, 1e6),
-        "momentum": (0, 1), "mixup": (0, 1e6), "workers": (0, 1e6), "gpu": (0, 1e6), "seed": (0, 2**32 - 1),
+        "momentum": (0, 1), "mixup": (0, 1e6), "workers": (0, 1024), "gpu": (0, 1e6), "seed": (0, 2**32 - 1),
         "subset_seed": (0, 2**32 - 1), "stage1_seed": (0, 2**32 - 1), "max_norm": (0, 1), "rebalance_tau": (0, 100),
         "temperature": (1e-4, 1e4), "image_size": (1, 4096), "resize": (1, 8192), "skip_bad": (0, 1e9),
         "warmup_epochs": (0, 1e9),

@@ -35,10 +35,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     A full disk or a read-only folder becomes a `UserError`; what stood at `path` before is still there then. What a
     killed writer of the same file has left is removed. Of one process, one thread at a time may write a file.
     """
+    if not path.name:
+        raise UserError(f"cannot write {path}: it is a folder")
     remove_leftovers(path.parent, [path.name])
     # Processes in two containers that share the folder can have one number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    unchanged = "; the file that was there before is unchanged" if path.exists() else ""
+    unchanged = "; the file that was there before is unchanged" if os.path.exists(path) else ""
     try:
         with open(open_locked(temporary)[0], "wb") as file:
             write(file)
@@ -57,7 +59,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: Path, content: object) -> None:
@@ -71,7 +73,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} where a JSON object is expected")

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def find_parts(file: Path) -> list[Path]:
     Without any it is `file` alone, whose absence is for the reader to report. Raises UserError where a part is missing
     or parts of two divisions lie side by side.
     """
-    if file.exists():
+    if os.path.exists(file):  # unlike pathlib, it has no exceptions for names that cannot be
         return [file]
     beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}-*-of-*{file.suffix}"))
     matches = [(path, PART_NAME.fullmatch(path.stem)) for path in beside]
@@ -84,7 +85,7 @@ def describe_files(file: Path) -> dict[str, Any]:
 def refuse_other_card(file: Path, paths: list[Path], digests: list[str]) -> None:
     """Raise UserError where a card lies beside a file and is that of another one."""
     card_path = card_of(file)
-    if not card_path.is_file():
+    if not os.path.isfile(card_path):
         return
     card = read_json(card_path)
     if "sha256" not in card:

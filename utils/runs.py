@@ -139,7 +139,7 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
     for path in sorted(parent.glob("*/config.json")):
         config = read_json(path)
         same = config.get("stage") == stage and (stage == "stage1" or config.get("method") == settings.method)
-        tags = set(config.get("tags", []))
+        tags = set(map(str, config.get("tags") or [])) if isinstance(config.get("tags") or [], list) else set()
         if same and tags == set(wanted):
             exact = path.parent
         elif same and tags > set(wanted):
@@ -265,6 +265,8 @@ def _unusable(folder: Path, error: OSError) -> UserError:
 
 def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError where resuming would mix two configurations in one run."""
+    if not all(isinstance(before.get(name) or {}, dict) for name in ("settings", "weights", "backbone", "environment")):
+        raise UserError(f"{folder / 'config.json'} is damaged, so what the run was is unknown; --overwrite replaces it")
     script = f"main_{now['stage']}"
     weighty = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
     # A file of weights may be named by another path: its sha256 decides.

@@ -41,6 +41,8 @@ THREADS = 8  # PIL decodes, and a network disk answers, without holding the othe
 MISSING, EMPTY, NO_IMAGE = "missing", "zero bytes", "not an image"
 DAMAGED, TOO_LARGE = "damaged or of an unknown form", "too large"
 PALETTE = "palette, alpha or other colours"
+SMALLER = f"smaller than {SMALL}"
+NAMED = 30  # classes that are printed one by one
 # What training does with a file of each kind; None: it cannot use it.
 KINDS: dict[str, str | None] = {
     MISSING: None,
@@ -53,7 +55,7 @@ KINDS: dict[str, str | None] = {
     "CMYK": "as RGB",
     "16-bit": "the upper 8 bits",
     "animated": "the first frame",
-    f"smaller than {SMALL}": "enlarged",
+    SMALLER: "enlarged",
 }
 
 
@@ -99,7 +101,7 @@ def header_kinds(image: Image.Image) -> list[str]:
     if getattr(image, "n_frames", 1) > 1:
         kinds.append("animated")
     if min(image.size) < SMALL:
-        kinds.append(f"smaller than {SMALL}")
+        kinds.append(SMALLER)
     return kinds
 
 
@@ -205,6 +207,11 @@ def make_report(
         "files": None,
         "class_names": data.class_names,
         "class_counts": data.class_counts.tolist(),
+        "by_class": {
+            name: np.bincount(split.labels, minlength=data.num_classes).tolist()
+            for name, split in splits.items()
+            if len(split)
+        },
     }
     listed = [split for split in splits.values() if isinstance(split, ListedSplit)]
     if listed:
@@ -218,12 +225,14 @@ def make_report(
 def report_text(report: dict[str, Any]) -> str:
     """Return the report for people."""
     parts = pd.DataFrame(report["parts"]).T.to_string()
+    classes = pd.DataFrame(report["by_class"], index=[shown(name) for name in report["class_names"]])
     shots, train = report["shots"], report["parts"]["train"]
     lines = [
         f"{report['dataset']}: {report['classes']} classes", parts,
         f"imbalance factor {report['imbalance_factor']:.1f} ({train['largest']} / {train['smallest']})",
         f"shots: {shots['many']} many (> {MANY_ABOVE}), {shots['medium']} medium ({FEW_BELOW} to {MANY_ABOVE}), "
         f"{shots['few']} few (< {FEW_BELOW})",
+        *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
         *(f"warning: {line}" for line in report["warnings"]),
@@ -236,7 +245,10 @@ def report_text(report: dict[str, Any]) -> str:
         ]
         lines.append(f"{files['listed']:,} files looked for in {files['root']}, {files['decoded']:,} of them decoded")
         lines += [pd.DataFrame(rows).to_string(index=False)] if rows else ["all there, all plain RGB"]
-        for kind, entry in files["kinds"].items():
+        for kind in reversed(files["kinds"]):  # the worst last, where they are seen
+            entry = files["kinds"][kind]
+            if kind == SMALLER:  # nothing that anyone would mend
+                continue
             lines += [f"{kind}:", *(f"    {name}" for name in entry["first"])]
             if entry["files"] > len(entry["first"]):
                 lines.append(f"    and {entry['files'] - len(entry['first']):,} more")
@@ -248,16 +260,25 @@ def is_usable(report: dict[str, Any]) -> bool:
     return report["files"] is None or all(KINDS[kind] for kind in report["files"]["kinds"])
 
 
-def draw_sizes(name: str, class_counts: np.ndarray) -> Figure:
+def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draw the sorted class sizes with the bounds of the shot groups."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     sizes = np.sort(class_counts)[::-1]
-    axes.step(np.arange(len(sizes) + 1), [*sizes, sizes[-1]], where="post", color="tab:blue")
+    if len(sizes) <= NAMED:
+        order = np.argsort(-class_counts, kind="stable")
+        axes.bar(np.arange(len(sizes)), sizes, color="tab:blue")
+        names = [shown(class_names[label])[:20] for label in order]
+        axes.set_xticks(np.arange(len(sizes)), names, rotation=60, ha="right")
+    else:
+        axes.step(np.arange(len(sizes) + 1), [*sizes, sizes[-1]], where="post", color="tab:blue")
     axes.set_yscale("log")
     shots = shot_counts(class_counts)
-    for group, bound, colour in (("many", MANY_ABOVE + 0.5, "tab:green"), ("few", FEW_BELOW - 0.5, "tab:red")):
-        axes.axhline(bound, color=colour, linestyle=":", linewidth=1, label=f"bound of the {shots[group]} {group}")
+    for words, bound, colour in (
+        (f"many: > {MANY_ABOVE} ({shots['many']} classes)", MANY_ABOVE + 0.5, "tab:green"),
+        (f"few: < {FEW_BELOW} ({shots['few']} classes)", FEW_BELOW - 0.5, "tab:red"),
+    ):
+        axes.axhline(bound, color=colour, linestyle=":", linewidth=1, label=words)
     axes.set(xlabel="class, largest first", ylabel="training images", title=f"{name}: {sizes.sum():,} training images")
     axes.legend(fontsize=8, title=f"{len(sizes)} classes, {shots['medium']} medium", title_fontsize=8)
     return figure
@@ -317,7 +338,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = make_report(*load(arguments), arguments.decode)
     print(report_text(report))
     if arguments.plot:
-        save_plot(arguments.plot, draw_sizes(report["dataset"], np.array(report["class_counts"])))
+        counts = np.array(report["class_counts"])
+        save_plot(arguments.plot, draw_sizes(report["dataset"], counts, report["class_names"]))
     if arguments.json:
         write_json(arguments.json, report)
     if not is_usable(report):

@@ -211,9 +211,10 @@ def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_
         gaps = np.flatnonzero(present != np.arange(len(present)))
         first = int(gaps[0]) if len(gaps) else len(present)
         name = f" '{shown(class_names[first])}'" if class_names else ""
+        largest = "" if class_names else f"; the largest label is {present[-1]}: a slip of the pen?"
         raise UserError(
             f"{num_classes - len(present)} of {num_classes} classes have no {part} image (first: class {first}{name}); "
-            "add images or leave the class out"
+            f"add images or leave the class out{largest}"
         )
 
 

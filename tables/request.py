@@ -65,7 +65,7 @@ class Request:
         if "features" in self.given:
             return self.flags(STAGE2, **more, seed=seed)
         source = self.given.get("pretrained_pth") or str(self.stage1(seed, **more))
-        return self.flags(STAGE2, **{**more, "pretrained_pth": source, "seed": seed})
+        return self.flags(STAGE2, **{**more, "pretrained_pth": source, "weights": None, "seed": seed})
 
     def splits(self, **like: Any) -> list[list[str]]:
         """Return, for each stage 1 without the held-out images, the flags by which stage 2 names it.
@@ -75,7 +75,7 @@ class Request:
         if "features" in self.given:  # what was trained on them has not seen the file's own held-out rows
             return [self.flags(STAGE2, seed=self.seeds[0])]
         paths = self.holdout_pth or [str(self.stage1(seed, **{**like, "holdout": HOLDOUT})) for seed in SPLITS]
-        return [self.flags(STAGE2, pretrained_pth=path, seed=seed) for seed, path in enumerate(paths)]
+        return [self.flags(STAGE2, pretrained_pth=path, weights=None, seed=seed) for seed, path in enumerate(paths)]
 
     def suffix(self) -> str:
         """Return what a file's name says of a table that is only a part of the whole one."""

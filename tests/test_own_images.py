@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import utils.features
 import utils.training
-from datasets import load_dataset
+from datasets import check, load_dataset
 from datasets.listed import LAYOUTS, ListFiles
 from datasets.long_tail import Profile, long_tail_counts
 from models import build_model
@@ -730,3 +731,53 @@ def test_a_batch_of_one_image_that_batch_norm_cannot_take_is_refused(shades: Pat
     refused(run("main_stage1", *used), "the last batch of an epoch is one image", "--drop_last")
     assert not list(tmp_path.iterdir())
     succeed("main_stage1", *used, "--drop_last")
+
+
+# What is said of runs that are not what they seem
+
+
+def test_a_run_that_is_named_knows_where_its_images_are(shades: Path, by_folder: Path, tmp_path: Path) -> None:
+    named = only(by_folder, "stage2*/metrics.json").parent
+    succeed("evaluate", "--pretrained_pth", named, "--json", tmp_path / "report.json")
+    assert read(tmp_path / "report.json")["checkpoints"] == read(by_folder / "report.json")["checkpoints"]
+    elsewhere = run("evaluate", "--pretrained_pth", named, "--data_dir", tmp_path)
+    refused(elsewhere, str(tmp_path))
+
+
+def test_a_table_starts_from_weights(shades: Path, weights_file: Path, tmp_path: Path) -> None:
+    used = ("--dataset", "folder", "--data_dir", shades, *TINY, "--out", tmp_path / "runs", "--weights", weights_file)
+    table = ("unified", *used, "--epochs", 0, "--methods", "ce", "tau_norm", "--results", tmp_path / "results")
+    succeed("reproduce", *table)
+    (rows,) = (tmp_path / "results").glob("unified*.csv")
+    assert {"ce", "tau_norm"} <= set(pd.read_csv(rows)["method"])
+
+
+def test_a_run_of_other_things_says_so(tree: Path, tmp_path: Path) -> None:
+    trained(tree, tmp_path, *ONE_EPOCH)
+    retrained(tree, tmp_path)
+    again = folder_run(tree, tmp_path, *HEAD, script="main_stage2")
+    refused(again, "holds a finished run; --overwrite")
+    first = only(tmp_path, f"stage1_epochs1_{TAGS}/last.pth")
+    content = torch.load(first, weights_only=True)
+    content["model"]["fc.bias"] += 1
+    torch.save(content, first)
+    late = folder_run(tree, tmp_path, *HEAD, "--pretrained_pth", first, script="main_stage2")
+    refused(late, "holds a finished run of another stage 1, or of an earlier state of this one")
+    (tree / "train" / "class0" / "new.png").write_bytes((tree / "train" / "class0" / "0.png").read_bytes())
+    refused(folder_run(tree, tmp_path, *ONE_EPOCH), "holds a finished run on other training images")
+
+
+def test_nothing_to_resume_is_said(shades: Path, tmp_path: Path) -> None:
+    outcome = folder_run(shades, tmp_path, *ONE_EPOCH, "--resume")
+    assert outcome.status == 0 and "nothing to resume in" in outcome.out
+
+
+def test_the_check_names_few_classes_and_the_worst_last(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "train" / "class1" / "0.png").write_text("no image")
+    with pytest.raises(SystemExit) as stop:
+        check.main(["--dataset", "folder", "--data_dir", str(tree)])
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines if line.startswith("class")]
+    assert [row[:3] for row in table] == [[f"class{c}", str(n), str(TESTED)] for c, n in enumerate(COUNTS)]
+    assert stop.value.code == 1 and lines[-1].strip() == "train/class1/0.png" and lines[-2] == "not an image:"
+    assert not any(line.startswith("smaller than 224:") for line in lines)

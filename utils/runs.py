@@ -231,13 +231,28 @@ def _open_run(folder: Path, config: dict[str, Any], resume: bool, overwrite: boo
         raise
 
 
+def made_of_other_things(folder: Path, config: dict[str, Any]) -> str:
+    """Return how what a run in a folder was made of differs from what a command names; "" where nothing is known to."""
+    if not (folder / "config.json").is_file():
+        return ""
+    before = read_json(folder / "config.json")
+    if before.get("subset") != config["subset"]:
+        return " on other training images"
+    if (before.get("stage1") or {}).get("sha256") != (config["stage1"] or {}).get("sha256"):
+        return " of another stage 1, or of an earlier state of this one"
+    return ""
+
+
 def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
     """Return a run in its folder, which this process has locked, as it is to go on."""
     folder, config = run.folder, run.config
     present = [name for name in OWN_FILES if (folder / name).exists()]
     if present and not (resume or overwrite):
         state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
+        state += made_of_other_things(folder, config)
         raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
+    if config["settings"]["resume"] and not present:
+        print(f"nothing to resume in {folder}: beginning anew")
     if resume and "last.pth" in present and "config.json" not in present:
         raise UserError(f"{folder} has lost its config.json, so what it was is unknown; --overwrite replaces it")
     if overwrite:

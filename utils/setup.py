@@ -36,6 +36,8 @@ DATA_FLAGS = ("imb_ratio", "imb_type", "subset", "subset_seed", "holdout")
 FROM_CHECKPOINT = ("dataset", *DATA_FLAGS, "network", "width")
 # The same, with what they were before they became settings.
 SINCE_THEN = {"stem": "cifar", "image_size": None, "resize": None}
+# Where images on disk are.
+PLACES = ("data_dir", "train_list", "val_list", "test_list", "image_root")
 # What stage 2 can do with the features of images as they are, and nothing else.
 ON_FEATURES = {"protocol": "honest", "bn_mode": "eval", "views": "plain"}
 
@@ -186,6 +188,9 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
         trained = {**trained, "stage1_seed": trained["seed"]}
     if trained["dataset"] != command.settings.dataset and "dataset" not in command.given:
         command = command.for_dataset(trained["dataset"])
+        if trained["dataset"] in ON_DISK:  # anyone's own files: where they were, unless the command says otherwise
+            where = {name: trained.get(name) for name in PLACES if name not in command.given and name in trained}
+            command = command.replace(**where)
     for name in known:
         asked = getattr(command.settings, name)
         if name in command.given and asked != trained[name]:

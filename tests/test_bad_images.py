@@ -58,12 +58,13 @@ def start(
     return run("main_stage1", *used, *arguments)
 
 
-def refused(outcome: Outcome, *words: str) -> None:
+def refused(outcome: Outcome, *words: str) -> bool:
     """Check that a command ended with status 2 and one line that has these words."""
     assert outcome.status == 2, outcome.out
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
     for word in words:
         assert word in outcome.err
+    return True
 
 
 def replace(tree: Path, name: str, content: str | bytes) -> None:
@@ -221,7 +222,7 @@ def test_wrong_lists_and_folders_are_named(case: str, tree: Path, monkeypatch: p
     if form == "COCO":
         form, arguments = "list", ("--train_list", tree / "train.json", "--test_list", tree / "test.json", *arguments)
     before = contents(tree.parent)
-    refused(start(tree, tree.parent / "out", *arguments, form=form), *words)
+    assert refused(start(tree, tree.parent / "out", *arguments, form=form), *words)
     assert contents(tree.parent) == before
 
 
@@ -259,14 +260,16 @@ FLAGS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", FLAGS)
 def test_wrong_flags_are_named(case: str, good: Path, tmp_path: Path) -> None:
     arguments, words = FLAGS[case]
-    refused(start(good, tmp_path / "out", *arguments), *words)
+    assert refused(start(good, tmp_path / "out", *arguments), *words)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flag", ["--weights", *LIST_FLAGS])
 @pytest.mark.parametrize("script", ["main_stage1", "main_stage2", "evaluate"])
 def test_features_need_no_weights_and_lists(script: str, flag: str, tmp_path: Path) -> None:
-    refused(run(script, "--features", "x.npz", flag, "y", "--out", tmp_path), f"{flag} y", "no use with --features")
+    assert refused(
+        run(script, "--features", "x.npz", flag, "y", "--out", tmp_path), f"{flag} y", "no use with --features"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -276,7 +279,7 @@ def test_features_need_no_weights_and_lists(script: str, flag: str, tmp_path: Pa
     ("resnet5", ("unknown --network 'resnet5'", "close to it", "resnet50")),
 ])  # fmt: skip
 def test_images_too_small_for_a_network(network: str, words: tuple[str, ...], good: Path, tmp_path: Path) -> None:
-    refused(start(good, tmp_path / "out", network=("--network", network)), *words)
+    assert refused(start(good, tmp_path / "out", network=("--network", network)), *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -304,7 +307,7 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], int, tuple
 def test_weights_that_do_not_fit_are_refused(case: str, epochs: int, good: Path, tmp_path: Path) -> None:
     edit, width, words = WEIGHTS[case]
     file = save_weights(tmp_path / "w.pth", edit, width)
-    refused(start(good, tmp_path / "out", "--weights", file, "--epochs", epochs), "w.pth", *words)
+    assert refused(start(good, tmp_path / "out", "--weights", file, "--epochs", epochs), "w.pth", *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -329,13 +332,15 @@ def test_a_checkpoint_of_something_else(
     usual = {"--dataset": "folder", "--stem": "cifar", "--image_size": PIXELS} | {flag: value}
     arguments = [word for pair in usual.items() for word in pair]
     outcome = run(script, "--data_dir", good, "--pretrained_pth", trained, *arguments, "--workers", 0)
-    refused(outcome, "last.pth was trained", f"with {flag} ", f"not {value}")
+    assert refused(outcome, "last.pth was trained", f"with {flag} ", f"not {value}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_both_names_of_a_start_are_refused(good: Path, trained: Path, tmp_path: Path) -> None:
     arguments = ("--dataset", "folder", "--data_dir", good, "--weights", trained / "last.pth", "--out", tmp_path)
-    refused(run("main_stage2", *arguments, "--pretrained_pth", trained, *RESNET), "--weights and --pretrained_pth")
+    assert refused(
+        run("main_stage2", *arguments, "--pretrained_pth", trained, *RESNET), "--weights and --pretrained_pth"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -379,7 +384,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_file_that_is_no_image_is_named(case: str, tree: Path) -> None:
     spoil, words = FILES[case]
     spoil(tree / FIRST)
-    refused(start(tree, tree.parent / "out"), f"cannot read the image {tree / FIRST}: ", words)
+    assert refused(start(tree, tree.parent / "out"), f"cannot read the image {tree / FIRST}: ", words)
 
 
 @pytest.mark.parametrize("name", [FIRST, "test/class2/1.png"])
@@ -387,7 +392,7 @@ def test_a_file_that_is_no_image_is_named(case: str, tree: Path) -> None:
 def test_worker_processes_say_the_same(case: str, name: str, tree: Path) -> None:
     FILES[case][0](tree / name)
     alone, beside = (start(tree, tree.parent / f"out{workers}", "--workers", workers) for workers in (0, 2))
-    refused(alone, str(tree / name), FILES[case][1])
+    assert refused(alone, str(tree / name), FILES[case][1])
     assert beside.err == alone.err and beside.status == alone.status
 
 
@@ -397,7 +402,7 @@ def test_worker_processes_say_the_same(case: str, name: str, tree: Path) -> None
 def test_a_list_that_names_no_file(name: str, words: str, tree: Path) -> None:
     (tree / "train/class0/x.jpg").mkdir()
     appended("train.txt", f"{name} 1\n")(tree)
-    refused(start(tree, tree.parent / "out", form="list"), f"cannot read the image {tree / name}", words)
+    assert refused(start(tree, tree.parent / "out", form="list"), f"cannot read the image {tree / name}", words)
 
 
 def test_what_is_no_image_in_a_class_folder_is_passed_over(good: Path, trained: Path, tree: Path) -> None:
@@ -413,7 +418,7 @@ def test_what_is_no_image_in_a_class_folder_is_passed_over(good: Path, trained: 
 def test_an_image_that_cannot_be_read_leaves_the_run_to_be_gone_on_with(tree: Path, trained: Path) -> None:
     kept = (tree / FIRST).read_bytes()
     (tree / FIRST).write_bytes(b"")
-    refused(start(tree, tree.parent / "out"), FIRST)
+    assert refused(start(tree, tree.parent / "out"), FIRST)
     (tree / FIRST).write_bytes(kept)
     outcome = start(tree, tree.parent / "out", "--resume")
     assert outcome.status == 0, outcome.err

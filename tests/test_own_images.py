@@ -139,12 +139,13 @@ def only(out: Path, pattern: str) -> Path:
     return found
 
 
-def refused(outcome: Outcome, *words: str) -> None:
+def refused(outcome: Outcome, *words: str) -> bool:
     """Check that a command ended with status 2 and one line that has these words."""
     assert outcome.status == 2
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
     for word in words:
         assert word in outcome.err
+    return True
 
 
 def without_clocks(value: Any) -> Any:
@@ -234,7 +235,7 @@ def test_stage_2_finds_no_run_of_another_imbalance(shades: Path, by_folder: Path
     out = Path(shutil.copytree(by_folder, tmp_path / "out"))
     before = contents(out)
     outcome = folder_run(shades, out, "--imb_ratio", 3, script="main_stage2")
-    refused(outcome, "no stage1 run", "--imb_ratio 3")
+    assert refused(outcome, "no stage1 run", "--imb_ratio 3")
     assert contents(out) == before
 
 
@@ -455,7 +456,7 @@ def test_a_damaged_file_of_features_is_named(left: int, tree: Path, runs: Path) 
     file = only(runs, "features/*/train_seed*.npy")
     file.write_bytes(file.read_bytes()[:left])
     outcome = folder_run(tree, runs, *HEAD, "--overwrite", script="main_stage2")
-    refused(outcome, file.name, "is damaged; delete it")
+    assert refused(outcome, file.name, "is damaged; delete it")
     file.unlink()
     retrained(tree, runs, "--overwrite")
     assert file.stat().st_size > 200
@@ -463,14 +464,16 @@ def test_a_damaged_file_of_features_is_named(left: int, tree: Path, runs: Path) 
 
 def test_stage_2_refuses_other_images_and_classes(tree: Path, runs: Path, tmp_path: Path) -> None:
     (tree / "train" / "class3" / "0.png").unlink()
-    refused(folder_run(tree, runs, "--overwrite", script="main_stage2"), "other training images")
+    assert refused(folder_run(tree, runs, "--overwrite", script="main_stage2"), "other training images")
     outcome = folder_run(tree, runs, script="evaluate")
     assert outcome.status == 0 and outcome.err.startswith("warning: ") and "other training images" in outcome.err
     other = Path(shutil.copytree(tree, tmp_path / "other" / "shades"))
     for part in ("train", "test"):
         (other / part / "class0").rename(other / part / "zebra")  # now the last one: all labels mean something else
     for script in ("main_stage2", "evaluate"):
-        refused(folder_run(other, runs, script=script), "other classes", "class 0 is 'class0' there and 'class1' here")
+        assert refused(
+            folder_run(other, runs, script=script), "other classes", "class 0 is 'class0' there and 'class1' here"
+        )
 
 
 # Weights from elsewhere
@@ -515,7 +518,7 @@ def test_stage_2_starts_from_the_stage_1_that_was_trained_on_weights(
     torch.save({**torch.load(weights_file, weights_only=True), "fc.bias": torch.zeros(11)}, other)
     before = contents(tmp_path)
     outcome = folder_run(shades, tmp_path, "--weights", other, "--method", "ce", script="main_stage2")
-    refused(outcome, str(stage1), "another file", str(other))
+    assert refused(outcome, str(stage1), "another file", str(other))
     assert contents(tmp_path) == before
 
 
@@ -551,7 +554,7 @@ def test_another_file_of_weights_under_the_same_name_is_refused_on_resuming(
     before = contents(tmp_path / "out")
     state = torch.load(file, weights_only=True)
     torch.save({**state, "conv1.weight": state["conv1.weight"] + 1}, file)
-    refused(folder_run(shades, tmp_path / "out", *wanted, "--resume"), "another file of --weights")
+    assert refused(folder_run(shades, tmp_path / "out", *wanted, "--resume"), "another file of --weights")
     assert contents(tmp_path / "out") == before
     shutil.copy(weights_file, file)
     trained(shades, tmp_path / "out", *wanted, "--resume")
@@ -593,19 +596,19 @@ def test_bad_images_are_left_out_of_both_stages(workers: int, tree: Path, tmp_pa
 def test_more_bad_images_than_allowed_end_the_run(tree: Path, tmp_path: Path) -> None:
     damage(tree, "train/class0/3.png", "test/class2/1.png")
     outcome = folder_run(tree, tmp_path, *ONE_EPOCH, "--skip_bad", 1)
-    refused(outcome, "more than --skip_bad 1 images", "test/class2/1.png")
+    assert refused(outcome, "more than --skip_bad 1 images", "test/class2/1.png")
     assert list(tmp_path.rglob("stage1*")) == []
 
 
 def test_a_class_that_loses_its_last_image_is_named(tree: Path, tmp_path: Path) -> None:
     damage(tree, *(f"test/class1/{number}.png" for number in range(TESTED)))
-    refused(folder_run(tree, tmp_path, *ONE_EPOCH, "--skip_bad", 9), "no test image", "class 1 'class1'")
+    assert refused(folder_run(tree, tmp_path, *ONE_EPOCH, "--skip_bad", 9), "no test image", "class 1 'class1'")
 
 
 def test_stage_2_does_not_skip_by_itself(tree: Path, tmp_path: Path) -> None:
     damage(tree, "train/class0/3.png")
     trained(tree, tmp_path, *ONE_EPOCH, "--skip_bad", 1)
-    refused(folder_run(tree, tmp_path, script="main_stage2"), "other training images")
+    assert refused(folder_run(tree, tmp_path, script="main_stage2"), "other training images")
 
 
 # Training
@@ -648,7 +651,7 @@ def test_learning_rates_of_the_log(schedule: str, warmup: int, epochs: int, shad
 
 
 def test_a_warmup_leaves_an_epoch_to_the_schedule(shades: Path, tmp_path: Path) -> None:
-    refused(folder_run(shades, tmp_path, "--epochs", 2, "--warmup_epochs", 2), "--warmup_epochs 2", "2 epochs")
+    assert refused(folder_run(shades, tmp_path, "--epochs", 2, "--warmup_epochs", 2), "--warmup_epochs 2", "2 epochs")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -721,14 +724,14 @@ def test_a_run_is_not_taken_for_one_on_other_test_images(flag: str, tree: Path, 
     succeed("main_stage1", *used)
     turned = [(name, (label + 1) % CLASSES) for name, label in rows_of(tree, "test")]
     other = write_list(tree / "other.txt", turned)
-    refused(run("main_stage1", *used, "--test_list", other, flag), "other test images")
+    assert refused(run("main_stage1", *used, "--test_list", other, flag), "other test images")
     assert run("main_stage1", *used, "--test_list", tree / "test.txt", flag).status == 0
 
 
 def test_a_batch_of_one_image_that_batch_norm_cannot_take_is_refused(shades: Path, tmp_path: Path) -> None:
     small = ("--dataset", "folder", "--data_dir", shades, "--workers", 0, "--image_size", 32, "--resize", 32)
     used = (*small, "--network", "shufflenet_v2_x0_5", "--out", tmp_path, "--epochs", 1, "--batch_size", 29)
-    refused(run("main_stage1", *used), "the last batch of an epoch is one image", "--drop_last")
+    assert refused(run("main_stage1", *used), "the last batch of an epoch is one image", "--drop_last")
     assert not list(tmp_path.iterdir())
     succeed("main_stage1", *used, "--drop_last")
 
@@ -741,7 +744,7 @@ def test_a_run_that_is_named_knows_where_its_images_are(shades: Path, by_folder:
     succeed("evaluate", "--pretrained_pth", named, "--json", tmp_path / "report.json")
     assert read(tmp_path / "report.json")["checkpoints"] == read(by_folder / "report.json")["checkpoints"]
     elsewhere = run("evaluate", "--pretrained_pth", named, "--data_dir", tmp_path)
-    refused(elsewhere, str(tmp_path))
+    assert refused(elsewhere, str(tmp_path))
 
 
 def test_a_table_starts_from_weights(shades: Path, weights_file: Path, tmp_path: Path) -> None:
@@ -756,15 +759,15 @@ def test_a_run_of_other_things_says_so(tree: Path, tmp_path: Path) -> None:
     trained(tree, tmp_path, *ONE_EPOCH)
     retrained(tree, tmp_path)
     again = folder_run(tree, tmp_path, *HEAD, script="main_stage2")
-    refused(again, "holds a finished run; --overwrite")
+    assert refused(again, "holds a finished run; --overwrite")
     first = only(tmp_path, f"stage1_epochs1_{TAGS}/last.pth")
     content = torch.load(first, weights_only=True)
     content["model"]["fc.bias"] += 1
     torch.save(content, first)
     late = folder_run(tree, tmp_path, *HEAD, "--pretrained_pth", first, script="main_stage2")
-    refused(late, "holds a finished run of another stage 1, or of an earlier state of this one")
+    assert refused(late, "holds a finished run of another stage 1, or of an earlier state of this one")
     (tree / "train" / "class0" / "new.png").write_bytes((tree / "train" / "class0" / "0.png").read_bytes())
-    refused(folder_run(tree, tmp_path, *ONE_EPOCH), "holds a finished run on other training images")
+    assert refused(folder_run(tree, tmp_path, *ONE_EPOCH), "holds a finished run on other training images")
 
 
 def test_nothing_to_resume_is_said(shades: Path, tmp_path: Path) -> None:

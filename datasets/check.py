@@ -98,11 +98,19 @@ def header_kinds(image: Image.Image) -> list[str]:
     raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
     if image.mode.startswith("I") or any(";16" in mode for mode in raw_modes):
         kinds.append("16-bit")
-    if getattr(image, "n_frames", 1) > 1:
+    if has_more_frames(image):
         kinds.append("animated")
     if min(image.size) < SMALL:
         kinds.append(SMALLER)
     return kinds
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Tell whether an image has a second frame; one that is too damaged to be counted does no harm to the first."""
+    try:
+        return getattr(image, "n_frames", 1) > 1
+    except Exception:  # PIL walks through all frames here, and a damaged one can raise nearly anything
+        return True
 
 
 def sort_files(

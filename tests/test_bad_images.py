@@ -15,6 +15,7 @@ from PIL import Image
 from test_commands import Outcome, contents, read, run, weights
 
 from datasets import LIST_FLAGS, check
+from datasets.decode import decode_rgb
 from datasets.listed import load_folder
 from datasets.long_tail import Profile
 from models import build_model
@@ -535,3 +536,18 @@ def test_usual_class_names_stay_as_they_are(tree: Path) -> None:
     for part in ("train", "test"):
         (tree / part / "class1").rename(tree / part / "Müller's ワシ (2)")
     assert load_folder(str(tree), Profile(imb_ratio=None)).class_names[0] == "Müller's ワシ (2)"
+
+
+def test_a_damaged_later_frame_does_no_harm(tmp_path: Path) -> None:
+    """The first frame is what training sees: the check, which counts the others, must not judge otherwise."""
+    frames = [Image.fromarray(np.full((9, 9, 3), shade, np.uint8)) for shade in (50, 150)]
+    path = tmp_path / "two.tif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with Image.open(path) as image:
+        assert image.n_frames == 2
+        second = image._frame_pos[1] if len(image._frame_pos) > 1 else image._TiffImageFile__next
+    content = bytearray(path.read_bytes())
+    content[second : second + 2] = (0).to_bytes(2, "little")  # the second directory has no entries: no sizes
+    path.write_bytes(content)
+    assert int(decode_rgb(str(path)).float().mean()) == 50
+    assert all(check.KINDS[kind] for kind in check.examine(str(path)))

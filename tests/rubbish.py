@@ -501,7 +501,7 @@ def write_arrays(file: Path, arrays: dict[str, Any]) -> None:
     tensors, metadata = {}, {}
     for name, array in arrays.items():
         if isinstance(array, np.ndarray) and array.dtype.kind in "SU" and name == "class_names":
-            metadata[name] = json.dumps(array.tolist())
+            metadata[name] = json.dumps(array.tolist(), default=str)
             continue
         with contextlib.suppress(TypeError, ValueError):
             if array.dtype.kind == "c":

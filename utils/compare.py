@@ -66,6 +66,9 @@ def refuse_damaged(folder: Path, metrics: dict[str, Any], config: dict[str, Any]
         row = csv_row(metrics, config)
         accuracies = headline(metrics)["per_class_accuracy"]
         sound = np.array(accuracies, dtype=float).shape == np.array(metrics["class_counts"], dtype=float).shape
+        for checkpoint, way in WAYS:
+            report = metrics[checkpoint][way]
+            sound &= report is None or all(group in report for group in (*GROUPS, "macro_f1", "ece"))
         for name, value in row.items():
             kind = str if name in TEXTS else int | float
             sound &= value is None or (isinstance(value, kind) and not isinstance(value, bool))

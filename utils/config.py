@@ -541,7 +541,8 @@ def check_domains(settings: Settings) -> None:
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
-            raise UserError(f"--{name} must be between {low:g} and {high:g}, not {value:g}")
+            shown = f"{value:g}" if isinstance(value, float) else value  # an integer may be too large for a float
+            raise UserError(f"--{name} must be between {low:g} and {high:g}, not {shown}")
     if settings.clip_grad is not None and not 0 < settings.clip_grad < float("inf"):
         raise UserError(f"--clip_grad must be a finite number above 0, not {settings.clip_grad:g}")
     if settings.resize is not None and settings.resize < (settings.image_size or 0):

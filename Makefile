@@ -13,7 +13,7 @@ demo: .venv/runtime
 	$(BIN)/python main_stage2.py $(DEMO) --overwrite --method los
 	$(BIN)/python evaluate.py $(DEMO) --cur_stage stage2
 	@echo
-	$(BIN)/python -m utils.compare $(DEMO_RUNS)/stage1 $(DEMO_RUNS)/stage2_ce $(DEMO_RUNS)/stage2_los
+	$(BIN)/python -m tools.compare $(DEMO_RUNS)/stage1 $(DEMO_RUNS)/stage2_ce $(DEMO_RUNS)/stage2_los
 
 # A test file a process, on all cores; one thread each, since more would wait for one another.
 test: .venv/development
@@ -36,11 +36,11 @@ check: .venv/development
 
 # Runs that are killed at fifty random moments and gone on with; a quarter of an hour on one core, into results/torture.*
 torture: .venv/runtime
-	$(BIN)/python -m benchmarks.torture
+	$(BIN)/python -m benchmarks.robustness.kill_and_resume
 
 # The tests on the oldest and on the newest versions of what is required, into results/versions.*
 versions: .venv/runtime
-	$(BIN)/python -m benchmarks.versions
+	$(BIN)/python -m benchmarks.robustness.versions
 
 clean:
 	rm -rf .venv checkpoints/demo

@@ -6,7 +6,8 @@ averaging.
     python evaluate.py --imb_ratio 100 --pretrained_pth FILE_OR_RUN_FOLDER --json report.json
     python evaluate.py --features FILE.npz --cur_stage stage2
 
-A classifier alone is read with the backbone (`utils.release`) or the features (`utils.export`) that it names. For each
+A classifier alone is read with the backbone (`tools.release`) or the features (`tools.export_features`) that it
+names. For each
 checkpoint the test images pass through the network once, mirrored again, and the training images once. Numbers are
 those of the run's own metrics.json where precision and threads are the same; RESULTS.md has what was measured.
 """
@@ -14,11 +15,7 @@ those of the run's own metrics.json where precision and threads are the same; RE
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.checkpoint import load_weights
-from utils.command import run_command
-from utils.config import EVALUATE, parse_command
-from utils.distributed import is_main
-from utils.evaluation import (
+from evaluation.measure import (
     LogitsOf,
     calibration_report,
     evaluate_test,
@@ -26,17 +23,16 @@ from utils.evaluation import (
     logits_summary,
     rebalanced_report,
 )
+from evaluation.text_tables import details, per_class_table, report_table
+from runs.checkpoint import load_weights
+from settings.command_line import parse_command
+from settings.fields import EVALUATE
+from stages.data import load_data, refuse_other_images, stage1_seed
+from stages.session import announce, open_subject, settle_execution
+from stages.user_features import find_subjects
+from utils.command import run_command
+from utils.distributed import is_main
 from utils.files import write_json
-from utils.own_features import find_subjects
-from utils.printing import details, per_class_table, report_table
-from utils.setup import (
-    announce,
-    load_data,
-    open_subject,
-    refuse_other_images,
-    settle_execution,
-    stage1_seed,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,22 +20,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.device import batch_sizes, mix64
+from datasets.image_source import batch_sizes
+from engine.data_parallel import average_buffers, data_parallel, with_batch_norm
+from engine.epoch import EpochResult, mixup_shares, predict, train_epoch
+from engine.finish import finish_run
+from engine.fit import INTERRUPTED, fit, make_sgd
 from losses import build_loss, loss_parameters
 from losses.los import torch_target
 from models.torchvision_networks import check_single_image
+from runs.run_folder import open_run, read_metrics
+from runs.run_names import stage1_folder, stage1_tags
+from runs.run_record import describe, image_sizes
+from settings.command_line import parse_command
+from settings.fields import STAGE1
+from stages.data import device_images, load_data
+from stages.linear_probe_start import load_weights_file, train_on_weights
+from stages.session import announce, build_network, settle_execution
+from stages.user_features import train_classifier
 from utils.command import run_command
-from utils.config import STAGE1, parse_command
 from utils.distributed import process_rank
-from utils.engine import EpochResult, mixup_shares, predict, train_epoch
-from utils.own_features import train_classifier
-from utils.parallel import average_buffers, data_parallel, with_batch_norm
-from utils.pretrained import load_weights_file, train_on_weights
-from utils.report import finish_run
-from utils.runs import describe, image_sizes, open_run, read_metrics, stage1_folder, stage1_tags
+from utils.hashing import mix64
 from utils.schedules import SCHEDULES, with_warmup
-from utils.setup import announce, build_network, device_images, load_data, settle_execution
-from utils.training import INTERRUPTED, fit, make_sgd
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -15,43 +15,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from datasets.device import batch_sizes, steps_per_epoch
+from datasets.image_source import batch_sizes, steps_per_epoch
+from engine.epoch import EpochResult, predict, train_epoch
+from engine.finish import finish_run
+from engine.fit import INTERRUPTED, fit, make_sgd
+from engine.frozen_features import STAGE2_DRAWS, batch_statistics_features, feature_batches, freeze
+from evaluation.text_tables import scale_line
 from losses.los import optimal_gap
+from methods.plan import build_losses, compute_head, describe_parameters, is_late, order_of, row_norm_limit, start_head
 from models.heads import max_norm_
 from models.torchvision_networks import check_single_image
-from utils.checkpoint import load_weights
+from runs.checkpoint import load_weights
+from runs.run_folder import open_run, read_metrics
+from runs.run_names import stage2_folder, stage2_tags
+from runs.run_record import describe, image_sizes
+from settings.command_line import parse_command
+from settings.fields import STAGE2
+from settings.stage2_plan import plan_of
+from stages.checkpoints import name_backbone
+from stages.data import device_images, load_data, refuse_other_images, stage1_seed
+from stages.session import announce, build_network, settle_execution
+from stages.user_features import find_start
 from utils.command import run_command
-from utils.config import STAGE2, parse_command
 from utils.distributed import process_count
-from utils.engine import EpochResult, predict, train_epoch
 from utils.errors import UserError
-from utils.features import STAGE2_DRAWS, batch_statistics_features, feature_batches, freeze
-from utils.own_features import find_start
-from utils.printing import scale_line
-from utils.report import finish_run
-from utils.retraining import (
-    build_losses,
-    compute_head,
-    describe_parameters,
-    is_late,
-    order_of,
-    plan_of,
-    row_norm_limit,
-    start_head,
-)
-from utils.runs import describe, image_sizes, open_run, read_metrics, stage2_folder, stage2_tags
 from utils.schedules import cosine_lr
-from utils.setup import (
-    announce,
-    build_network,
-    device_images,
-    load_data,
-    name_backbone,
-    refuse_other_images,
-    settle_execution,
-    stage1_seed,
-)
-from utils.training import INTERRUPTED, fit, make_sgd
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

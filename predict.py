@@ -17,29 +17,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from datasets.lists import shown
-from utils.command import run_command
-from utils.config import Settings, report_unused
-from utils.distributed import launch_of
-from utils.errors import UserError
-from utils.execution import choose_execution
-from utils.predictions import (
-    STANDARD_OUTPUT,
+from settings.fields import Settings
+from settings.resolve import report_unused
+from stages.data import loader_processes
+from stages.prediction import (
     TEMPERATURES,
-    check_target,
     find_images,
     leave_out_unreadable,
     logit_blocks,
     make_predictor,
     open_images,
-    printable,
     read_run,
+)
+from stages.prediction_csv import (
+    STANDARD_OUTPUT,
+    check_target,
     source_lines,
     summary_lines,
     write_predictions,
     write_to,
 )
-from utils.setup import loader_processes
+from utils.command import run_command
+from utils.device import choose_execution
+from utils.distributed import launch_of
+from utils.errors import UserError
+from utils.text import shown, utf8_text
 
 
 def refuse(message: str) -> NoReturn:
@@ -85,7 +87,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def say(lines: Sequence[str]) -> None:
     """Print lines, whatever bytes the names in them are made of."""
-    print(printable("\n".join(lines)), flush=True)
+    print(utf8_text("\n".join(lines)), flush=True)
 
 
 def predict(arguments: argparse.Namespace, output: TextIO) -> None:

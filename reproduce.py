@@ -20,14 +20,15 @@ from typing import Any, NoReturn
 
 import main_stage1
 import main_stage2
+from methods.recipes import find_recipe
+from settings.command_line import make_parser
+from settings.fields import FIELDS, PARAMETERS, STAGE1
 from tables import TABLES
 from tables.request import STAGE1_ONLY, Request
 from utils.command import run_command
-from utils.config import FIELDS, PARAMETERS, STAGE1, make_parser
 from utils.distributed import launch_of
 from utils.errors import UserError
 from utils.files import make_folder
-from utils.recipes import find_recipe
 
 INTERRUPTED = ": what was finished is kept; the same command goes on from there"
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from utils.config import STAGE1, Command, make_parser, parse_command
+from settings.command_line import make_parser, parse_command
+from settings.fields import STAGE1
+from settings.resolve import Command
 from utils.errors import UserError
 
 # Flags of main_stage1.py that no benchmark leaves to the user: it trains into a folder of its own.

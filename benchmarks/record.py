@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 import torchvision
 
-from utils.compare import to_markdown
-from utils.config import Settings
-from utils.execution import device_name
+from evaluation.run_rows import to_markdown
+from runs.run_record import git_revision
+from settings.fields import Settings
+from utils.device import device_name
 from utils.files import make_folder, write_text
-from utils.runs import git_revision
 
 
 def provenance(benchmark: str, argv: Sequence[str] | None, device: torch.device) -> dict[str, Any]:

@@ -25,7 +25,6 @@ import torchvision.io
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from datasets.listed import read_rgb
 from utils.errors import UserError
 
 START_OF_IMAGE = b"\xff\xd8"
@@ -163,3 +162,17 @@ def decode_with_pil(path: str) -> Tensor:
     except Exception as error:  # a damaged file can raise nearly anything
         why = getattr(error, "strerror", None) or str(error).replace(path, "it") or type(error).__name__
         raise unreadable(path, " ".join(why.split())) from error
+
+
+def read_rgb(path: str) -> Image.Image:
+    """Decode what training sees of an image file: its first frame as 8-bit RGB.
+
+    Of 16 bits the upper 8 are kept, where PIL's own conversion cuts everything above 255 off. Raises ValueError for
+    floating-point pixels, whose range is unknown, and what PIL does for a file that is damaged or no image.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith("F"):
+            raise ValueError(f"{path} has floating-point pixels")
+        if image.mode.startswith("I"):
+            return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")

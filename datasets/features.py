@@ -2,16 +2,18 @@
 
 A split's `images` are then (N, 1, d) or, with the mirrored images' features behind those of the images as they are,
 (N, 2, d). `DeviceFeatures` hands them out as `DeviceImages` does images, so that nothing else has to tell the two apart
-but the network, whose `features` are what it is given (`models.identity`).
+but the network, whose `features` are what it is given (`models.given_features`).
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.device import DeviceImages
+from datasets.device_images import DeviceImages
 from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, subset_identity
 from utils.errors import UserError
 
@@ -121,3 +123,11 @@ class DeviceFeatures(DeviceImages):
     def augmented(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """Raise UserError: from features an image cannot be augmented."""
         raise UserError("features are those of the images as they are, which cannot be augmented: use --views plain")
+
+
+OWN = "own_"  # how the names of these data sets begin, so that none is that of a known one
+
+
+def own_name(path: Path) -> str:
+    """Return the name of the data set that a file of features is: its stem, after a prefix."""
+    return OWN + re.sub(r"[^\w.+-]+", "-", path.stem)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from datasets.lists import ListedSplit, join, printable, read_folder, read_json_list, read_list, shown
+from datasets.lists import ListedSplit, join, read_folder, read_json_list, read_list
 from datasets.long_tail import Augmentation, LongTailedData, Profile, index_sha256, select_subset, split_holdout
 from utils.errors import UserError
+from utils.text import printable, shown
 
 # The constants of ImageNet's images, which pre-trained weights expect too. Crops are resized, not padded.
 AUGMENTATION = Augmentation(padding=0, mirror=True, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -243,17 +243,3 @@ def path_identity(split: ListedSplit) -> dict[str, str]:
         "content_sha256": content.hexdigest(),
         "content": "labels and relative paths",
     }
-
-
-def read_rgb(path: str) -> Image.Image:
-    """Decode what training sees of an image file: its first frame as 8-bit RGB.
-
-    Of 16 bits the upper 8 are kept, where PIL's own conversion cuts everything above 255 off. Raises ValueError for
-    floating-point pixels, whose range is unknown, and what PIL does for a file that is damaged or no image.
-    """
-    with Image.open(path) as image:
-        if image.mode.startswith("F"):
-            raise ValueError(f"{path} has floating-point pixels")
-        if image.mode.startswith("I"):
-            return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-        return image.convert("RGB")

@@ -18,13 +18,14 @@ import numpy as np
 
 from datasets.long_tail import Split
 from utils.errors import UserError
+from utils.files import refuse_pipe
+from utils.text import shown
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
 LABEL = re.compile(r"[0-9]{1,9}")
 LONGEST = 1000  # characters of a path: every row of a split takes as much memory as its longest one
-SHOWN = 200  # characters of a stranger's text in a message
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,6 @@ def join(splits: Sequence[ListedSplit]) -> ListedSplit:
         np.concatenate([getattr(split, field) for split in splits]) for field in ("images", "labels", "ids")
     )
     return ListedSplit(images, labels, ids, splits[0].root)
-
-
-def shown(text: str) -> str:
-    """Return text that any terminal shows as it is, whatever bytes it came from, and is not too long for a line."""
-    line = printable(text[: SHOWN + 1]).replace("\\x00", "\\0")
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-
-
-def refuse_pipe(path: Path, what: str) -> None:
-    """Raise UserError for a device, a pipe or a socket, which may never end; what is missing is for the reader."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"cannot read {what} {path}: it is no regular file")
-
-
-def printable(name: str) -> str:
-    """Return a class name as one line that any terminal and any file in UTF-8 can hold; most names stay as they are."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def read_list(path: Path, root: Path, num_classes: int | None = None) -> ListedSplit:

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from datasets.device import MASK64, epoch_order, mix64, stream_seed
 from utils.errors import UserError
+from utils.hashing import MASK64, SAMPLING_STREAM, epoch_order, mix64, stream_seed
 
 SAMPLERS = ["instance", "class_balanced", "sqrt", "progressive"]
-# Salt of the seed: draws are independent of the crops, of augmentation's streams 1 and 2 and of `epoch_order`.
-SAMPLING_STREAM = 3
 
 
 def class_probabilities(class_counts: Tensor | Sequence[int], sampler: str, progress: float = 0.0) -> Tensor:

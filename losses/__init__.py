@@ -5,16 +5,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from losses.balanced_softmax import BalancedSoftmax
 from losses.class_balanced import ClassBalancedBinary, ClassBalancedCrossEntropy, InverseFrequencyCrossEntropy
-from losses.cross_entropy import CrossEntropy
 from losses.focal import Focal
 from losses.gala import GALA
 from losses.gcl import GaussianClouded
 from losses.label_aware_smoothing import LabelAwareSmoothing
 from losses.ldam import LDAM, WeightedLDAM
-from losses.logit_adjustment import LogitAdjustment
-from losses.los import ONE_HOT, Target
+from losses.logit_adjustment import BalancedSoftmax, LogitAdjustment
+from losses.los import ONE_HOT, CrossEntropy, Target
 from losses.vector_scaling import VectorScaling
 from utils.errors import UserError
 from utils.parameters import check_counts, check_given, constructor_parameters, keyword_parameters

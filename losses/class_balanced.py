@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.parts import add_constants, log_rest, of_label, true_class
+from losses.functional import add_constants, log_rest, of_label, true_class
 from utils.distributed import process_count, sum_over_processes
 
 

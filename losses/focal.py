@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from losses.parts import add_constants, log_rest, true_class
+from losses.functional import add_constants, log_rest, true_class
 
 
 class Focal(nn.Module):

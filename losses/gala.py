@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.parts import add_constants, of_label, true_class
+from losses.functional import add_constants, of_label, true_class
 from utils.distributed import sum_over_processes
 
 # Keeps the logarithms finite before a class was seen: an absolute floor on sums of batch means, the released code's.

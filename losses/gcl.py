@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.parts import add_constants
+from losses.functional import add_constants
 
 
 class GaussianClouded(nn.Module):

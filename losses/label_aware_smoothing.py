@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from losses.parts import add_constants, of_label, true_class
+from losses.functional import add_constants, of_label, true_class
 
 
 class LabelAwareSmoothing(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.class_balanced import effective_number_weights
-from losses.parts import add_constants, true_class
+from losses.functional import add_constants, true_class
 
 
 class LDAM(nn.Module):

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from losses.cross_entropy import CrossEntropy
-from losses.los import ONE_HOT, Target
-from losses.parts import add_constants
+from losses.functional import add_constants
+from losses.los import ONE_HOT, CrossEntropy, Target
 
 
 def class_prior(class_counts: Sequence[int]) -> Tensor:
@@ -25,6 +24,21 @@ class LogitAdjustment(CrossEntropy):
     def __init__(self, class_counts: Sequence[int], target: Target = ONE_HOT, *, tau: float = 1.0) -> None:
         super().__init__(target)
         add_constants(self, shift=tau * class_prior(class_counts).log())
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        return super().forward(logits + self.shift.to(logits.dtype), labels)
+
+
+class BalancedSoftmax(CrossEntropy):
+    """Cross-entropy of z + log n against `target` (Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual
+    Recognition", NeurIPS 2020). It equals logit adjustment with tau = 1: the two shifts differ by a constant."""
+
+    shift: Tensor
+
+    def __init__(self, class_counts: Sequence[int], target: Target = ONE_HOT) -> None:
+        super().__init__(target)
+        add_constants(self, shift=torch.as_tensor(class_counts, dtype=torch.float64).log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,) to a scalar in nats."""

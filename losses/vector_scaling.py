@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.functional import add_constants
 from losses.logit_adjustment import class_prior
-from losses.parts import add_constants
 
 
 class VectorScaling(nn.Module):

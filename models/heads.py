@@ -5,16 +5,14 @@ keys of a checkpoint stay `fc.weight` and `fc.bias`, followed by the head's own.
 `requires_grad=False`. Nothing in a forward pass depends on values, so heads of one kind can be stacked under `vmap`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.parameters import check_counts, check_given, keyword_parameters
-
-BLOCK = 8192  # feature vectors that are added up together: all of them may not fit into memory
+from utils.parameters import check_given, keyword_parameters
 
 
 def nonzero_norms(rows: Tensor) -> Tensor:
@@ -184,100 +182,6 @@ def build_head(name: str, linear: nn.Linear, **parameters: float | str) -> nn.Li
 def head_parameters(name: str) -> dict[str, float | str]:
     """Return the parameters of the head `name` with their defaults. Raises UserError for an unknown one."""
     return keyword_parameters("head", name, HEADS)
-
-
-def tau_norm(
-    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.9
-) -> Linear:
-    """Return the linear head of rows w_k / ||w_k||^tau without bias (Kang et al., ICLR 2020, section 4.2, whose code
-    drops the bias). The default is that of Weight Balancing's tuned features (Alshammari et al., CVPR 2022, table 1).
-    A row of zeros stays one."""
-    head = Linear(linear)
-    with torch.no_grad():
-        head.weight.div_(nonzero_norms(head.weight).pow(tau))
-        head.bias.zero_()
-    return head
-
-
-def l2_norm(linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]) -> Linear:
-    """Return the linear head of rows of norm 1 without bias: tau-normalisation with tau = 1."""
-    return tau_norm(linear, features, labels, class_counts, tau=1.0)
-
-
-def ncm(
-    linear: nn.Linear,
-    features: Tensor,
-    labels: Tensor,
-    class_counts: Tensor | Sequence[int],
-    *,
-    scale: float = 30.0,
-) -> Normed:
-    """Return the nearest-class-mean classifier by cosine: a `normed` head whose rows are the means of the features
-    (N, d) of each class, labels (N,) (Kang et al., ICLR 2020, section 4.2). `scale` decides no prediction, only
-    confidences. Raises UserError for a class without an image among the labels."""
-    head = Normed(linear, scale=scale)
-    device = head.weight.device
-    index = labels.to(device).long()
-    present = torch.bincount(index, minlength=head.out_features)
-    if len(present) != head.out_features or len(index) != len(features):
-        raise UserError(
-            f"ncm needs one label below {head.out_features} for every feature vector, not {len(index)} labels "
-            f"of {len(present)} classes for {len(features)} vectors"
-        )
-    if (present == 0).any():
-        raise UserError(f"ncm needs an image of every class; class {int((present == 0).nonzero()[0])} has none")
-    sums = torch.zeros(present.shape + features.shape[1:], dtype=torch.float64, device=device)
-    for rows, of_rows in zip(features.split(BLOCK), index.split(BLOCK), strict=True):
-        sums.index_add_(0, of_rows, rows.to(device).double())
-    with torch.no_grad():
-        head.weight.copy_(sums / present[:, None])
-    return head
-
-
-def logit_adjust_posthoc(
-    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
-) -> Linear:
-    """Return the linear head with b_k - tau log pi_k, pi the share of each class in the training set (Menon et al.,
-    "Long-Tail Learning via Logit Adjustment", ICLR 2021, equation 9)."""
-    head = Linear(linear)
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
-    with torch.no_grad():
-        head.bias.sub_((tau * (counts / counts.sum()).log()).to(head.bias))
-    return head
-
-
-# (linear, features, labels, class_counts, **parameters) -> head; call them through `build_closed_form`, which checks.
-CLOSED_FORM: dict[str, Callable[..., Linear]] = {
-    "tau_norm": tau_norm,
-    "l2_norm": l2_norm,
-    "ncm": ncm,
-    "logit_adjust_posthoc": logit_adjust_posthoc,
-}
-
-
-def build_closed_form(
-    name: str,
-    linear: nn.Linear,
-    features: Tensor,
-    labels: Tensor,
-    class_counts: Tensor | Sequence[int],
-    **parameters: float | str,
-) -> nn.Linear:
-    """Compute the classifier `name` without training, from the linear one (K, d), the features (N, d) of the training
-    images, their labels (N,) and the training images of each class (K,).
-
-    Raises UserError for an unknown name, an unknown parameter, a value out of range, and for class counts that are not
-    K whole numbers of at least 1.
-    """
-    check_given("closed form", name, parameters, closed_form_parameters(name))
-    counts = class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts
-    check_counts(counts, linear.out_features)
-    return CLOSED_FORM[name](linear, features, labels, class_counts, **parameters)
-
-
-def closed_form_parameters(name: str) -> dict[str, float | str]:
-    """Return the parameters of the closed form `name` with their defaults. Raises UserError for an unknown one."""
-    return keyword_parameters("closed form", name, CLOSED_FORM)
 
 
 def max_norm_threshold(weight: Tensor, share: float = 0.1) -> Tensor:

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from evaluation.plots import COLOURS
+from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell
 from losses.los import optimal_gap, torch_target
 from tables.request import Request, write_results
 from tables.rows import Measured, Row, measure_rows, open_laboratory, stage1_name
-from utils.compare import GROUPS, best_column, csv_row, mean_cell
 from utils.errors import UserError
-from utils.plots import COLOURS
 
 SMOOTHINGS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 

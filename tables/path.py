@@ -13,24 +13,26 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from datasets.device import epoch_order, steps_per_epoch
+from datasets.image_source import steps_per_epoch
+from engine.epoch import train_epoch
+from engine.frozen_features import feature_batches
+from engine.stacked_heads import BankSGD, head_bank, loss_bank
+from evaluation.logits_magnitude import logits_magnitude, summarise
+from evaluation.measure import LogitsOf, logits_by_way, training_fit
+from evaluation.metrics import classification_report, feature_variance_ratio
+from evaluation.plots import COLOURS
+from evaluation.run_rows import GROUPS, mean_cell
 from losses.los import ONE_HOT
+from methods.plan import build_losses, start_head
+from methods.recipes import Recipe, find_recipe
+from runs.run_record import git_revision
 from tables.request import Request, write_results
 from tables.rows import FORMAT, Laboratory, kept_file, open_laboratory, stage1_name
 from tables.selection import plan_for
-from utils.bank import BankSGD, head_bank, loss_bank
-from utils.compare import GROUPS, mean_cell
-from utils.engine import train_epoch
+from utils.device import device_name
 from utils.errors import UserError
-from utils.evaluation import LogitsOf, logits_by_way, training_fit
-from utils.execution import device_name
-from utils.features import feature_batches
 from utils.files import make_folder, read_json, write_json
-from utils.metrics import classification_report, feature_variance_ratio, logits_magnitude, summarise
-from utils.plots import COLOURS
-from utils.recipes import Recipe, find_recipe
-from utils.retraining import build_losses, start_head
-from utils.runs import git_revision
+from utils.hashing import epoch_order
 
 METHODS = ("los", "ce", "balanced_softmax")
 LEARNING_RATES = (5e-4, 5e-3, 5e-2)

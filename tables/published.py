@@ -51,7 +51,7 @@ WB_LARGE = {
     ),
 }  # fmt: skip
 
-# Rows are methods of `utils.recipes.RECIPES`, "stage 1", and "gala stage 1" with or without "re-balanced".
+# Rows are methods of `methods.recipes.RECIPES`, "stage 1", and "gala stage 1" with or without "re-balanced".
 PUBLISHED = [
     _wb("stage 1", 46.08, 76.94, 44.28, 12.17),
     _wb("tau_norm", 51.31, 73.11, 47.69, 30.10),

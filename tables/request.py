@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.compare import to_markdown
-from utils.config import FIELDS, STAGE1, STAGE2, parse_command
+from evaluation.plots import save_figure
+from evaluation.run_rows import to_markdown
+from runs.run_names import stage1_folder
+from settings.command_line import parse_command
+from settings.fields import FIELDS, STAGE1, STAGE2
 from utils.files import make_folder, write_text
-from utils.plots import save_figure
-from utils.runs import stage1_folder
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on

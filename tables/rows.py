@@ -15,28 +15,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from datasets.long_tail import LongTailedData
+from engine.finish import measure
+from engine.fit import History
+from engine.frozen_features import STAGE2_DRAWS, freeze
+from engine.many_heads import Bench, Trained, train_heads
+from evaluation.measure import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
 from losses.los import ONE_HOT
-from utils.checkpoint import Checkpoint, load_weights
-from utils.config import STAGE2, Command, parse_command
+from methods.plan import Plan
+from runs.checkpoint import Checkpoint, load_weights
+from runs.run_names import experiment_name, stage2_tags
+from runs.run_record import describe
+from settings.command_line import parse_command
+from settings.fields import STAGE2
+from settings.resolve import Command
+from settings.stage2_plan import plan_of
+from stages.checkpoints import adopt_checkpoint
+from stages.data import device_images, load_data, refuse_other_images, stage1_seed
+from stages.session import build_network, settle_execution
+from stages.user_features import find_start
 from utils.errors import DivergedError, UserError
-from utils.evaluation import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
-from utils.features import STAGE2_DRAWS, freeze
 from utils.files import make_folder, read_json, write_json
-from utils.head_training import Bench, Trained, train_heads
-from utils.own_features import find_start
-from utils.report import measure
-from utils.retraining import Plan, plan_of
-from utils.runs import describe, experiment_name, stage2_tags
-from utils.setup import (
-    adopt_checkpoint,
-    build_network,
-    device_images,
-    load_data,
-    refuse_other_images,
-    settle_execution,
-    stage1_seed,
-)
-from utils.training import History
 
 FORMAT = 1  # of the kept rows: raise it when a change of the code changes their numbers
 

@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from evaluation.plots import COLOURS
+from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, read_run
+from runs.run_names import stage2_folder, stage2_tags
+from settings.command_line import parse_command
+from settings.fields import STAGE1, STAGE2, Settings
+from stages.checkpoints import find_stage1
 from tables.published import cell, sources
 from tables.request import Request, write_results
-from utils.compare import GROUPS, best_column, csv_row, mean_cell, read_run
-from utils.config import STAGE1, STAGE2, Settings, parse_command
 from utils.errors import DivergedError, UserError
-from utils.plots import COLOURS
-from utils.runs import stage2_folder, stage2_tags
-from utils.setup import find_stage1
 
 
 @dataclass(frozen=True)

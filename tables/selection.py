@@ -12,14 +12,17 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
+from engine.many_heads import Trained, train_heads
+from evaluation.measure import held_out_temperature
+from evaluation.metrics import class_balanced_accuracy
+from methods.plan import Plan
+from methods.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
+from settings.command_line import parse_command
+from settings.fields import STAGE2
+from settings.presets import preset_flags
+from settings.stage2_plan import plan_of
 from tables.rows import Laboratory
-from utils.config import STAGE2, parse_command, preset_flags
 from utils.errors import UserError
-from utils.evaluation import held_out_temperature
-from utils.head_training import Trained, train_heads
-from utils.metrics import class_balanced_accuracy
-from utils.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
-from utils.retraining import Plan, plan_of
 
 # A tuned number's flag, where the two differ.
 FLAGS = {"smoothing": "label_smooth", "weight_decay": "finetune_wd"}

@@ -8,18 +8,20 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell
+from methods.recipes import RECIPES
+from runs.run_record import git_revision
+from settings.command_line import parse_command
+from settings.fields import FIELDS, STAGE1, STAGE2
+from settings.presets import preset_flags
 from tables.published import cell, sources
 from tables.request import Request, write_results
 from tables.rows import Laboratory, Measured, Row, measure_rows, open_laboratory, stage1_name
 from tables.selection import Flags, select
 from tables.unified_figures import draw_bars, draw_per_class
-from utils.compare import GROUPS, best_column, csv_row, mean_cell
-from utils.config import FIELDS, STAGE1, STAGE2, parse_command, preset_flags
+from utils.device import device_name
 from utils.errors import UserError
-from utils.execution import device_name
 from utils.files import write_text
-from utils.recipes import RECIPES
-from utils.runs import git_revision
 
 SHARED, SELECTED = "shared", "selected"
 NOTES = (

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from evaluation.plots import COLOURS, note_if_empty, whole_numbers
+from evaluation.run_rows import GROUPS
 from tables.rows import Measured
-from utils.compare import GROUPS
-from utils.plots import COLOURS, note_if_empty, whole_numbers
 
 # Drawn in colour, the others in grey.
 HIGHLIGHTED = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.execution import Execution
+from utils.device import Execution
 
 ROOT = Path(__file__).resolve().parent.parent
 

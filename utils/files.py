@@ -184,3 +184,9 @@ def lock_folder(folder: Path) -> FolderLock | None:
             return None
         owner = opened.read(1000).decode(errors="replace").split(",")[0] or "another process"
     raise UserError(f"{owner} is writing to {folder}; wait for its end, or name another place with --out")
+
+
+def refuse_pipe(path: Path, what: str) -> None:
+    """Raise UserError for a device, a pipe or a socket, which may never end; what is missing is for the reader."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"cannot read {what} {path}: it is no regular file")

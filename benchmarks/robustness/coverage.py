@@ -1,0 +1,79 @@
+"""How many lines of the packages the tests run.
+
+    python -m benchmarks.robustness.coverage
+
+runs all tests under coverage.py, on all cores, the processes that they start included, and writes `results/covered.csv`
+(a row a file) and `.md` (a row a room). Exit status 1 where a test fails or a room has less than `TARGET` percent.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks.command import Benchmark
+from benchmarks.record import provenance, write_record
+from utils.command import run_command
+from utils.errors import UserError
+from utils.files import read_json
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROOMS = ("losses", "models", "datasets", "utils", "tables")
+TARGET = 90.0
+CONFIG = f"[run]\nsource = {','.join(ROOMS)}\nparallel = true\npatch = subprocess\n"
+
+
+def measure(folder: Path, arguments: Sequence[str]) -> tuple[bool, dict[str, dict[str, int]]]:
+    """Run the tests with what coverage.py writes in `folder`; tell whether all passed, and each file's lines.
+
+    A file has `statements` and, of these, `missed` ones.
+    """
+    config, report = folder / "coverage.ini", folder / "report.json"
+    config.write_text(CONFIG, encoding="utf-8")
+    environment = {**os.environ, "COVERAGE_FILE": str(folder / "data"), "OMP_NUM_THREADS": "1"}
+    tool = [sys.executable, "-m", "coverage"]
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "loadfile", *arguments]
+    done = subprocess.run([*tool, "run", f"--rcfile={config}", *tests], cwd=ROOT, env=environment)
+    for step in (["combine", "--quiet"], ["json", "--quiet", "--ignore-errors", "-o", str(report)]):
+        outcome = subprocess.run([*tool, *step], cwd=ROOT, env=environment, capture_output=True, text=True)
+        if outcome.returncode:
+            raise UserError(f"coverage {step[0]} failed: {(outcome.stdout + outcome.stderr).strip()[-200:]}")
+    files = read_json(report)["files"]
+    return done.returncode == 0, {
+        name: {"statements": found["summary"]["num_statements"], "missed": found["summary"]["missing_lines"]}
+        for name, found in files.items()
+    }
+
+
+def by_room(files: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines of each room and of all rooms, with the percentage that was run."""
+    files = files.assign(room=files["file"].str.split("/").str[0])
+    rooms = files.groupby("room")[["statements", "missed"]].sum().reindex(list(ROOMS)).fillna(0).astype(int)
+    rooms.loc["all"] = rooms.sum()
+    rooms["percent"] = 100 * (1 - rooms["missed"] / rooms["statements"].clip(lower=1))
+    return rooms.reset_index()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    benchmark = Benchmark("covered", __doc__, "the tests of the losses alone")
+    own = benchmark.parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        passed, lines = measure(Path(folder), ["tests/losses/test_losses.py"] if own.quick else [])
+    files = pd.DataFrame([{"file": name, **counts} for name, counts in sorted(lines.items())])
+    rooms = by_room(files)
+    made = provenance("covered", argv, torch.device("cpu"))
+    for name in ("command", "git_revision", "torch"):
+        files[name] = made[name]
+    shown = rooms.assign(percent=rooms["percent"].map("{:.1f}".format))
+    write_record(own.results, "covered", files, shown, f"Lines that the tests run; made by `{made['command']}`.")
+    if not passed or (rooms["percent"] < TARGET).any():
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)

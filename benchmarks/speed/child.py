@@ -1,0 +1,141 @@
+"""One measurement in a process of its own, so that its peak of memory and its threads are nobody else's.
+
+    python -m benchmarks.speed.child REQUEST.json ANSWER.json
+
+is what `run_child` starts. A request is {"task": one of TASKS, ...its arguments}, an answer what the task returns, with
+`wall_seconds` and the peak of memory beside it.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import main_stage1
+import main_stage2
+from benchmarks.record import memory, reset_peak
+from benchmarks.speed.baseline_loop import PlainLoop
+from datasets.long_tail import LongTailedData
+from models import build_model
+from runs.checkpoint import load_checkpoint, load_weights
+from runs.run_names import stage1_folder
+from settings.command_line import parse_command
+from settings.fields import STAGE1
+from stages.data import load_data
+from stages.session import settle_execution
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run_child(task: str, **arguments: Any) -> dict[str, Any]:
+    """Run a task in a fresh process and return its answer; a UserError has the last line of one that failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        write_json(request, {"task": task, **arguments})
+        command = [sys.executable, "-m", "benchmarks.speed.child", str(request), str(answer)]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+            raise UserError(f"the measurement of {task} failed: {lines[-1].removeprefix('error: ')}")
+        return read_json(answer)
+
+
+def set_tf32(allowed: bool) -> None:
+    """Let fp32 products and convolutions on CUDA run in TF32, or not."""
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+def plain(
+    stage: str, argv: list[str], loaders: int, tf32: bool, epochs: int, max_steps: int | None, test: str,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the plain loop on what flags of main_stage1.py describe, from `checkpoint` or anew: a PlainRun's content."""
+    command = parse_command(STAGE1, "", argv)
+    settings, execution = command.settings, settle_execution(command)
+    set_tf32(tf32)
+    data = load_data(settings, settings.seed)
+    reset_peak(torch.device("cpu"))
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.network, data.num_classes, width=settings.width)
+    if checkpoint is not None:
+        load_weights(model, load_checkpoint(Path(checkpoint)))
+    loop = PlainLoop(model, data, execution.device, loaders, settings.batch_size, max_steps)
+    if stage == "stage1":
+        run = loop.stage1(epochs, settings.lr, settings.wd, settings.momentum, test)
+    else:
+        run = loop.stage2(epochs, 5e-4, settings.momentum, test)
+    return asdict(run)
+
+
+def ours(script: str, argv: list[str], folder: str | None = None) -> dict[str, Any]:
+    """Run main_stage1.py or main_stage2.py; return its folder, the clocks of its log, and its accuracy."""
+    for module in (main_stage1, main_stage2):
+        vars(module)["load_data"] = then_forget_the_peak(load_data)
+    if script == "main_stage1":
+        metrics = main_stage1.main(argv)
+        run = stage1_folder(parse_command(STAGE1, "", argv))
+    else:
+        out = Path(argv[argv.index("--out") + 1])
+        before = set(out.rglob("metrics.json"))
+        metrics = main_stage2.main(argv)
+        (made,) = set(out.rglob("metrics.json")) - before
+        run = made.parent
+    log = pd.read_csv(run / "log.csv")
+    columns = ["seconds", "images_per_second", "evaluation_seconds"]
+    return {
+        "folder": str(run),
+        "log": {name: log[name].tolist() for name in columns},
+        "train_seconds": metrics["train_seconds"],
+        "accuracy": {way: report and report["all"] for way, report in metrics["last"].items() if way != "epoch"},
+    }
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"plain": plain, "ours": ours}
+
+
+def then_forget_the_peak(load: Callable[..., LongTailedData]) -> Callable[..., LongTailedData]:
+    """Return a loader of data after which the peak of memory counts anew: reading needs more than training."""
+
+    def loaded(*arguments: Any) -> LongTailedData:
+        data = load(*arguments)
+        reset_peak(torch.device("cpu"))
+        return data
+
+    return loaded
+
+
+def peak_memory(workers: int) -> dict[str, float | None]:
+    """Return the peak of memory in MiB since the data were read: of this process, of its largest worker process where
+    it has any, on the CUDA device."""
+    own = memory(torch.device("cpu"))[1] * 1e6 / 2**20
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 if workers else None
+    cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    return {"peak_mib": own, "worker_peak_mib": worker, "cuda_peak_mib": cuda}
+
+
+def main(request_file: str, answer_file: str) -> None:
+    request = json.loads(Path(request_file).read_text())
+    started = time.perf_counter()
+    answer = TASKS[request.pop("task")](**request)
+    answer |= {"wall_seconds": time.perf_counter() - started, **peak_memory(request.get("loaders", 0))}
+    write_json(Path(answer_file), answer)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,225 @@
+"""Worker processes that read images from disk: their tasks, their loader, and its end."""
+
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from datasets.augment.crops import centre_crop, random_crop
+from datasets.decode import decode_rgb
+from datasets.lists import ListedSplit
+from utils.errors import UserError
+from utils.hashing import hash_ids
+from utils.progress import show_progress
+
+# Images that a worker is given at once, and how many such pieces it may be ahead: 32 images, 4.8 MB of shared memory at
+# 224 pixels. Batches are put together from pieces, so that their size changes neither that nor how evenly the workers
+# are busy.
+PIECE, AHEAD = 16, 2
+
+
+MORE_THAN_CORES = "This DataLoader will create"  # a warning of several lines, at each pass; the user chose the number
+
+
+View = tuple[int, int]  # seed and epoch
+
+
+Task = tuple[int, np.ndarray, View | None]  # slot for the pixels, rows
+
+
+class Crops(Dataset[str]):
+    """What a worker does: put the crops of some rows into a slot, and return the line of the file it cannot read or "".
+
+    `slots` (n, PIECE, size, size, 3) uint8 are shared by all processes. To share a new tensor for every piece instead
+    costs some milliseconds of handing over a file descriptor, as much as decoding several images.
+    """
+
+    def __init__(self, split: ListedSplit, size: int, resize: int, workers: int) -> None:
+        self.split = split
+        self.ids = torch.from_numpy(split.ids)
+        self.size = size
+        self.resize = resize
+        self.workers = workers
+        self.slots = torch.empty(0, dtype=torch.uint8)
+
+    def make_slots(self) -> None:
+        """Allocate the slots, before the workers start; a UserError where the shared memory is too small for them."""
+        # A loader gives the next task out before it returns what has been done: one piece more than are ahead.
+        shape = (self.workers * AHEAD + 1, PIECE, self.size, self.size, 3)
+        try:
+            self.slots = torch.empty(shape, dtype=torch.uint8)
+            if self.workers:
+                self.slots.share_memory_()
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.workers} processes that read images need {math.prod(shape) / 1e6:.0f} MB of shared memory "
+                "(/dev/shm) for each part of the data, which is not there: use fewer --workers, or give the container "
+                "more (docker --shm-size)"
+            ) from error
+
+    def __getitem__(self, task: Task) -> str:
+        slot, rows, view = task
+        draws = [None] * len(rows) if view is None else hash_ids(self.ids[rows], *view).tolist()
+        try:
+            for place, row, draw in zip(self.slots[slot], rows.tolist(), draws, strict=False):
+                place.copy_(self.crop(row, draw).permute(1, 2, 0))
+        except UserError as error:
+            return str(error)  # an exception would come with the worker's traceback
+        return ""
+
+    def crop(self, row: int, draw: int | None) -> Tensor:
+        """Return the crop (3, size, size) uint8 of the image at `row` that `draw` chooses, the centre crop for None."""
+        image = decode_rgb(self.split.path(row))
+        return centre_crop(image, self.size, self.resize) if draw is None else random_crop(image, self.size, draw)
+
+
+class Faults(Dataset[list[str]]):
+    """What a worker does that looks for damaged files: a line for each of some rows, "" for one that can be read."""
+
+    def __init__(self, split: ListedSplit) -> None:
+        self.split = split
+
+    def __getitem__(self, task: Task) -> list[str]:
+        return [self._fault(row) for row in task[1].tolist()]
+
+    def _fault(self, row: int) -> str:
+        try:
+            decode_rgb(self.split.path(row))
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+class Tasks(Sampler[Task]):
+    """The tasks of one pass, set before it: workers live longer than a pass, and so does what they are given."""
+
+    def __init__(self, tasks: Sequence[Task] = ()) -> None:
+        self.tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+def ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which every process of a terminal receives, to the process that ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def make_loader(work: Dataset[Any], tasks: Tasks, workers: int) -> DataLoader[Any]:
+    """Return a loader that hands each of the tasks to one of `workers` processes (0: does it itself), in order.
+
+    Workers use one thread each, which is the loader's rule, and live as long as the loader.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", MORE_THAN_CORES)
+        return DataLoader(
+            work,
+            batch_size=None,
+            sampler=tasks,
+            num_workers=workers,
+            collate_fn=as_it_is,
+            worker_init_fn=ignore_interrupts,
+            generator=torch.Generator(),  # or it would draw from the global one, and what follows would depend on it
+            prefetch_factor=AHEAD if workers else None,
+            persistent_workers=workers > 0,
+        )
+
+
+def as_it_is(item: Any) -> Any:
+    """Return what a worker made, unconverted."""
+    return item
+
+
+def start_pass(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return the iterator of a pass, in whose time only the pass itself raises errors.
+
+    A DataLoader lets a dead worker raise an exception wherever the program is at that moment; without its signal
+    handler the worker is missed when its next piece is asked for, a few seconds later.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", MORE_THAN_CORES)
+        iterator = iter(loader)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    return iterator
+
+
+def pieces_of(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield what the workers deliver in one pass; raise UserError where one of them is gone."""
+    try:
+        yield from start_pass(loader)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # a worker's own exception starts otherwise
+            raise
+        raise UserError(
+            "a worker process that reads images was killed, perhaps for want of memory or of shared memory "
+            "(/dev/shm); use fewer --workers"
+        ) from error
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End the processes of a loader at once: they hold nothing that could be lost.
+
+    Left to itself the loader asks them to end through a queue, which fails where the garbage collector closed the queue
+    first or Ctrl-C came while something was put into it; then it waits for ten seconds.
+    """
+    iterator = loader._iterator
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        for worker in iterator._workers:
+            worker.terminate()
+        iterator._shutdown_workers()
+
+
+def copy_ahead(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Put batches that lie in pinned memory on a CUDA device, one ahead of its use.
+
+    The copies run on a stream of their own, beside the computation.
+    """
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+    for batch in chain(batches, (None,)):
+        coming = None
+        if batch is not None:
+            with torch.cuda.stream(stream):
+                coming = batch.to(device, non_blocking=True), stream.record_event()
+        if waiting is not None:
+            copied, done = waiting
+            current = torch.cuda.current_stream(device)
+            current.wait_event(done)
+            copied.record_stream(current)  # its memory is not given to the next copy while it is in use here
+            yield copied
+        waiting = coming
+
+
+def find_unreadable(split: ListedSplit, workers: int, limit: int) -> list[tuple[int, str]]:
+    """Decode all images of a split in `workers` processes (0: in this one), showing progress.
+
+    Return the row of each that cannot be read and the line that says why, in the order of rows; the search ends once
+    more than `limit` were found. `limit` + 1 at most are returned.
+    """
+    pieces = np.split(np.arange(len(split)), range(PIECE, len(split), PIECE))
+    loader = make_loader(Faults(split), Tasks([(0, rows, None) for rows in pieces]), workers)
+    lines = chain.from_iterable(pieces_of(loader))
+    found = []
+    try:
+        for row, line in enumerate(show_progress(lines, "reading all images", len(split))):
+            if line:
+                found.append((row, line))
+            if len(found) > limit:
+                break
+    finally:
+        end_workers(loader)
+    return found

@@ -1,0 +1,159 @@
+"""One epoch of training and one pass of prediction, for both stages: the only loops over batches there are."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from datasets.image_source import ImageSource
+from utils.device import Execution
+from utils.distributed import gather_rows, process_count, process_rank, sum_over_processes
+from utils.hashing import mix64
+from utils.progress import show_progress
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Means over one epoch, arrays of shape () for one network and (H,) for a bank of H heads.
+
+    `diverged_at` is the first step (from 1) whose loss or update was not finite, 0 where all were.
+    """
+
+    loss: np.ndarray
+    accuracy: np.ndarray
+    images: int
+    diverged_at: np.ndarray
+
+
+def mixup_shares(alpha: float, steps: int, seed: int, epoch: int) -> Tensor:
+    """Draw one share lambda ~ Beta(alpha, alpha) a step (Zhang et al., "mixup", ICLR 2018): (steps,) float32."""
+    generator = np.random.default_rng([mix64(seed & (2**64 - 1)), epoch])
+    return torch.from_numpy(generator.beta(alpha, alpha, steps).astype(np.float32))
+
+
+def train_epoch(
+    module: nn.Module,
+    batches: Batches,
+    steps: int,
+    optimizer: Optimizer,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    execution: Execution,
+    *,
+    mixup: Tensor | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    max_norm: float | None = None,
+    message: str = "training",
+) -> EpochResult:
+    """Train `module` on `steps` batches of (inputs (B, ...), labels (B,)).
+
+    `module` gives logits (B, K) and `loss_function` a scalar, or, for a bank of H heads, (H, B, K) and (H,). Losses and
+    counts stay on the device and are read once, at the end. `mixup` (steps,) mixes each batch with itself shifted by
+    one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels. `max_norm`
+    clips the norm of all gradients together.
+
+    `batch_sizes` (steps,) are those over all processes where each has a part of every batch, and `module` averages
+    their gradients (`engine.data_parallel`); the result is then that of all processes. Without them this process has
+    all there is.
+    """
+    losses: list[Tensor] = []
+    correct: Tensor | int = 0
+    shares = None if mixup is None else mixup.to(execution.device)
+    images = 0
+    for step, (inputs, labels) in enumerate(show_progress(batches, message, steps)):
+        if shares is not None:
+            inputs = shares[step] * inputs + (1 - shares[step]) * inputs.roll(1, 0)
+        with execution.autocast():
+            logits = module(inputs)
+        logits = logits.float()
+        loss = loss_function(logits, labels)
+        if shares is not None:
+            loss = shares[step] * loss + (1 - shares[step]) * loss_function(logits, labels.roll(1, 0))
+        if len(labels) == 0:  # the last batch had no image for this process, which answers the others all the same
+            loss = logits.sum()
+        optimizer.zero_grad(set_to_none=True)
+        if batch_sizes is None:
+            loss.sum().backward()  # heads of a bank share nothing: each gets the gradient of its own loss
+        else:  # averaged over the processes, these shares make the mean over the batch
+            (loss * (len(labels) * process_count() / batch_sizes[step])).backward()
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+        optimizer.step()
+        losses.append(loss.detach() * len(labels))
+        correct = correct + (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
+        images += len(labels)
+    total = torch.stack(losses)  # (steps,) or (steps, H)
+    correct = torch.as_tensor(correct, device=total.device)
+    if batch_sizes is not None:
+        total, correct, images = sum_over_processes(total), sum_over_processes(correct), sum(batch_sizes)
+    # A last update that overflows shows in no loss of this epoch: it counts as a step of its own.
+    finite = torch.stack([_finite(parameter, total.ndim - 1) for parameter in module.parameters()]).all(dim=0)
+    bad = torch.cat([~total.isfinite(), ~finite[None]]).cpu().numpy()
+    return EpochResult(
+        loss=(total.sum(dim=0) / images).cpu().numpy(),
+        accuracy=(100 * correct.double() / images).cpu().numpy(),
+        images=images,
+        diverged_at=np.where(bad.any(axis=0), np.minimum(bad.argmax(axis=0) + 1, steps), 0),
+    )
+
+
+def _finite(parameter: Tensor, bank_dims: int) -> Tensor:
+    """Tell whether a parameter is finite, for each head of a bank."""
+    return parameter.detach().reshape(*parameter.shape[:bank_dims], -1).isfinite().all(dim=-1)
+
+
+@torch.no_grad()
+def predict_blocks(
+    function: Callable[[Tensor], Tensor],
+    images: ImageSource,
+    execution: Execution,
+    *,
+    mirrored: bool = False,
+    view: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    message: str = "predicting",
+) -> Iterator[Tensor]:
+    """Apply `function` (a model or its `features`, in evaluation mode) to every image of a split, in their order.
+
+    Yields float32 rows (n, ...) of consecutive images. Of many processes each computes a part of every block, and all
+    get all of it: every image is computed once. Images are plain, `mirrored`, or augmented as `view` = (seed, epoch)
+    says.
+    """
+    size = batch_size or execution.predict_batch(images.size)
+    block = size * process_count()
+    starts = range(0, max(len(images), 1), block)
+    last = torch.tensor(len(images) - 1)
+    # A last batch of another shape would be compiled for itself, and of many processes each needs as much as the
+    # others: it is filled up with the last image, and the filling cut off again.
+    mine = []
+    for start in starts:
+        count = min(block, len(images) - start)
+        count = block if execution.compile and count else count + -count % process_count()
+        rows = torch.arange(start, start + count).minimum(last)
+        mine.append(rows.tensor_split(process_count())[process_rank()].to(images.labels.device))
+    batches = images.view_batches(mine, view, mirrored)
+    for start, pixels in zip(starts, show_progress(batches, message, len(mine)), strict=True):
+        with execution.autocast():
+            output = function(pixels).float()
+        yield gather_rows(output)[: len(images) - start]
+
+
+def predict(
+    function: Callable[[Tensor], Tensor],
+    images: ImageSource,
+    execution: Execution,
+    *,
+    mirrored: bool = False,
+    view: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    message: str = "predicting",
+) -> Tensor:
+    """Return what `predict_blocks` yields as one tensor (N, ...): row i belongs to image i of the split."""
+    blocks = predict_blocks(
+        function, images, execution, mirrored=mirrored, view=view, batch_size=batch_size, message=message
+    )
+    return torch.cat(list(blocks))

@@ -1,0 +1,105 @@
+"""What a finished run leaves: metrics.json, plots, and the table on the screen."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets.long_tail import LongTailedData
+from engine.fit import History
+from evaluation.measure import (
+    Images,
+    LogitsOf,
+    calibration_report,
+    holdout_report,
+    logits_report,
+    logits_summary,
+    rebalanced_report,
+    training_fit,
+)
+from evaluation.metrics import feature_variance_ratio, finite_or_none
+from evaluation.plots import draw_plots
+from evaluation.text_tables import details, report_table
+from models.heads import Linear
+from runs.run_folder import Run
+from utils.distributed import is_main, wait_for_all
+from utils.files import write_json
+
+
+def measure(
+    config: dict[str, Any], history: History, logits_of: LogitsOf, images: Images, data: LongTailedData
+) -> dict[str, Any]:
+    """Return the content of metrics.json (see README) for a classifier, of a run or of a row of a table.
+
+    Beside the report on the test set it says how well the network fits the training images as they are, and how far
+    their features have collapsed onto the class means.
+    """
+    settings = config["settings"]
+    seconds = history.train_seconds
+    fit = training_fit(logits_of, images)
+    report = logits_report(logits_of, images, fit)
+    return {
+        "schema": 1,
+        "dataset": data.name,
+        "imb_type": settings["imb_type"],
+        "imb_ratio": settings["imb_ratio"] or data.imbalance_factor,
+        "subset": {"kind": settings["subset"], "seed": settings["subset_seed"], **data.subset},
+        "network": settings["network"],
+        "width": settings["width"],
+        "stage": config["stage"],
+        "method": config["method"],
+        "seed": settings["seed"],
+        "stage1": config["stage1"],
+        "protocol": settings["protocol"],
+        "num_class": data.num_classes,
+        "class_counts": data.class_counts.tolist(),
+        "train_seconds": seconds,
+        "images_per_second": history.images / seconds if history.images else None,
+        "train": {
+            "accuracy": fit.accuracy,
+            "feature_variance_ratio": feature_variance_ratio(logits_of.features("train"), images["train"].labels),
+        },
+        "last": history.last,
+        "best": history.best,
+        "holdout": holdout_report(logits_of, images),
+        "calibration": calibration_report(
+            logits_of, images, data, settings["temperature"], config.get("temperature_source", "given")
+        ),
+        "rebalanced": rebalanced_report(logits_of, images, data, settings["rebalance_tau"]),
+        "logits": report,
+        "logits_summary": logits_summary(report),
+        "weight_norm": weight_norms(logits_of.classifier, data.num_classes),
+    }
+
+
+@torch.no_grad()
+def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
+    """Return the norm of each class's effective weight row, None where a head has none (`models.heads`)."""
+    weight = classifier.effective_weight() if isinstance(classifier, Linear) else classifier.get_parameter("weight")
+    if weight is None:
+        return [None] * num_classes
+    return [finite_or_none(norm) for norm in weight.norm(dim=1).tolist()]
+
+
+def finish_run(
+    run: Run,
+    history: History,
+    logits_of: LogitsOf,
+    images: Images,
+    data: LongTailedData,
+) -> dict[str, Any]:
+    """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
+    settings = run.config["settings"]
+    metrics = measure(run.config, history, logits_of, images, data)
+    if is_main():
+        draw_plots(run.folder / "plots", metrics, history.log)
+        write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
+    wait_for_all()  # a stage that follows in the same processes reads these files in each of them
+    print()
+    print(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
+    print()
+    print(details(metrics))
+    if metrics["holdout"]:
+        print(f"held-out images: class-balanced accuracy {metrics['holdout']['class_balanced_accuracy']:.2f}")
+    print(f"training took {metrics['train_seconds']:.1f} s; everything is in {run.folder}")
+    return metrics

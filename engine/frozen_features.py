@@ -1,0 +1,233 @@
+"""Features of a frozen backbone: of every image as it is, and of the augmented views that stage 2 trains on."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.image_source import ImageSource
+from datasets.lists import ListedSplit
+from datasets.long_tail import LongTailedData
+from engine.epoch import predict_blocks
+from evaluation.measure import Images
+from models.network import Network
+from runs.checkpoint import Checkpoint
+from runs.run_record import image_sizes
+from settings.fields import Settings
+from utils.device import Execution
+from utils.distributed import from_main, is_main, wait_for_all
+from utils.errors import UserError
+from utils.files import make_folder, write_atomically
+
+# Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
+STAGE2_DRAWS = 1 << 32
+FETCHED = 8192  # rows
+STAT_THREADS = 16  # a network disk answers many at once
+
+
+class FrozenFeatures:
+    """Features (N, d) of a backbone in evaluation mode, each computed once, when it is first asked for.
+
+    View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs
+    of fresh augmentation. `views` is `--views`: their number, "plain" for the images as they are instead,
+    or "fresh" for a view that serves one epoch and is not kept. With a `folder`, what was computed is kept there in
+    files named by `identity` (the weights, the images and the arithmetic), and read back; `mapped` features stay in
+    these files, of which the system holds in memory what it has room for. Of many processes each computes a part.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        images: Images,
+        execution: Execution,
+        seed: int,
+        views: str,
+        folder: Path | None = None,
+        identity: str = "",
+        mapped: bool = False,
+    ) -> None:
+        self.model = model
+        self.images = images
+        self.execution = execution
+        self.seed = seed
+        self.views = views
+        self.folder = folder
+        self.identity = identity
+        self.mapped = mapped
+        self._plain: dict[tuple[str, bool], Tensor] = {}
+        self._augmented: dict[int, Tensor] = {}
+
+    def plain(self, split: str, mirrored: bool = False) -> Tensor:
+        """Return the features of a split's images as they are, or mirrored."""
+        if (split, mirrored) not in self._plain:
+            self._plain[split, mirrored] = self._features(split, mirrored=mirrored)
+        return self._plain[split, mirrored]
+
+    def training_view(self, epoch: int) -> Tensor:
+        """Return the features of the training images (N, d) under the view that `epoch` (from 0) trains on."""
+        if self.views == "plain":
+            return self.plain("train")
+        view = epoch if self.views == "fresh" else epoch % int(self.views)
+        if view in self._augmented:
+            return self._augmented[view]
+        features = self._features("train", view=view, keep=self.views != "fresh")
+        if self.views != "fresh":
+            self._augmented[view] = features
+        return features
+
+    def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:
+        """Compute features, or read them from the folder."""
+        name = split + "_mirrored" * mirrored + (f"_seed{self.seed}_view{view}" if view is not None else "")
+        key = hashlib.sha256(f"{self.identity} {name}".encode()).hexdigest()[:16]
+        path = None if self.folder is None or not keep else self.folder / f"{name}_{key}.npy"
+        if path is not None and from_main(path.exists()):
+            return self._read(path)
+        blocks = predict_blocks(
+            self.model.eval().features,
+            self.images[split],
+            self.execution,
+            mirrored=mirrored,
+            view=None if view is None else (self.seed, view),
+            message=f"features of {name}",
+        )
+        if path is not None and self.mapped and len(self.images[split]):
+            write_blocks(path, blocks, len(self.images[split]))
+            wait_for_all()
+            return self._read(path)
+        features = torch.cat(list(blocks))
+        if path is not None and is_main():
+            make_folder(path.parent)
+            write_atomically(path, lambda file: np.save(file, features.cpu().numpy()))
+        return features
+
+    def _read(self, path: Path) -> Tensor:
+        """Return stored features: as they lie in the file, or on the device."""
+        try:
+            stored = np.load(path, mmap_mode="c" if self.mapped else None, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path}, which the first process wrote, is not here: --out must be a folder that all machines share"
+            ) from error
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is damaged; delete it, and it is computed again") from error
+        features = torch.from_numpy(stored)
+        return features if self.mapped else features.to(self.execution.device)
+
+
+def write_blocks(path: Path, blocks: Iterator[Tensor], count: int) -> None:
+    """Write blocks of rows (n, d), `count` rows in all, into one .npy file, as they come.
+
+    Of many processes all must call it, since they compute the blocks together; the first one writes.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        for number, block in enumerate(blocks):
+            rows = block.cpu().numpy()
+            if number == 0:
+                shape = (count, *rows.shape[1:])
+                descr = np.lib.format.dtype_to_descr(rows.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(rows).data)
+
+    if is_main():
+        make_folder(path.parent)
+        write_atomically(path, write)
+    else:
+        for _ in blocks:
+            pass
+
+
+def freeze(
+    model: Network,
+    images: Images,
+    data: LongTailedData,
+    execution: Execution,
+    settings: Settings,
+    checkpoint: Checkpoint,
+    *,
+    seed: int,
+    views: str,
+    keep: bool = False,
+) -> FrozenFeatures:
+    """Return the features of a checkpoint's network; `keep` them in files for the next table.
+
+    Those of images on disk, which take long to compute again and may not fit into memory, always are in files, and
+    are used from there unless `keep` says that many heads will train on them at once.
+    """
+    on_disk = isinstance(data.train, ListedSplit)
+    kept = (keep or on_disk) and checkpoint.features is None
+    folder = Path(settings.out) / "features" / checkpoint.sha256[:16] if kept else None
+    identity = features_identity(checkpoint, data, execution, image_sizes(settings, data)) if kept or keep else ""
+    return FrozenFeatures(model, images, execution, seed, views, folder, identity, mapped=on_disk and not keep)
+
+
+def features_identity(
+    checkpoint: Checkpoint, data: LongTailedData, execution: Execution, sizes: tuple[int, int]
+) -> str:
+    """Return what features depend on beside the split and the view; `sizes` are those of `runs.run_record.image_sizes`.
+
+    Images on disk count by path, size and time of their last change, so that exchanged ones are noticed.
+    """
+    held = hashlib.sha256(data.holdout.ids.tobytes() + data.test.ids.tobytes()).hexdigest()
+    arithmetic = f"{execution.device.type} {'bf16' if execution.bf16 else 'fp32'}"
+    parts = [checkpoint.sha256, *data.subset.values(), held, str(data.augmentation), arithmetic]
+    splits = [split for split in (data.train, data.holdout, data.test) if isinstance(split, ListedSplit)]
+    if splits:
+        parts += [str(sizes), *(from_main(files_sha256(split) if is_main() else "") for split in splits)]
+    return " ".join(parts)
+
+
+def files_sha256(split: ListedSplit) -> str:
+    """Return the sha256 over path, size and time of change of a split's files; of a missing one over its absence."""
+
+    def state(row: int) -> str:
+        try:
+            status = os.stat(split.path(row))
+        except OSError:
+            return "missing"
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    digest = hashlib.sha256(os.fsencode(split.root.resolve()))
+    with ThreadPool(STAT_THREADS) as pool:
+        for row, found in enumerate(pool.imap(state, range(len(split)), chunksize=256)):
+            digest.update(b"%d %s %s\n" % (row, bytes(split.images[row]), found.encode()))
+    return digest.hexdigest()
+
+
+def feature_batches(
+    features: Tensor, labels: Tensor, order: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given, on the labels' device.
+
+    Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
+    """
+    if features.device == labels.device:
+        for rows in order.split(batch_size):
+            yield features[rows], labels[rows]
+        return
+    for group in order.split(max(FETCHED // batch_size, 1) * batch_size):
+        fetched = features[group.to(features.device)].to(labels.device)
+        yield from zip(fetched.split(batch_size), labels[group].split(batch_size), strict=True)
+
+
+def batch_statistics_features(
+    model: Network, images: ImageSource, execution: Execution, order: Tensor, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the features of freshly augmented batches with batch norm in train mode, as the released stage 2 sees them.
+
+    Batch statistics are used and the running ones move, but nothing is differentiated: the gradient of the classifier
+    is the same as if the backbone had been.
+    """
+    model.train()
+    batches = order.split(batch_size)
+    for rows, pixels in zip(batches, images.view_batches(batches, (seed, epoch)), strict=True):
+        with torch.no_grad(), execution.autocast():
+            features = model.features(pixels).float()
+        yield features, images.labels[rows]

@@ -1,0 +1,212 @@
+"""What is measured of a model: the test set plain and flip-averaged, LoMa and RSD, calibration, re-balanced
+predictions. `evaluation.text_tables` shows it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.image_source import ImageSource
+from datasets.long_tail import LongTailedData
+from evaluation.logits_magnitude import MagnitudeStatistics, Readings, logits_magnitude, summarise
+from evaluation.metrics import (
+    Report,
+    calibration_error,
+    class_balanced_accuracy,
+    class_wise_column_means,
+    classification_report,
+    column_means,
+    fit_temperature,
+    prediction_report,
+    rebalanced_predictions,
+)
+from utils.errors import DivergedError
+
+# Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored; on any device, the
+# CPU's may be mapped from a file.
+FeaturesOf = Callable[[str, bool], Tensor]
+Images = dict[str, ImageSource]
+# Logits, or features that they are made of, that are handled together: 64 MiB in float32.
+BLOCK = 1 << 24
+
+
+class LogitsOf:
+    """Logits (N, K) of a split, of its images as they are or mirrored, on the device of the classifier, wherever the
+    features are. One of these serves one state of the weights.
+
+    Called, it returns all logits of a split and keeps them: for test and held-out images. Those of the training images
+    of a large data set fit into no memory (iNaturalist 2018: 14 GB): `blocks` yields them a part at a time.
+
+    The classifier runs in full precision whatever the network runs in: rounded to bf16, logits tie.
+    """
+
+    def __init__(self, features_of: FeaturesOf, classifier: nn.Module) -> None:
+        self.features_of = features_of
+        self.classifier = classifier
+        self._features: dict[tuple[str, bool], Tensor] = {}
+        self._logits: dict[tuple[str, bool], Tensor] = {}
+
+    def features(self, split: str, mirrored: bool = False) -> Tensor:
+        """Return the features (N, d) that the logits are computed from."""
+        if (split, mirrored) not in self._features:
+            self._features[split, mirrored] = self.features_of(split, mirrored)
+        return self._features[split, mirrored]
+
+    def __call__(self, split: str, mirrored: bool = False) -> Tensor:
+        """Return all logits (N, K) of a split; computed once."""
+        if (split, mirrored) not in self._logits:
+            self._logits[split, mirrored] = self._whole(split, mirrored)
+        return self._logits[split, mirrored]
+
+    @torch.no_grad()
+    def blocks(self, split: str, mirrored: bool = False) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the rows of a split, in order, as slices and their logits (B, K), of which none is kept."""
+        features, weight = self.features(split, mirrored), self.classifier.get_parameter("weight")
+        size = max(BLOCK // max(weight.shape), 1)
+        for start in range(0, len(features), size):
+            rows = slice(start, min(start + size, len(features)))
+            yield rows, self.classifier(features[rows].to(weight.device, weight.dtype))
+
+    def _whole(self, split: str, mirrored: bool) -> Tensor:
+        """Join the blocks without ever holding them twice."""
+        whole = None
+        for rows, logits in self.blocks(split, mirrored):
+            if whole is None:
+                count = len(self.features(split, mirrored))
+                if len(logits) == count:
+                    return logits
+                whole = logits.new_empty(count, logits.shape[1])
+            whole[rows] = logits
+        assert whole is not None, f"no images in {split}"
+        return whole
+
+
+def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> dict[str, Any]:
+    """Report on the test set plain, and with the logits of each image and its mirror image averaged (`flip`).
+
+    `flip` is None for a data set whose mirrored images show something else.
+    """
+    logits = logits_by_way(logits_of, data)
+    if not all(bool(value.isfinite()) for value in logits["plain"].aminmax()):  # both NaN where any logit is
+        raise DivergedError(
+            "the network's logits on the test images are not finite: its weights are damaged or diverged"
+        )
+    return report_ways(classification_report, logits, images, data)
+
+
+def logits_by_way(logits_of: LogitsOf, data: LongTailedData) -> dict[str, Tensor]:
+    """Return the test logits (N, K) `plain` and, where mirrored images show the same, `flip`-averaged."""
+    logits = {"plain": logits_of("test")}
+    if data.augmentation.mirror:
+        logits["flip"] = (logits["plain"] + logits_of("test", True)).div_(2)
+    return logits
+
+
+def report_ways(
+    report: Callable[[Tensor, Tensor, np.ndarray], Report],
+    values: dict[str, Tensor],
+    images: Images,
+    data: LongTailedData,
+) -> dict[str, Any]:
+    """Return the `report` of the logits or predictions of each way of testing; None for the one that is missing."""
+    labels = images["test"].labels
+    return {way: report(values[way], labels, data.class_counts) if way in values else None for way in ("plain", "flip")}
+
+
+def selection_score(record: dict[str, Any]) -> float:
+    """Return what `best` is chosen by: flip-averaged accuracy, plain where there is no flip."""
+    return (record["flip"] or record["plain"])["all"]
+
+
+class TrainingFit(NamedTuple):
+    """What one pass over the logits of the un-augmented training images gives: accuracy in percent, LoMa and RSD."""
+
+    accuracy: float
+    magnitude: Readings
+
+
+def training_fit(logits_of: LogitsOf, images: Images) -> TrainingFit:
+    """Measure the plain logits of the training images, a block at a time."""
+    labels, statistics = images["train"].labels, None
+    hits: Tensor | int = 0
+    for rows, logits in logits_of.blocks("train"):
+        statistics = statistics or MagnitudeStatistics(logits.shape[1])
+        statistics.add(logits, labels[rows])
+        hits += (logits.argmax(dim=1) == labels[rows].to(logits.device)).sum()
+    assert statistics is not None, "no training images"
+    return TrainingFit(100 * float(hits) / len(labels), statistics.result())
+
+
+def logits_report(logits_of: LogitsOf, images: Images, fit: TrainingFit | None = None) -> dict[str, Readings]:
+    """Return LoMa and RSD on the un-augmented training images, taken from `fit` where it has been made, and on the test
+    images, plain logits."""
+    fit = fit or training_fit(logits_of, images)
+    return {"train": fit.magnitude, "test": logits_magnitude(logits_of("test"), images["test"].labels)}
+
+
+def logits_summary(report: dict[str, Any]) -> dict[str, Any]:
+    """Return mean, deviation and coefficient of variation over the classes of everything in a `logits_report`."""
+    return {
+        split: {
+            reading: {name: summarise(values) for name, values in of_reading.items()}
+            for reading, of_reading in readings.items()
+        }
+        for split, readings in report.items()
+    }
+
+
+def held_out_temperature(logits_of: LogitsOf, images: Images) -> float | None:
+    """Return the temperature that calibrates the logits on the held-out images, None where none were held out."""
+    if len(images["holdout"]) == 0:
+        return None
+    return fit_temperature(logits_of("holdout"), images["holdout"].labels)
+
+
+def calibration_report(
+    logits_of: LogitsOf,
+    images: Images,
+    data: LongTailedData,
+    given: float | None = None,
+    source: str = "given",
+) -> dict[str, Any] | None:
+    """Return the temperature, `given` from some `source` or fitted on held-out images, and the calibration error in
+    percent on the test images, before and after; None where there is no temperature."""
+    temperature = held_out_temperature(logits_of, images) if given is None else given
+    if temperature is None:
+        return None
+    report: dict[str, Any] = {"temperature": temperature, "source": "held-out images" if given is None else source}
+    for way, logits in logits_by_way(logits_of, data).items():
+        labels = images["test"].labels
+        before, after = (calibration_error(logits, labels, temperature=value) for value in (1.0, temperature))
+        report[way] = {"ece_before": before, "ece_after": after}
+    return report
+
+
+def rebalanced_report(logits_of: LogitsOf, images: Images, data: LongTailedData, tau: float) -> dict[str, Any]:
+    """Report on the test set with re-balanced predictions (`evaluation.metrics.rebalance`).
+
+    `transductive` divides by the column means over the test images themselves, as published: it needs all of them at
+    once and supposes that they are balanced. `inductive` divides by the class-wise means over the held-out images, so
+    that one image can be classified alone; None where none were held out. The scores are no calibrated probabilities:
+    their calibration error is left out.
+    """
+    logits = logits_by_way(logits_of, data)
+    means = {"transductive": {way: column_means(values) for way, values in logits.items()}}
+    if len(images["holdout"]):
+        held_out = class_wise_column_means(logits_of("holdout"), images["holdout"].labels)
+        means["inductive"] = dict.fromkeys(logits, held_out)
+    report: dict[str, Any] = {"tau": tau, "transductive": None, "inductive": None}
+    for form, of_way in means.items():
+        predictions = {way: rebalanced_predictions(values, of_way[way], tau) for way, values in logits.items()}
+        report[form] = report_ways(prediction_report, predictions, images, data)
+    return report
+
+
+def holdout_report(logits_of: LogitsOf, images: Images) -> dict[str, Any] | None:
+    """Return the class-balanced accuracy on the held-out images, None where none were held out."""
+    if len(images["holdout"]) == 0:
+        return None
+    balanced = class_balanced_accuracy(logits_of("holdout"), images["holdout"].labels)
+    return {"images": len(images["holdout"]), "class_balanced_accuracy": balanced}

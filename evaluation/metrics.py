@@ -1,0 +1,187 @@
+"""What is measured on logits and features: accuracy by shot, F1, calibration, LoMa and RSD. Functions on tensors.
+
+Whatever is computed in float64 is computed a block of rows at a time: memory does not grow with the images, and time
+grows with them and with the classes as the work does.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MANY_ABOVE = 100
+FEW_BELOW = 20
+SHOTS = ["many", "medium", "few"]
+CALIBRATION_BINS = 15
+# Numbers that are handled together in float64. On a CPU, temporaries of more than a few MB leave the cache and are
+# mapped anew, page by page, at every use, which takes several times as long; a GPU wants work enough for each kernel.
+CPU_BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
+
+Report = dict[str, Any]
+
+
+def row_blocks(values: Tensor, device: torch.device | None = None) -> Iterator[slice]:
+    """Yield the rows of `values` (N, K), in order, in blocks of at most `CPU_BLOCK` numbers, at least one row each, or
+    `GPU_BLOCK` where the `device` that computes, that of `values` if not given, is no CPU."""
+    block = CPU_BLOCK if (device or values.device).type == "cpu" else GPU_BLOCK
+    rows = max(block // max(values.shape[1], 1), 1)
+    for start in range(0, len(values), rows):
+        yield slice(start, min(start + rows, len(values)))
+
+
+def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return a mask (K,) a group: many > 100 training images, medium 20 to 100, few < 20 (OLTR, 2019)."""
+    many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
+    return {"many": many, "medium": ~many & ~few, "few": few}
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS, temperature: float = 1.0) -> float:
+    """Return the expected calibration error of softmax(logits / temperature) in percent, equal-width bins of the top
+    probability (Guo et al., 2017)."""
+    labels = labels.to(logits.device)
+    gaps = torch.zeros(bins, dtype=torch.float64, device=logits.device)
+    for rows in row_blocks(logits):
+        confidence, prediction = (logits[rows].double() / temperature).softmax(dim=1).max(dim=1)
+        correct = (prediction == labels[rows]).double()
+        which = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+        gaps.index_add_(0, which, correct - confidence)
+    return 100 * float(gaps.abs().sum()) / len(labels)
+
+
+def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
+    """Summarise predicted classes (N,) for labels (N,), of the K classes of `class_counts`: accuracies and macro F1 in
+    percent.
+
+    `all` counts images; the groups are means over classes, None where a group is empty. A class without an evaluated
+    image has accuracy None and is in no mean. Macro F1 is over the classes that have one.
+    """
+    labels = labels.to(predictions.device)
+    hits, actual, predicted = (  # images a class; the confusion matrix (K, K) would have 66 million cells at K = 8142
+        torch.bincount(classes, minlength=len(class_counts)).cpu().double().numpy()
+        for classes in (labels[predictions == labels], labels, predictions)
+    )
+    present = actual > 0
+    accuracy = np.divide(100 * hits, actual, out=np.full(len(hits), np.nan), where=present)
+    f1 = 200 * hits / np.maximum(actual + predicted, 1)
+    report: Report = {"all": float(100 * hits.sum() / actual.sum())}
+    for name, members in shot_groups(class_counts).items():
+        report[name] = float(accuracy[members & present].mean()) if (members & present).any() else None
+    report["macro_f1"] = float(f1[present].mean())
+    report["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in accuracy]
+    return report
+
+
+def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
+    """Summarise logits (N, K) for labels (N,): `prediction_report` of their largest, and the calibration error `ece` in
+    percent."""
+    report = prediction_report(logits.argmax(dim=1), labels, class_counts)
+    return {**report, "ece": calibration_error(logits, labels)}
+
+
+def class_balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes present of their accuracy, in percent."""
+    report = prediction_report(logits.argmax(dim=1), labels, np.zeros(logits.shape[1], dtype=np.int64))
+    values = [value for value in report["per_class_accuracy"] if value is not None]
+    return sum(values) / len(values)
+
+
+def column_means(logits: Tensor) -> Tensor:
+    """Return the mean predicted probability (K,) of each class over logits (N, K), in float64."""
+    total = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
+    for rows in row_blocks(logits):
+        total += logits[rows].double().softmax(dim=1).sum(dim=0)
+    return total / len(logits)
+
+
+def class_wise_column_means(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `column_means` (K,) with every class of `labels` (N,) weighing the same, however many images it has."""
+    labels = labels.to(logits.device)
+    count = torch.bincount(labels, minlength=logits.shape[1]).double()
+    weights = 1 / (count[labels] * (count > 0).sum())
+    total = torch.zeros_like(count)
+    for rows in row_blocks(logits):
+        total += weights[rows] @ logits[rows].double().softmax(dim=1)
+    return total
+
+
+def rebalance(logits: Tensor, means: Tensor, tau: float) -> Tensor:
+    """Return log-scores (N, K): predicted probabilities divided by `means` (K,) to the power `tau`.
+
+    With `column_means` of the very images that are classified this is GALA's prediction re-balancing (arXiv 2403.09036,
+    "norm_logits" of its code): transductive, and it supposes that the images are balanced. With the class-wise means of
+    held-out images it is inductive: each image is classified on its own. On class-balanced images the two agree.
+    """
+    tiny = torch.finfo(torch.float64).tiny  # a class whose every probability underflows is no infinite bonus
+    return logits.double().log_softmax(dim=1) - tau * means.clamp(min=tiny).log()
+
+
+def rebalanced_predictions(logits: Tensor, means: Tensor, tau: float) -> Tensor:
+    """Return the class (N,) of the largest score of `rebalance` for each row of logits (N, K), without keeping them."""
+    # Written in place: small results kept between large temporaries would keep the allocator from reusing their place.
+    predictions = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for rows in row_blocks(logits):
+        predictions[rows] = rebalance(logits[rows], means, tau).argmax(dim=1)
+    return predictions
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
+    """Return T > 0 that minimises the cross-entropy of softmax(z / T), all classes weighing alike (Guo et al., 2017).
+
+    The loss is convex in 1 / T, so its derivative, the expected minus the true logit, is bisected between 1e-4 and 1e4.
+    None where the best T is not among them: 0 where no image is misclassified, infinity where the logits mislead.
+    """
+    labels = labels.to(logits.device)
+    count = torch.bincount(labels, minlength=logits.shape[1]).double()
+    weight = 1 / count[labels]
+
+    def excess(inverse: float) -> Tensor:
+        """Return the weighted sum over images of the expected minus the true logit at 1 / T = `inverse`."""
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        for rows in row_blocks(logits):
+            values = logits[rows].double()
+            true = values.gather(1, labels[rows, None]).squeeze(1)
+            expected = torch.linalg.vecdot((values * inverse).softmax(dim=1), values)
+            total += weight[rows] @ (expected - true)
+        return total
+
+    low, high = math.log(1e-4), math.log(1e4)  # of 1 / T
+    for _ in range(50):
+        middle = (low + high) / 2
+        if float(excess(math.exp(middle))) > 0:
+            high = middle
+        else:
+            low = middle
+    temperature = math.exp(-(low + high) / 2)
+    return temperature if 1.001e-4 < temperature < 0.999e4 else None
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for NaN and infinity."""
+    return value if math.isfinite(value) else None
+
+
+def feature_variance_ratio(features: Tensor, labels: Tensor) -> float | None:
+    """Return within-class over between-class variance of features (N, d), every class weighing the same.
+
+    Within: mean over classes of the mean squared distance to the class mean. Between: mean squared distance of the
+    class means to their mean; None where they are one point. Near 0 the features of a class have collapsed onto its
+    mean (Papyan et al., PNAS 2020).
+
+    Features on the CPU, mapped from a file or not, are brought a block at a time to the device of the labels.
+    """
+    device = labels.device if features.device.type == "cpu" else features.device
+    classes, members = labels.to(device).unique(return_inverse=True)
+    count = torch.bincount(members, minlength=len(classes)).double()
+    means = torch.zeros(len(classes), features.shape[1], dtype=torch.float64, device=device)
+    for rows in row_blocks(features, device):
+        means.index_add_(0, members[rows], features[rows].to(device).double())
+    means /= count[:, None]
+    within = torch.zeros_like(count)
+    for rows in row_blocks(features, device):
+        distance = features[rows].to(device).double() - means[members[rows]]
+        within.index_add_(0, members[rows], distance.square_().sum(dim=1))
+    between = (means - means.mean(dim=0)).square().sum(dim=1)
+    return finite_or_none(float((within / count).mean() / between.mean()))

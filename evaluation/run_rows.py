@@ -1,0 +1,165 @@
+"""A finished run as one CSV row, and rows as the tables that people read."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evaluation.logits_magnitude import summarise
+from evaluation.measure import logits_summary
+from evaluation.metrics import SHOTS
+from evaluation.text_tables import headline
+from utils.errors import UserError
+from utils.files import read_json
+from utils.text import printable, shown
+
+GROUPS = ("all", *SHOTS)
+
+
+# The columns that hold text, where the others hold numbers.
+TEXTS = {
+    "name", "dataset", "imb_type", "network", "stage", "method", "settings", "protocol", "subset_content_sha256",
+    "stage1_sha256", "command", "device", "execution", "torch", "git_revision",
+}  # fmt: skip
+
+
+# What two runs must share to be repeats of one another.
+SETTINGS = ["dataset", "imb_type", "imb_ratio", "network", "name", "settings", "protocol"]
+
+
+WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
+
+
+def run_name(metrics: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return a run's name in a table: its method, and what differs from the recipe and the protocol."""
+    return "stage 1" if metrics["stage"] == "stage1" else " ".join([metrics["method"], *own_tags(config)])
+
+
+def own_tags(config: dict[str, Any]) -> list[str]:
+    """Return the tags of a stage-2 run that come neither from its stage 1 nor from a seed or a protocol."""
+    inherited = [*(config["stage1"] or {}).get("tags", []), config["settings"]["protocol"]]
+    return [tag for tag in config["tags"] if tag not in inherited and not tag.startswith("stage1_seed")]
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (metrics, config) of a finished run; a UserError says what is missing."""
+    if not os.path.isdir(folder):  # unlike pathlib, it has no exceptions for names that cannot be
+        raise UserError(f"{folder} is {'a file' if os.path.exists(folder) else 'not there'}; name the folder of a run")
+    if not (folder / "metrics.json").is_file():
+        advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
+        raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")
+    metrics, config = read_json(folder / "metrics.json"), read_json(folder / "config.json")
+    refuse_damaged(folder, metrics, config)
+    return metrics, config
+
+
+def refuse_damaged(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError where what is to be compared of a run is missing or of another kind."""
+    lacking = ""
+    try:
+        row = csv_row(metrics, config)
+        accuracies = headline(metrics)["per_class_accuracy"]
+        sound = np.array(accuracies, dtype=float).shape == np.array(metrics["class_counts"], dtype=float).shape
+        for checkpoint, way in WAYS:
+            report = metrics[checkpoint][way]
+            sound &= report is None or all(group in report for group in (*GROUPS, "macro_f1", "ece"))
+        for name, value in row.items():
+            kind = str if name in TEXTS else int | float
+            sound &= value is None or (isinstance(value, kind) and not isinstance(value, bool))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        sound, lacking = False, f" ({type(error).__name__}: {shown(str(error))})"
+    if not sound:
+        raise UserError(f"{folder} is damaged: its metrics.json or config.json is not what a run writes{lacking}")
+
+
+def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that RESULTS.md may quote of a run, and what made it."""
+    environment = config["environment"]
+    row: dict[str, Any] = {"name": run_name(metrics, config)}
+    row |= {key: metrics[key] for key in ("dataset", "imb_type", "imb_ratio", "network", "width", "stage", "method")}
+    row["settings"] = " ".join(tag for tag in config["tags"] if not tag.startswith("stage1_seed"))
+    row |= {"protocol": metrics["protocol"], "seed": metrics["seed"]}
+    for checkpoint, way in WAYS:
+        report = metrics[checkpoint][way] or {}
+        row |= {f"{checkpoint}_{way}_{group}": report.get(group) for group in (*GROUPS, "macro_f1", "ece")}
+        row[f"{checkpoint}_epoch"] = metrics[checkpoint]["epoch"]
+    summary = logits_summary(metrics["logits"])
+    column, row_reading = (summary["test"][reading] for reading in ("column", "row"))
+    calibration = metrics.get("calibration") or {"temperature": None, "plain": {"ece_after": None}}
+    rebalanced = metrics.get("rebalanced") or {"tau": None, "transductive": {"plain": None, "flip": None}}
+    row |= {
+        "holdout_class_balanced": (metrics["holdout"] or {}).get("class_balanced_accuracy"),
+        "train_accuracy": metrics["train"]["accuracy"],
+        "feature_variance_ratio": metrics["train"]["feature_variance_ratio"],
+        "loma_mean": column["loma"]["mean"],
+        "loma_deviation": column["loma"]["deviation"],
+        "loma_variation": column["loma"]["variation"],
+        "rsd_true_median": column["rsd_true"]["median"],
+        "rsd_other_median": column["rsd_other"]["median"],
+        "rsd_classes": column["rsd_true"]["count"],
+        "row_loma_mean": row_reading["loma"]["mean"],
+        "train_loma_mean": summary["train"]["column"]["loma"]["mean"],
+        "weight_norm_variation": summarise(metrics["weight_norm"])["variation"],
+        "temperature": calibration["temperature"],
+        "last_plain_ece_after": calibration["plain"]["ece_after"],
+        "rebalance_tau": rebalanced["tau"],
+    }
+    for way in ("plain", "flip"):
+        report = rebalanced["transductive"][way] or {}
+        row |= {f"rebalanced_{way}_{group}": report.get(group) for group in GROUPS}
+    row |= {
+        "train_seconds": metrics["train_seconds"],
+        "images_per_second": metrics["images_per_second"],
+        "subset_content_sha256": metrics["subset"]["content_sha256"],
+        "stage1_sha256": (metrics["stage1"] or {}).get("sha256"),
+        "command": config["command"],
+        "device": environment["device"],
+        "execution": "; ".join(environment["execution"][1:]),
+        "torch": environment["torch"],
+        "git_revision": environment["git_revision"],
+    }
+    return {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def best_column(rows: pd.DataFrame) -> tuple[str, str]:
+    """Return which `best` is shown: flip-averaged, plain for a data set whose images are not mirrored."""
+    return "best", "flip" if rows["best_flip_all"].notna().any() else "plain"
+
+
+def short_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the table that people read: all / many / medium / few a checkpoint and way of testing.
+
+    Rows that differ in the seed alone become one, with the mean and, after a plus-minus sign, the sample deviation.
+    Where all of them started from one stage 1, the seeds are stage 2's and the column says so.
+    """
+    table = []
+    for _, runs in rows.groupby(SETTINGS, sort=False, dropna=False):
+        first = runs.iloc[0]
+        seeds = ", ".join(str(seed) for seed in runs["seed"])
+        one_stage1 = len(runs) > 1 and runs["stage1_sha256"].nunique() == 1
+        cells = {"run": first["name"], "protocol": first["protocol"], "seeds": f"{'stage 2: ' * one_stage1}{seeds}"}
+        for checkpoint, way in WAYS:
+            columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
+            if runs[columns[0]].notna().all():
+                cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(runs[column], 1) for column in columns)
+        cells["LoMa"] = mean_cell(runs["loma_mean"], 2)
+        cells["seconds"] = mean_cell(runs["train_seconds"], 0)
+        table.append(cells)
+    return pd.DataFrame(table)
+
+
+def mean_cell(values: pd.Series, digits: int) -> str:
+    """Return the mean of a column, with its deviation where there are several rows; "-" where it is empty."""
+    numbers = pd.to_numeric(values)
+    if numbers.isna().any():
+        return "-"
+    deviation = f" ± {numbers.std():.{digits}f}" if len(numbers) > 1 else ""
+    return f"{numbers.mean():.{digits}f}{deviation}"
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.fillna("-").astype(str).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,104 @@
+"""From a method and its numbers to a classifier, its losses, the order of its batches: what a recipe's columns mean.
+
+A `Plan` is a `Recipe` with every number settled. `main_stage2.py` makes one from its command line and trains it alone;
+`engine.many_heads` makes many and trains them together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from datasets.sampling import sampled_order
+from losses import build_loss, loss_parameters
+from losses.los import Target
+from methods.closed_form import build_closed_form, closed_form_parameters
+from methods.recipes import LATE_FROM, Recipe, Value, find_recipe, resolve_target
+from models.heads import build_head, head_parameters, max_norm_threshold
+from models.network import Network
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides how one classifier is re-trained."""
+
+    method: str
+    epochs: int
+    lr: float
+    weight_decay: float
+    smoothing: float | None
+    sampler: str
+    max_norm: float | None
+    reinit: bool
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return find_recipe(self.method)
+
+    def target(self, num_classes: int) -> Target:
+        """Return (y_true, y_other)."""
+        return resolve_target(self.recipe, self.smoothing, num_classes)
+
+
+def describe_parameters(plan: Plan) -> str:
+    """Return the plan's numbers in words: its own parameters, sampling, constraint."""
+    own = [f"{name} {value}" for name, value in plan.parameters.items()]
+    own += [f"{plan.sampler} sampling"] if plan.sampler != "instance" else []
+    own += [f"MaxNorm {plan.max_norm:g}"] if plan.max_norm is not None else []
+    return ", ".join(own)
+
+
+def _those(names: Mapping[str, object], plan: Plan) -> dict[str, Value]:
+    return {name: value for name, value in plan.parameters.items() if name in names}
+
+
+def start_head(plan: Plan, linear: nn.Linear, seed: int) -> nn.Linear:
+    """Return the classifier that training starts from: that of stage 1, or a new one drawn from `seed`."""
+    if plan.reinit:
+        linear = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device)
+        generator = torch.Generator().manual_seed(seed)
+        bound = linear.in_features**-0.5  # PyTorch's own initialisation of a linear layer
+        with torch.no_grad():
+            for parameter in (linear.weight, linear.bias):
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    return build_head(plan.recipe.head, linear, **_those(head_parameters(plan.recipe.head), plan))
+
+
+def compute_head(plan: Plan, linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: list[int]) -> nn.Linear:
+    """Return the classifier of a method without training, from features (N, d) of the un-augmented training images."""
+    name = plan.recipe.closed_form
+    assert name is not None
+    own = _those(closed_form_parameters(name), plan)
+    return build_closed_form(name, linear, features, labels, class_counts, **own)
+
+
+def attach_head(model: Network, method: str) -> None:
+    """Give a network the kind of classifier that `method` leaves, so that its checkpoint can be loaded."""
+    model.fc = build_head(find_recipe(method).head, model.fc)
+
+
+def build_losses(plan: Plan, class_counts: list[int]) -> tuple[nn.Module, nn.Module]:
+    """Return the loss of the first epochs and that of the last ones (the same where the recipe has one)."""
+    target = plan.target(len(class_counts))
+    names = (plan.recipe.loss, plan.recipe.late_loss or plan.recipe.loss)
+    early = build_loss(names[0], class_counts, target, **_those(loss_parameters(names[0]), plan))
+    if names[1] == names[0]:
+        return early, early
+    return early, build_loss(names[1], class_counts, target, **_those(loss_parameters(names[1]), plan))
+
+
+def is_late(epoch: int, epochs: int) -> bool:
+    """Tell whether `epoch` (from 0) is one of those that a recipe's late loss is for."""
+    return epoch >= LATE_FROM * epochs
+
+
+def row_norm_limit(plan: Plan, linear: nn.Linear) -> Tensor | None:
+    """Return the largest row norm that the plan's MaxNorm constraint allows, None without the constraint."""
+    return None if plan.max_norm is None else max_norm_threshold(linear.weight.detach(), plan.max_norm)
+
+
+def order_of(plan: Plan, labels: Tensor, num_classes: int, seed: int, epoch: int) -> Tensor:
+    """Return the positions (N,) of the images in the order in which `epoch` visits them."""
+    return sampled_order(labels.cpu(), num_classes, plan.sampler, seed, epoch, plan.epochs).to(labels.device)

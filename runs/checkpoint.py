@@ -1,0 +1,310 @@
+"""Checkpoints: written whole or not at all, read without running anything that is inside them.
+
+Ours are dictionaries of tensors and plain Python values: `format`, `stage`, `epoch`, `model` (a state dict), `config`,
+and in last.pth also `optimizer` and `history`, which is all that resuming needs.
+
+Two kinds that are released (`tools.release`, `tools.export_features`) hold less than a network. A file of features
+has, in the
+place of the backbone, what it made of the images. A classifier alone names the file of its backbone, of either kind,
+in its configuration: `backbone` is {file, sha256}, the file relative to the classifier's own folder. Features that
+another model made (`runs.feature_files`) are read as such a file too.
+"""
+
+import io
+import json
+import math
+import pickle
+import warnings
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.network import Network
+from runs.feature_files import OWN_FEATURES, read_features, refuse_bomb
+from runs.pretrained_weights import with_network_names
+from runs.shards import find_parts, read_safetensors
+from runs.state_dict_adapter import compare_keys, find_state_dict
+from utils.errors import UserError
+from utils.files import refuse_pipe, sha256_file, write_atomically
+
+FORMAT = 1
+CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
+# What the settings that a checkpoint of ours settles for others are made of.
+SETTINGS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("dataset", "imb_type", "subset", "network", "stem", "protocol", "data_dir"), (str,)),
+    **dict.fromkeys(("subset_seed", "seed", "epochs"), (int,)),
+    **dict.fromkeys(("width", "image_size", "resize", "stage1_seed"), (int, NoneType)),
+    "holdout": (int, float),
+    "imb_ratio": (int, float, NoneType),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read: `state` by torchvision's names, `kind` in words, ours with all its `content`."""
+
+    path: Path
+    sha256: str
+    kind: str
+    state: dict[str, Tensor]
+    content: dict[str, Any] | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that a checkpoint of ours carries; empty for any other."""
+        return {} if self.content is None else self.content["config"]
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch after which a checkpoint of ours was written."""
+        return None if self.content is None else self.content["epoch"]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that wrote a checkpoint of ours; empty for any other."""
+        return self.config.get("settings", {})
+
+    @property
+    def features(self) -> dict[str, Tensor] | None:
+        """The features of the images, by the names of `datasets.features`, of a file that holds these; else None."""
+        return None if self.content is None else self.content.get("features")
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically, serialised in memory first so that a full disk is an OSError and no other."""
+    buffer = io.BytesIO()
+    torch.save(on_cpu({"format": FORMAT, **content}), buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def on_cpu(content: Any) -> Any:
+    """Return nested dictionaries and lists with every tensor on the CPU, so that a file opens on any machine."""
+    if isinstance(content, Tensor):
+        return content.detach().cpu()
+    if isinstance(content, dict):
+        return {key: on_cpu(value) for key, value in content.items()}
+    return [on_cpu(value) for value in content] if isinstance(content, list) else content
+
+
+def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
+    """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`runs.state_dict_adapter`).
+
+    A name that ends in .safetensors is read as that format, in one piece or in parts, .npz as features that any model
+    made, any other as PyTorch's.
+
+    A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
+    `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
+    """
+    refuse_pipe(path, "the checkpoint")
+    try:
+        if path.suffix == ".npz":
+            digest, content = read_features(path)
+        elif path.suffix == ".safetensors":
+            digest, content = read_released(path)
+        else:
+            digest = sha256_file(path)
+            if not trust_pickle:
+                refuse_bomb(path)
+            with warnings.catch_warnings():  # of what is refused below, or is none of a user's business
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+            refuse_flipped_bits(path)
+        refuse_strange_tensors(content, path.stat().st_size if path.is_file() else None)
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        if "unsupported global" not in str(error).lower():
+            raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+        raise UserError(
+            f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run "
+            "any code; if you "
+            "trust its source, add --trust_pickle"
+        ) from error
+    except (AttributeError, ModuleNotFoundError) as error:
+        raise UserError(
+            f"{path} pickles a class that is not here ({first_line(error)}); save its state_dict() in its own "
+            "code base and load that"
+        ) from error
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+    if isinstance(content, dict) and "format" in content:
+        if content["format"] != FORMAT or not is_ours(content):
+            raise UserError(
+                f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
+            )
+        strange = strange_settings(content["config"]["settings"])
+        temperature = content.get("temperature")
+        if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            strange.append("temperature")
+        if strange:
+            raise UserError(f"{path} is damaged: its {', '.join(strange)} cannot be")
+        kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
+        if content.get("holds") == OWN_FEATURES:
+            kind = OWN_FEATURES
+        elif "features" in content:
+            kind = f"features of a {kind}"
+        elif all(key.startswith(CLASSIFIER) for key in content["model"]):
+            kind = f"classifier of a {kind}"
+        return Checkpoint(path, digest, kind, content["model"], content)
+    try:
+        if isinstance(content, nn.Module):
+            content = content.state_dict()
+        state, layout = find_state_dict(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Checkpoint(path, digest, layout, state, None)
+
+
+def refuse_flipped_bits(path: Path) -> None:
+    """Raise UserError where a PyTorch file is a zip archive and not what its checksums say: PyTorch does not look.
+
+    A checksum of 0 is none; PyTorch can be told to leave them out.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.CRC != 0 and not entry.is_dir():
+                with archive.open(entry) as stored:
+                    while stored.read(1 << 20):  # raises BadZipFile at the end of an entry that was changed
+                        pass
+
+
+def refuse_strange_tensors(content: Any, size: int | None) -> None:
+    """Raise UserError for tensors that are no plain numbers in memory, or larger than the file of `size` bytes that
+    they are from: one number in a file can stand for a tensor of any shape, which the first arithmetic would make
+    real."""
+    if isinstance(content, Tensor):
+        if content.layout != torch.strided or content.is_quantized or content.is_nested or content.device.type != "cpu":
+            raise UserError("it holds sparse, quantised or nested tensors, or some without numbers; save plain ones")
+        if size is not None and content.numel() * content.element_size() > size:
+            raise UserError(f"it holds a tensor of {tuple(content.shape)}, more numbers than the file has room for")
+    elif isinstance(content, dict):
+        for value in content.values():
+            refuse_strange_tensors(value, size)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            refuse_strange_tensors(value, size)
+
+
+def strange_settings(settings: dict[str, Any]) -> list[str]:
+    """Return the names of settings that no run can have had; those that are missing are for others to judge."""
+    known = {name: kinds for name, kinds in SETTINGS.items() if name in settings}
+    return [
+        name
+        for name, kinds in known.items()
+        if type(settings[name]) not in kinds
+        or (isinstance(settings[name], int | float) and not 0 <= settings[name] < 2**32)
+    ]
+
+
+def is_ours(content: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint has every entry that this project's have."""
+    config = content.get("config")
+    entries = {"stage": str, "epoch": int, "model": dict, "config": dict}
+    if not isinstance(config, dict) or not all(isinstance(content.get(name), kind) for name, kind in entries.items()):
+        return False
+    if content["stage"] not in ("stage1", "stage2"):
+        return False
+    if not all(is_state(tensors) for tensors in (content["model"], content.get("features", {}))):
+        return False
+    if "features" in content:
+        held = (
+            content.get("class_names"),
+            config.get("class_counts"),
+            content.get("augmentation"),
+            config.get("subset"),
+        )
+        if not all(isinstance(value, kind) for value, kind in zip(held, (list, list, dict, dict), strict=True)):
+            return False
+    return isinstance(config.get("settings"), dict) and isinstance(config.get("tags"), list)
+
+
+def is_state(content: object) -> bool:
+    """Tell whether something is a dictionary of tensors by names."""
+    return isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def read_released(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the sha256 of a safetensors file and its content: one that we released as a checkpoint of ours, any other
+    as the state dict that it is."""
+    digest, tensors, metadata = read_safetensors(path)
+    if "checkpoint" not in metadata:
+        return read_features(path) if "train_features" in tensors else (digest, tensors)
+    header = json.loads(metadata["checkpoint"])
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is damaged: what it says of itself is no object")
+    if header.get("holds") != "features":
+        return digest, {**header, "model": tensors}
+    state = {key: value for key, value in tensors.items() if key.startswith(CLASSIFIER)}
+    return digest, {**header, "model": state, "features": {key: tensors[key] for key in tensors.keys() - state.keys()}}
+
+
+def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a classifier with the backbone, or the features, that it names; any other checkpoint as it is.
+
+    Raises UserError where that file is missing or is another one.
+    """
+    named = checkpoint.config.get("backbone")
+    if checkpoint.content is None or named is None:
+        return checkpoint
+    if not isinstance(named, dict) or not all(isinstance(named.get(key), str) for key in ("file", "sha256")):
+        raise UserError(f"{checkpoint.path} does not say which backbone it belongs to: it is damaged")
+    name = Path(named["file"])
+    # A released file lies beside its backbone; a run of ours names features elsewhere, relative to its own folder.
+    if name.is_absolute() or (checkpoint.path.suffix == ".safetensors" and name.name != named["file"]):
+        raise UserError(f"{checkpoint.path} names a backbone outside its own folder, {named['file']}: it is refused")
+    path = checkpoint.path.parent / name
+    if not is_file(path):
+        raise UserError(
+            f"{checkpoint.path} is a classifier alone, and what it was trained on is not at {path}; put that file there"
+        )
+    backbone = load_checkpoint(path)
+    if backbone.sha256 != named["sha256"]:
+        raise UserError(
+            f"{path} is not the backbone of {checkpoint.path}: its sha256 is {backbone.sha256[:16]}..., that of the "
+            f"right one {named['sha256'][:16]}..."
+        )
+    return joined(checkpoint, backbone)
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a file, whole or in parts, is there and is no device or pipe; an impossible name is not there."""
+    try:
+        return find_parts(path)[0].is_file()
+    except OSError:
+        return False
+
+
+def joined(classifier: Checkpoint, backbone: Checkpoint) -> Checkpoint:
+    """Return a checkpoint of ours that holds a classifier alone with the backbone, or the features, of another one."""
+    assert classifier.content is not None
+    shared = {key: value for key, value in backbone.state.items() if not key.startswith(CLASSIFIER)}
+    content = dict(classifier.content)
+    if backbone.content is not None and backbone.features is not None:
+        content |= {key: backbone.content[key] for key in ("features", "class_names", "augmentation")}
+    return replace(classifier, state=shared | classifier.state, content=content)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def load_weights(model: Network, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into a model; a UserError names missing, unexpected and misshapen keys."""
+    state = with_network_names(model, checkpoint.state)
+    own = model.state_dict()
+    problems = compare_keys(state, own)
+    if not problems:
+        other = [key for key, value in state.items() if value.is_floating_point() != own[key].is_floating_point()]
+        problems = [f"{key}: {state[key].dtype} here, {own[key].dtype} expected" for key in other[:5]]
+    if problems:
+        raise UserError(f"{checkpoint.path} ({checkpoint.kind}) does not fit the network: {'; '.join(problems)}")
+    model.load_state_dict(state)

@@ -1,0 +1,149 @@
+"""A run's folder: its name, the rules for opening it, its configuration, and how the next stage finds it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.plots import PLOTS
+from settings.fields import FIELDS
+from settings.presets import PROTOCOL_SWITCHES
+from utils.distributed import from_main, is_main
+from utils.errors import UserError
+from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder and its configuration; `finished` where it is there already, to be used as it is.
+
+    No other process can open the folder as long as this object lives.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    finished: bool = False
+    lock: FolderLock | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pth"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pth"
+
+
+# What a run writes; --overwrite removes these and nothing else.
+OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth", *(f"plots/{name}" for name in PLOTS)]
+
+
+def read_metrics(run: Run) -> dict[str, Any]:
+    """Return the metrics of a finished run, and say that it was there."""
+    print(f"using the finished run {run.folder}")
+    return read_json(run.folder / "metrics.json")
+
+
+def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool, reuse: bool = False) -> Run:
+    """Make a run's folder and write its config.json, or reopen one; with `reuse`, whatever is there. Of many processes
+    the first does it for all.
+
+    Raises UserError where another process is at work in it, where a run is there and neither `--resume` nor
+    `--overwrite` was said, where it was made with other settings than the resuming command's, and where the folder
+    cannot be written.
+    """
+    opened = _open_run(folder, config, resume, overwrite, reuse) if is_main() else Run(folder, config)
+    return replace(from_main(replace(opened, lock=None)), lock=opened.lock)
+
+
+def _open_run(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool, reuse: bool) -> Run:
+    """Open a run in the process that writes."""
+    if reuse and (folder / "metrics.json").exists() and (folder / "config.json").exists():
+        before = read_json(folder / "config.json")
+        _refuse_other_settings(folder, before, config)
+        return Run(folder, before, finished=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    lock = lock_folder(folder)
+    try:
+        return _begin_or_resume(Run(folder, config, lock=lock), resume or reuse, overwrite)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def made_of_other_things(folder: Path, config: dict[str, Any]) -> str:
+    """Return how what a run in a folder was made of differs from what a command names; "" where nothing is known to."""
+    if not (folder / "config.json").is_file():
+        return ""
+    before = read_json(folder / "config.json")
+    if before.get("subset") != config["subset"]:
+        return " on other training images"
+    if (before.get("stage1") or {}).get("sha256") != (config["stage1"] or {}).get("sha256"):
+        return " of another stage 1, or of an earlier state of this one"
+    return ""
+
+
+def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
+    """Return a run in its folder, which this process has locked, as it is to go on."""
+    folder, config = run.folder, run.config
+    present = [name for name in OWN_FILES if (folder / name).exists()]
+    if present and not (resume or overwrite):
+        state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
+        state += made_of_other_things(folder, config)
+        raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
+    if config["settings"]["resume"] and not present:
+        print(f"nothing to resume in {folder}: beginning anew")
+    if resume and "last.pth" in present and "config.json" not in present:
+        raise UserError(f"{folder} has lost its config.json, so what it was is unknown; --overwrite replaces it")
+    if overwrite:
+        try:
+            for name in present:
+                (folder / name).unlink()
+        except OSError as error:
+            raise _unusable(folder, error) from error
+    opened = run
+    if resume and "config.json" in present:
+        before = read_json(folder / "config.json")
+        _refuse_other_settings(folder, before, config)
+        # The run keeps its own record, and adds where it went on once it really does (`fit`).
+        opened = replace(run, config={**before, "resumed": [*before.get("resumed", []), config["environment"]]})
+    for place in {(folder / name).parent for name in OWN_FILES}:
+        remove_leftovers(place, [Path(name).name for name in OWN_FILES])
+    if opened is run:
+        write_json(folder / "config.json", config)
+    return opened
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot use {folder}: {error.strerror or error}; name another place with --out")
+
+
+def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UserError where resuming would mix two configurations in one run."""
+    if not all(isinstance(before.get(name) or {}, dict) for name in ("settings", "weights", "backbone", "environment")):
+        raise UserError(f"{folder / 'config.json'} is damaged, so what the run was is unknown; --overwrite replaces it")
+    script = f"main_{now['stage']}"
+    weighty = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
+    # A file of weights may be named by another path: its sha256 decides.
+    keys = [name for name in weighty if name != "weights" and script in FIELDS[name].metadata["used_by"]]
+    old, new = before.get("settings", {}), now["settings"]
+    # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name.
+    differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]
+    if (before.get("weights") or {}).get("sha256") != (now.get("weights") or {}).get("sha256"):
+        differing.append("another file of --weights")
+    if before.get("test") is not None and before["test"] != now["test"]:  # runs made before it was recorded have none
+        differing.append("other test images")
+    if "precision" in before and before["precision"] != now["precision"]:  # the first runs did not record it
+        differing.append("another --amp")
+    for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):
+        if before.get(name) != now[name]:
+            differing.append(f"another {words}")
+    if (before.get("backbone") or {}).get("sha256") != (now.get("backbone") or {}).get("sha256"):
+        differing.append("another file of features")
+    if differing:
+        raise UserError(
+            f"{folder} was begun with other settings ({'; '.join(differing)}); repeat its command, or use --overwrite"
+        )

@@ -1,0 +1,105 @@
+"""What config.json says of a run."""
+
+import platform
+import shlex
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from datasets.features import holds_features
+from datasets.listed import path_identity
+from datasets.lists import ListedSplit
+from datasets.long_tail import LongTailedData
+from losses.los import Target
+from runs.checkpoint import Checkpoint
+from runs.run_names import inherited_tags
+from settings.fields import Settings
+from settings.resolve import Command
+from utils.device import Execution, device_name
+from utils.distributed import process_count
+
+
+def describe(
+    command: Command,
+    stage: str,
+    tags: list[str],
+    data: LongTailedData,
+    execution: Execution,
+    target: Target,
+    stage1: Checkpoint | None,
+    weights: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the content of config.json: settings, what they came to, and what they ran on."""
+    return {
+        "schema": 1,
+        "stage": stage,
+        "method": command.settings.method if stage == "stage2" else None,
+        "tags": tags,
+        "command": shlex.join(["python", f"{command.script}.py", *command.arguments]),
+        "settings": asdict(command.settings),
+        "target": {"true": target[0], "other": target[1], "torch_smoothing": target[1] * data.num_classes},
+        "num_class": data.num_classes,
+        "class_counts": data.class_counts.tolist(),
+        "class_names": data.class_names,
+        "images": describe_images(command.settings, data),
+        "subset": data.subset,
+        "test": path_identity(data.test) if isinstance(data.test, ListedSplit) else None,
+        "weights": weights,
+        "stage1": stage1 and describe_stage1(stage1),
+        "precision": "bf16" if execution.bf16 else "fp32",
+        "processes": process_count(),
+        "environment": {
+            "git_revision": git_revision(),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),  # a subclass of str otherwise, which a checkpoint may not hold
+            "torchvision": str(torchvision.__version__),
+            "numpy": str(np.__version__),
+            "cuda": torch.version.cuda if execution.device.type == "cuda" else None,
+            "device": device_name(execution.device),
+            "execution": list(execution.reasons),
+        },
+    }
+
+
+def describe_images(settings: Settings, data: LongTailedData) -> dict[str, Any] | None:
+    """Return what turns an image file into what the network sees; None where it sees features."""
+    if holds_features(data):
+        return None
+    augmentation = data.augmentation
+    size, resize = image_sizes(settings, data)
+    constants = {"mean": list(augmentation.mean), "std": list(augmentation.std), "mirror": augmentation.mirror}
+    return {"size": size, "resize": resize, **constants}
+
+
+def image_sizes(settings: Settings, data: LongTailedData) -> tuple[int, int]:
+    """Return the side of what the network sees, and the shorter side that an image is resized to before its crop."""
+    if not isinstance(data.train, ListedSplit):
+        return data.train.images.shape[1], data.train.images.shape[1]
+    size = settings.image_size or 224
+    return size, settings.resize or round(size * 256 / 224)
+
+
+def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a stage-2 run records of the checkpoint that it started from."""
+    return {
+        "sha256": checkpoint.sha256,
+        "kind": checkpoint.kind,
+        "seed": checkpoint.settings().get("seed"),
+        "tags": inherited_tags(checkpoint),
+    }
+
+
+def git_revision() -> str | None:
+    """Return the commit of this checkout, marked `+` where files differ from it; None without git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

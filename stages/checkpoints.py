@@ -1,0 +1,154 @@
+"""The checkpoint that a command starts from: found, read, and what it settles."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import ON_DISK
+from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
+from runs.run_names import find_run
+from settings.resolve import Command, report_unused
+from stages.data import DATA_FLAGS, stage1_seed
+from utils.errors import UserError
+
+# What a checkpoint of ours settles, where the command line does not say it.
+FROM_CHECKPOINT = ("dataset", *DATA_FLAGS, "network", "width")
+
+
+# The same, with what they were before they became settings.
+SINCE_THEN = {"stem": "cifar", "image_size": None, "resize": None}
+
+
+# Where images on disk are.
+PLACES = ("data_dir", "train_list", "val_list", "test_list", "image_root")
+
+
+# What stage 2 can do with the features of images as they are, and nothing else.
+ON_FEATURES = {"protocol": "honest", "bn_mode": "eval", "views": "plain"}
+
+
+def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
+    """Take data set and network from a checkpoint of ours; a flag given that says otherwise is refused."""
+    if checkpoint.content is None:
+        return command
+    trained = {**SINCE_THEN, **checkpoint.settings()}
+    known = (*FROM_CHECKPOINT, *SINCE_THEN, "stage1_seed")
+    lacking = [name for name in (*known, "seed", "epochs") if name not in trained]
+    if lacking:
+        raise UserError(f"{checkpoint.path} does not say its {', '.join(lacking)}: another version wrote it")
+    if trained["stage1_seed"] is None:
+        trained = {**trained, "stage1_seed": trained["seed"]}
+    if trained["dataset"] != command.settings.dataset and "dataset" not in command.given:
+        command = command.for_dataset(trained["dataset"])
+        if trained["dataset"] in ON_DISK:  # anyone's own files: where they were, unless the command says otherwise
+            where = {name: trained.get(name) for name in PLACES if name not in command.given and name in trained}
+            command = command.replace(**where)
+    for name in known:
+        asked = getattr(command.settings, name)
+        if name in command.given and asked != trained[name]:
+            raise UserError(
+                f"{checkpoint.path} was trained with --{name} {trained[name]}, not {asked}; leave the flag out "
+                "or name another checkpoint"
+            )
+    return command.replace(**{name: trained[name] for name in known})
+
+
+def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
+    """Read the stage-1 checkpoint that stage 2 starts from; return the command with what the checkpoint settles."""
+    settings = command.settings
+    if settings.pretrained_pth is None:
+        path = find_run(command, "stage1", stage1_seed(settings))
+    else:
+        path = Path(settings.pretrained_pth)
+    if path.is_dir():
+        path = path / f"{settings.start}.pth"
+    elif "start" in command.given:
+        report_unused(command.script, ["--start"], " with a file")
+    checkpoint = load_checkpoint(path, settings.trust_pickle)
+    stage = checkpoint.config.get("stage", "stage1")
+    if stage != "stage1":
+        raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
+    checkpoint = with_backbone(checkpoint)
+    if not checkpoint.state:
+        raise UserError(f"{path} holds features and no classifier; with --features {path} one is trained first")
+    command = adopt_checkpoint(command, checkpoint)
+    if path.stem in ("last", "best"):
+        command = command.replace(start=path.stem)
+    if checkpoint.features is not None:
+        command = settle_features(command, checkpoint)
+    epochs = checkpoint.settings().get("epochs")
+    if checkpoint.epoch != epochs and not (path.parent / "metrics.json").exists():
+        print(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
+    return command, checkpoint
+
+
+def settle_features(command: Command, checkpoint: Checkpoint) -> Command:
+    """Return the command of a stage 2 on features: they are of images as they are, and of the last epoch.
+
+    Raises UserError where a flag asks for more.
+    """
+    asked = {name: getattr(command.settings, name) for name in ON_FEATURES if name in command.given}
+    refused = [f"--{name} {value}" for name, value in asked.items() if value != ON_FEATURES[name]]
+    if refused:
+        raise UserError(
+            f"{checkpoint.path} holds features of un-augmented images, from which {', '.join(refused)} cannot be had; "
+            "leave it out, or name the run that they are of, or its weights"
+        )
+    report_idle_folder(command, checkpoint)
+    return command.replace(start="last", **ON_FEATURES)
+
+
+def report_idle_folder(command: Command, checkpoint: Checkpoint) -> None:
+    """Say that `--data_dir` has no effect where no image is read."""
+    if checkpoint.features is not None and "data_dir" in command.given:
+        report_unused(command.script, ["--data_dir"], " with a file of features")
+
+
+def name_backbone(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Return what a run in `folder` that holds no backbone records of the file that it was trained from.
+
+    `file` is relative to the folder, so that both can be moved together. `run_sha256` is that of the run's checkpoint
+    that the file was made from. Where that checkpoint is itself a classifier alone, the file is what it was trained on.
+    """
+    assert checkpoint.content is not None
+    path, sha256 = checkpoint.path, checkpoint.sha256
+    named = checkpoint.config.get("backbone")
+    if named is not None:
+        path, sha256 = path.parent / named["file"], named["sha256"]
+    file = os.path.relpath(path.resolve(), folder.resolve())
+    return {"file": file, "sha256": sha256, "run_sha256": checkpoint.content.get("run_sha256")}
+
+
+def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
+    """Read what `evaluate.py` reports on: last and best of a run folder, or one file, by name."""
+    settings = command.settings
+    if settings.pretrained_pth is None:
+        path = find_run(command, settings.cur_stage or "stage1", settings.seed)
+    else:
+        path = Path(settings.pretrained_pth)
+        looked_up = ("cur_stage", "method", "label_smooth", "seed", "stage1_seed", "out")
+        report_unused(
+            command.script, [f"--{name}" for name in looked_up if name in command.given], " with --pretrained_pth"
+        )
+    paths = checkpoint_files(path)
+    checkpoints = {name: with_backbone(load_checkpoint(file, settings.trust_pickle)) for name, file in paths.items()}
+    first = next(iter(checkpoints.values()))
+    report_idle_folder(command, first)
+    return adopt_report(command, first), checkpoints
+
+
+def checkpoint_files(path: Path) -> dict[str, Path]:
+    """Return, by name, last and best of a run folder, or the one file."""
+    if not path.is_dir():
+        return {path.stem: path}
+    in_folder = {name: path / f"{name}.pth" for name in ("last", "best")}
+    return {name: file for name, file in in_folder.items() if name == "last" or file.exists()}
+
+
+def adopt_report(command: Command, checkpoint: Checkpoint) -> Command:
+    """Take data set, network and, unless it was given, the protocol from the checkpoint that is reported on."""
+    command = adopt_checkpoint(command, checkpoint)
+    if "protocol" not in command.given:
+        command = command.replace(protocol=checkpoint.settings().get("protocol", command.settings.protocol))
+    return command

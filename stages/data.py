@@ -1,0 +1,152 @@
+"""The data set of a run: loaded, checked against a checkpoint, put on the device."""
+
+import os
+import sys
+
+from datasets import load_dataset
+from datasets.device_images import DeviceImages
+from datasets.features import DeviceFeatures, features_data, holds_features
+from datasets.listed import ListFiles, with_splits, without_rows
+from datasets.lists import ListedSplit
+from datasets.long_tail import LongTailedData, Profile
+from datasets.streamed import StreamedImages
+from datasets.workers import find_unreadable
+from evaluation.measure import Images
+from runs.checkpoint import Checkpoint
+from runs.run_record import image_sizes
+from settings.fields import Settings
+from utils.device import Execution
+from utils.distributed import from_main, is_main, launch_of
+from utils.errors import UserError
+from utils.text import shown
+
+DATA_FLAGS = ("imb_ratio", "imb_type", "subset", "subset_seed", "holdout")
+
+
+def loader_processes(settings: Settings, execution: Execution) -> int:
+    """Return how many processes read images from disk: the cores of this process's share of the machine, at most 16; on
+    a CPU, where the network needs the cores, 2."""
+    if settings.workers is not None:
+        return settings.workers
+    cores = len(os.sched_getaffinity(0)) // launch_of().local_count
+    return min(max(cores, 1), 2 if execution.device.type == "cpu" else 16)
+
+
+def stage1_seed(settings: Settings) -> int:
+    """Return the seed of the stage-1 run that stage 2 uses."""
+    return settings.seed if settings.stage1_seed is None else settings.stage1_seed
+
+
+def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | None = None) -> LongTailedData:
+    """Load the data set that the settings describe; `holdout_seed` is the seed of stage 1.
+
+    Where a `checkpoint` holds the features of its images these are the data set. Raises UserError where `--num_class`
+    does not fit it.
+    """
+    if checkpoint is not None and checkpoint.features is not None:
+        data = load_features(checkpoint)
+    else:
+        profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=holdout_seed)
+        files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
+        data = load_dataset(settings.dataset, profile, settings.data_dir, files)
+        if settings.skip_bad > 0:
+            data = from_main(without_bad(data, settings) if is_main() else data)
+    if settings.num_class is not None and settings.num_class != data.num_classes:
+        raise UserError(
+            f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
+            "leave it out"
+        )
+    return data
+
+
+def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
+    """Return a data set without the images that cannot be read, and list these.
+
+    Raises UserError where they are more than `--skip_bad`, and where a class loses its last image.
+    """
+    workers = len(os.sched_getaffinity(0)) if settings.workers is None else settings.workers
+    kept, left = [], settings.skip_bad
+    for name, split in (("training", data.train), ("held-out", data.holdout), ("test", data.test)):
+        assert isinstance(split, ListedSplit)
+        bad = find_unreadable(split, workers, left)
+        for _, reason in bad:
+            print(f"skipped, of the {name} images: {shown(reason)}")
+        left -= len(bad)
+        if left < 0:
+            raise UserError(
+                f"more than --skip_bad {settings.skip_bad} images cannot be read, the last one: {bad[-1][1]}"
+            )
+        kept.append(without_rows(split, [row for row, _ in bad]))
+    print(f"{settings.skip_bad - left} images skipped", flush=True)
+    return data if left == settings.skip_bad else with_splits(data, *kept)
+
+
+def load_features(checkpoint: Checkpoint) -> LongTailedData:
+    """Return the features that a checkpoint holds as a data set; a UserError says what is wrong with them."""
+    assert checkpoint.content is not None and checkpoint.features is not None
+    names, mirror = checkpoint.content["class_names"], bool(checkpoint.content["augmentation"].get("mirror"))
+    config = checkpoint.config
+    try:
+        data = features_data(config["settings"]["dataset"], checkpoint.features, names, mirror, config["subset"])
+        if data.class_counts.tolist() != config["class_counts"]:
+            raise UserError("'train_labels' are not as many of each class as its configuration says")
+    except UserError as error:
+        raise UserError(f"{checkpoint.path} ({checkpoint.kind}): {error}") from error
+    return data
+
+
+def refuse_other_images(checkpoint: Checkpoint, data: LongTailedData, *, warn: bool = False) -> None:
+    """Raise UserError where a checkpoint of ours learned from other images than those of `data`, or `warn` of it.
+
+    Stage 2 would re-train on images that stage 1 has not seen; a report on the test images is still right. With classes
+    of other names, as of another folder, labels mean something else, and the report would be wrong: that is refused.
+    """
+    subset = checkpoint.config.get("subset", data.subset)
+    if subset == data.subset:
+        return
+    refuse_other_classes(checkpoint, data)
+    text = f"{checkpoint.path} learned from other training images than the ones here: their sha256 differ"
+    if checkpoint.settings().get("skip_bad"):
+        text += f" (it was trained with --skip_bad {checkpoint.settings()['skip_bad']})"
+    if not warn:
+        raise UserError(f"{text}; train stage 1 on these, or use the copy of the data that it was trained on")
+    print(f"warning: {text}; only the numbers on training images are affected", file=sys.stderr)
+
+
+def refuse_other_classes(checkpoint: Checkpoint, data: LongTailedData) -> None:
+    """Raise UserError where a checkpoint of ours has as many classes as `data` by other names; numbers are no names."""
+    learned, unnamed = checkpoint.config.get("class_names"), [str(label) for label in range(data.num_classes)]
+    if learned is None or len(learned) != data.num_classes or unnamed in (learned, data.class_names):
+        return
+    for label, (there, here) in enumerate(zip(learned, data.class_names, strict=True)):
+        if there != here:
+            raise UserError(
+                f"{checkpoint.path} learned other classes than the ones here: class {label} is '{shown(there)}' there "
+                f"and '{shown(here)}' here; name the data that it was trained on"
+            )
+
+
+def device_images(data: LongTailedData, execution: Execution, settings: Settings, augment: str = "crop") -> Images:
+    """Put the three splits on the device, or make ready to stream them to it.
+
+    `augment` is what a training image undergoes (`datasets.augment.autoaugment`).
+    """
+    splits = {"train": data.train, "holdout": data.holdout, "test": data.test}
+    if holds_features(data):
+        return {name: DeviceFeatures(split, execution.device) for name, split in splits.items()}
+    kinds = {"train": augment}
+    if isinstance(data.train, ListedSplit):
+        size, resize = image_sizes(settings, data)
+        workers = loader_processes(settings, execution)
+        return {
+            name: StreamedImages(
+                split, data.augmentation, execution.device, size=size, resize=resize,
+                augment=kinds.get(name, "crop"), workers=workers,
+            )
+            for name, split in splits.items()
+            if isinstance(split, ListedSplit)
+        }  # fmt: skip
+    return {
+        name: DeviceImages(split, data.augmentation, execution.device, kinds.get(name, "crop"))
+        for name, split in splits.items()
+    }

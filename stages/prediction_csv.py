@@ -1,0 +1,150 @@
+"""Predictions as a CSV, and their summary."""
+
+import csv
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+import numpy as np
+from torch import Tensor
+
+from datasets.decode import decoder_reason
+from datasets.lists import ListedSplit
+from runs.checkpoint import Checkpoint
+from stages.prediction import Predictor
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.text import shown, utf8_text
+
+STANDARD_OUTPUT = "-"
+
+
+LONGEST_NAME = 230  # bytes of a file's name, of which a temporary one beside it needs some more
+
+
+MOST_FREQUENT = 10  # predicted classes of a summary
+
+
+@dataclass
+class Summary:
+    """What was predicted: `counts` (K,) of the classes in first place, and the sum of their probabilities."""
+
+    counts: np.ndarray
+    total: float = 0.0
+    seconds: float = field(default=0.0)
+
+    @property
+    def images(self) -> int:
+        return int(self.counts.sum())
+
+
+def most_probable(logits: Tensor, temperature: float, top: int) -> tuple[Tensor, Tensor]:
+    """Return the `top` classes (B, top) of logits (B, K), the most probable first, and their probabilities, float64.
+
+    Equal logits stand in the order of the classes.
+    """
+    order = logits.argsort(dim=1, descending=True, stable=True)[:, :top]
+    return order, (logits.double() / temperature).softmax(dim=1).gather(1, order)
+
+
+def write_predictions(
+    file: TextIO, predictor: Predictor, split: ListedSplit, blocks: Iterator[Tensor], top: int | None = None
+) -> Summary:
+    """Write `file,class,probability` as CSV, a row an image, as blocks of logits (B, K) come in.
+
+    With `top` there are that many rows an image and a column `rank`, from 1.
+    """
+    plain = csv.writer(file, lineterminator="\n")
+    # Before Python 3.13 a lone carriage return is not quoted where lines end without one.
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    ranked = top is not None
+    plain.writerow(["file", *(["rank"] if ranked else []), "class", "probability"])
+    summary = Summary(np.zeros(len(predictor.class_names), dtype=np.int64))
+    started, row = time.perf_counter(), 0
+    for logits in blocks:
+        order, probabilities = (part.cpu() for part in most_probable(logits, predictor.temperature, top or 1))
+        summary.counts += np.bincount(order[:, 0].numpy(), minlength=len(summary.counts))
+        summary.total += float(probabilities[:, 0].sum())
+        for labels, shares in zip(order.tolist(), probabilities.tolist(), strict=True):
+            name = utf8_text(os.fsdecode(split.images[row]))
+            row += 1
+            for rank, (label, share) in enumerate(zip(labels, shares, strict=True), 1):
+                fields: list[Any] = [name, *([rank] if ranked else []), predictor.class_names[label], f"{share:.6g}"]
+                (quoted if "\r" in name or "\r" in predictor.class_names[label] else plain).writerow(fields)
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def check_target(target: str, overwrite: bool) -> None:
+    """Raise UserError where a file of predictions cannot be written, before anything is computed."""
+    if target == STANDARD_OUTPUT:
+        return
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise UserError(f"--csv {target} is no file; name one, or - for standard output")
+    if os.path.lexists(target) and not overwrite:
+        raise UserError(f"--csv {target} is there already; --overwrite replaces it")
+    if len(os.fsencode(Path(target).name)) > LONGEST_NAME or "\0" in target:
+        raise UserError(f"--csv {shown(target)}: cannot write a file of that name; use a shorter one")
+    if not Path(target).name or not os.path.isdir(Path(target).parent):
+        raise UserError(f"--csv {target}: there is no folder {Path(target).parent}")
+
+
+def write_to(target: str, output: TextIO, write: Callable[[TextIO], Summary]) -> Summary:
+    """Let `write` fill the file `target`, which is whole or absent, or `output` for "-"; return what it returns."""
+    if target == STANDARD_OUTPUT:
+        try:
+            summary = write(output)
+            output.flush()
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # or flushing at the end would fail again
+            raise UserError("standard output was closed before all predictions were written") from error
+        return summary
+    summaries = []
+
+    def fill(file: IO[bytes]) -> None:
+        text = open(file.fileno(), "w", encoding="utf-8", newline="", closefd=False)  # noqa: SIM115  # closed below
+        with text:
+            summaries.append(write(text))
+
+    write_atomically(Path(target), fill)
+    return summaries[0]
+
+
+def source_lines(predictor: Predictor, checkpoint: Checkpoint, flip: bool) -> list[str]:
+    """Return what is said before predicting: the network, its images, where the probabilities come from."""
+    trained, config = checkpoint.settings(), checkpoint.config
+    method = f", classifier by {config['method']}" if config.get("method") else ""
+    lines = [
+        f"network: {trained['network']} of {checkpoint.path} ({checkpoint.kind}), trained on {trained.get('dataset')}"
+        f"{method}, {len(predictor.class_names)} classes",
+        f"images: shorter side {predictor.resize}, centre crop of {predictor.size} pixels"
+        f"{', logits averaged with those of the mirrored image' if flip else ''}; {decoder_reason()}",
+    ]
+    if config.get("class_names") is None:
+        lines.append("classes: by their numbers; the checkpoint was written before names were recorded")
+    if predictor.source is None:
+        return [
+            *lines,
+            "temperature: 1, NOT CALIBRATED: the checkpoint has no temperature, so that these probabilities are what "
+            "the loss made of them (those of label over-smoothing are flat by design); train both stages with "
+            "--holdout 0.1, which fits one on held-out images, or give --temperature",
+        ]
+    return [*lines, f"temperature: {predictor.temperature:.6g} ({predictor.source})"]
+
+
+def summary_lines(summary: Summary, predictor: Predictor) -> list[str]:
+    """Return what is said after predicting."""
+    order = np.argsort(-summary.counts, kind="stable")[:MOST_FREQUENT]
+    rate = summary.images / max(summary.seconds, 1e-9)
+    found = int((summary.counts > 0).sum())
+    lines = [
+        f"{summary.images} images in {summary.seconds:.1f} s ({rate:.0f} images/s), mean probability "
+        f"{summary.total / summary.images:.4f}",
+        f"predicted classes: {found} of {len(summary.counts)}, the most frequent:",
+    ]
+    width = len(str(summary.counts.max()))
+    shown_names = [(summary.counts[label], shown(predictor.class_names[label])) for label in order]
+    return [*lines, *(f"  {count:>{width}}  {name}" for count, name in shown_names if count)]

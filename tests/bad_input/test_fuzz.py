@@ -1,0 +1,127 @@
+"""Rubbish in every place where a user can put something: accepted rightly or refused in one line, never anything else.
+
+Few examples of each kind, the same every time; `python -m benchmarks.robustness.fuzz` draws thousands of others.
+"""
+
+import collections
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import benchmarks.robustness.fuzz_inputs as rubbish
+from benchmarks.robustness.fuzz_inputs import ACCEPTED, KINDS, REFUSED, STARTS, Kind, Material, shell
+from utils.errors import UserError
+
+EXAMPLES = {
+    "command line": 80, "list": 100, "COCO list": 60, "record of a run": 20, "features": 80, "image": 100,
+    "checkpoint": 80,
+}  # fmt: skip
+# What is right, as the generators have it before they damage it.
+SOUND: dict[str, list[Any]] = {
+    "command line": [
+        (script, starts[0]) for script, starts in STARTS.items() if script != "benchmarks.robustness.image_trees"
+    ],
+    "list": [([], "\n", "utf-8", None, []), ([], "\r\n", "utf-8-sig", 2, [])],
+    "COCO list": [("train.json", [], "utf-8", []), ("train.json", [], "with a mark", [])],
+    "record of a run": [(name, [], "utf-8", []) for name in rubbish.RECORDS],
+    "features": [(name, [], None, []) for name in rubbish.FEATURE_FILES],
+    "image": [(form, "RGB", "a.jpg", None, []) for form in rubbish.PICTURES],
+    "checkpoint": [(name, ([], [])) for name in (*rubbish.PICKLED, *rubbish.RELEASED)],
+}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Material]:
+    """Small runs and files that are right, with the work of every command cut short."""
+    with rubbish.cut_short():
+        yield rubbish.make_material(tmp_path_factory.mktemp("material"))
+
+
+def attempt(kind: Kind, material: Material, case: Any, parent: Path) -> str:
+    """Try a case in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        return kind.attempt(material, folder, case)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_rubbish_is_taken_rightly_or_refused_in_one_line(kind: Kind, material: Material, tmp_path: Path) -> None:
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    @settings(
+        max_examples=EXAMPLES[kind.name], derandomize=True, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(kind.cases(material))
+    def of_each(case: Any) -> None:
+        outcomes[attempt(kind, material, case, tmp_path)] += 1
+
+    of_each()
+    assert outcomes[REFUSED] > 0 and outcomes.keys() <= {ACCEPTED, REFUSED}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_what_is_right_is_accepted(kind: Kind, material: Material, tmp_path: Path) -> None:
+    for case in SOUND[kind.name]:
+        assert attempt(kind, material, case, tmp_path) == ACCEPTED, case
+
+
+# The harness notices what it is there for
+
+
+def test_another_row_is_noticed(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = rubbish.read_list
+
+    def mistaken(*arguments: Any) -> Any:
+        split = read(*arguments)
+        return replace(split, labels=split.labels[::-1])
+
+    monkeypatch.setattr(rubbish, "read_list", mistaken)
+    with pytest.raises(AssertionError):
+        attempt(KINDS[1], material, SOUND["list"][0], tmp_path)
+
+
+@pytest.mark.parametrize("message", ["two\x1b[2J", "", "x" * 5000, "somewhere"])
+def test_a_bad_message_is_noticed(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise UserError(message)
+
+    monkeypatch.setattr(UserError, "__str__", lambda error: error.args[0])
+    with pytest.raises(AssertionError):
+        rubbish.refusal(refuse, "file.txt")
+
+
+def test_a_hang_is_noticed() -> None:
+    with pytest.raises(rubbish.Hang), rubbish.time_limit(0.05):
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:
+                continue
+
+
+def test_a_traceback_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> None:
+        raise KeyError(argv[0])
+
+    with pytest.raises(KeyError, match="x"):
+        shell(fail, ["x"])
+
+
+def test_a_changed_file_is_noticed(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(argv: list[str]) -> None:
+        Path("mine.npz").write_bytes(b"")
+        raise UserError("no")
+
+    monkeypatch.setattr(rubbish, "main_of", lambda script: spoil)
+    with pytest.raises(AssertionError, match=r"mine\.npz"):
+        attempt(KINDS[0], material, ("evaluate", []), tmp_path)

@@ -1,0 +1,161 @@
+"""SIGKILL at chosen moments of real commands, and what the harness that draws the moments makes of it."""
+
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.robustness.kill_and_resume import (
+    AIMS,
+    MOST_KILLS,
+    being_written,
+    content,
+    contents,
+    disk_case,
+    hashes,
+    is_good,
+    kill_table,
+    meet,
+    plan,
+    printed,
+    printed_epoch,
+    saved_epoch,
+    start,
+    temporaries,
+)
+from tests.helpers import assert_same_run, folder_of, image_tree, run, stage1, succeed
+from utils.files import LOCK, write_json
+
+EPOCHS = 12
+LINE = ("--dataset", "digits", "--width", 4, "--epochs", EPOCHS)
+NAME = f"stage1_epochs{EPOCHS}_width4"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    stage1(out, *LINE[2:])
+    return folder_of(out, NAME)
+
+
+@pytest.mark.parametrize("moment", ["a save", "an epoch"])
+def test_a_killed_run_goes_on_and_ends_the_same(moment: str, whole: Path, tmp_path: Path) -> None:
+    process = start(["main_stage1.py", *map(str, LINE), "--out", "runs"], tmp_path)
+    at = being_written(tmp_path, AIMS["checkpoint"], 4) if moment == "a save" else printed(tmp_path, "epoch   3/")
+    assert meet(process, at), (tmp_path / "err").read_text()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    folder = folder_of(tmp_path / "runs", NAME)
+    assert set(contents(tmp_path)), "every file can be read"
+    assert printed_epoch(tmp_path) - 1 <= saved_epoch(tmp_path) <= printed_epoch(tmp_path) + 1
+    assert not (folder / "metrics.json").exists() and (folder / LOCK).exists()
+    stale = folder / ".last.pth.17-00000000.tmp"
+    stale.write_bytes(b"half")
+    assert run("main_stage1", *LINE, "--out", tmp_path / "runs").status == 2
+    succeed("main_stage1", *LINE, "--out", tmp_path / "runs", "--resume")
+    assert_same_run(folder, whole)
+    assert not temporaries(tmp_path) and not (folder / LOCK).exists()
+
+
+def test_killed_while_a_feature_file_is_written(tmp_path: Path) -> None:
+    """A file of features that is half written is no file; the run that goes on makes it, and leaves no rest."""
+    tree = image_tree(tmp_path / "images", 3, 60, 4, 16)
+    line = ["--dataset", "folder", "--data_dir", tree, "--stem", "cifar", "--network", "resnet8", "--width", 4]
+    line += ["--image_size", 12, "--resize", 12, "--out", tmp_path / "runs"]
+    succeed("main_stage1", *line, "--epochs", 1)
+    source = next((tmp_path / "runs").rglob("metrics.json")).parent
+    line += ["--finetune_epoch", 3, "--views", 3, "--pretrained_pth", source]
+    process = start(["main_stage2.py", *map(str, line)], tmp_path)
+    assert meet(process, being_written(tmp_path, AIMS["features"], 1)), (tmp_path / "err").read_text()
+    process.kill()
+    process.wait()
+    before = hashes(source)
+    kept = {path: np.load(path) for path in (tmp_path / "runs").rglob("*.npy")}
+    succeed("main_stage2", *line, "--resume")
+    again = next((tmp_path / "runs").rglob("stage2*"))
+    shutil.copytree(again, tmp_path / "first")
+    assert all(np.array_equal(np.load(path), array) for path, array in kept.items())
+    shutil.rmtree(tmp_path / "runs" / "features")
+    succeed("main_stage2", *line, "--overwrite")
+    assert_same_run(again, tmp_path / "first")
+    assert not temporaries(tmp_path) and hashes(source) == before
+
+
+# The harness
+
+
+def test_a_damaged_file_is_noticed(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "runs" / "run")
+    sound = contents(tmp_path)
+    assert len(sound) == len([path for path in whole.rglob("*") if path.is_file()])
+    for path in (tmp_path / "runs" / "run").iterdir():
+        if path.is_file() and path.suffix in (".pth", ".json"):
+            held = path.read_bytes()
+            path.write_bytes(held[: len(held) // 2])
+            with pytest.raises(Exception, match=r".+"):
+                contents(tmp_path)
+            path.write_bytes(held)
+    assert contents(tmp_path) == sound
+
+
+def test_a_weight_that_differs_in_one_bit_is_noticed_and_a_clock_is_not(whole: Path, tmp_path: Path) -> None:
+    held = torch.load(whole / "last.pth", weights_only=True)
+    held["history"]["train_seconds"] += 1.0
+    torch.save(held, tmp_path / "clock.pth")
+    assert content(tmp_path / "clock.pth") == content(whole / "last.pth")
+    weight = held["model"]["fc.bias"]
+    weight[0] = torch.nextafter(weight[0], weight[0] + 1)
+    torch.save(held, tmp_path / "bit.pth")
+    assert content(tmp_path / "bit.pth") != content(whole / "last.pth")
+
+
+def test_the_moments_are_those_of_the_seed() -> None:
+    first, second, other = (plan(20, random.Random(seed)) for seed in (0, 0, 1))
+    assert first == second != other
+    assert all(1 <= len(moments) <= MOST_KILLS for _, moments in first)
+    assert {work.name for work, _ in first[:4]} == {work.name for work, _ in first}
+
+
+GOOD: dict[str, Any] = {
+    "signal": "SIGKILL", "status": -9, "readable": True, "resumed": True, "identical": True, "left": False, "lost": 1,
+    "proper": False, "state": "an epoch",
+}  # fmt: skip
+
+
+def test_what_counts_as_harm() -> None:
+    assert is_good(GOOD)
+    harm = ({"readable": False}, {"resumed": False}, {"identical": False}, {"left": True}, {"lost": 2}, {"lost": None})
+    assert not any(is_good(GOOD | each) for each in harm)
+    asked = GOOD | {"signal": "SIGTERM", "status": 143, "proper": True, "lost": 0}
+    assert is_good(asked)
+    assert not any(is_good(asked | each) for each in ({"lost": 1}, {"proper": False}))
+
+
+def test_the_table_adds_up() -> None:
+    rows = [GOOD, GOOD | {"state": "a save", "lost": 0}, GOOD | {"identical": False}]
+    table = kill_table(pd.DataFrame(rows)).set_index("killed")
+    assert table.loc["all", "kills"] == 3 and table.loc["all", "identical to an undisturbed run"] == "2"
+    assert table.loc["a save", "epochs lost, at most"] == "0" and table.loc["all", "epochs lost, at most"] == "1"
+
+
+def test_a_disk_that_changed_a_file_is_noticed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    write_json(kept / "metrics.json", {"all": 1})
+    (tmp_path / "err").write_text("error: no room\n")
+    before = hashes(kept)
+    assert disk_case("full", 2, tmp_path, before, kept, 2)["good"]
+    assert not disk_case("full", 1, tmp_path, before, kept, 2)["good"]
+    (tmp_path / "err").write_text("Traceback\nerror: no room\n")
+    assert not disk_case("full", 2, tmp_path, before, kept, 2)["good"]
+    (tmp_path / "err").write_text("error: no room\n")
+    os.truncate(kept / "metrics.json", 3)
+    assert not disk_case("full", 2, tmp_path, before, kept, 2)["good"]

@@ -1,0 +1,360 @@
+"""Look at a data set before anyone spends a GPU night on it: classes, counts, shots, lists, missing and odd images.
+
+    python -m tools.check_dataset --dataset imagenet_lt --data_dir data --plot sizes.png
+    python -m tools.check_dataset --dataset folder --data_dir my_images --decode all --json report.json
+
+Exit status 0 where nothing is missing and every image that was decoded can be, 1 otherwise, 2 for what a user got
+wrong. That every file exists is always looked at (a minute for half a million on a local disk), and 1,000 random images
+are decoded.
+"""
+
+import argparse
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
+
+from datasets import IN_MEMORY, load_dataset
+from datasets.decode import read_rgb
+from datasets.listed import LAYOUTS, Facts, ListFiles, find_lists
+from datasets.lists import ListedSplit, class_folders, image_files, join, scan
+from datasets.long_tail import LongTailedData, Profile
+from utils.command import run_command
+from utils.errors import UserError
+from utils.files import sha256_file, write_atomically, write_json
+from utils.progress import show_progress
+from utils.text import shown
+
+MANY_ABOVE, FEW_BELOW = 100, 20  # as in evaluation.metrics, which no data set may import
+SMALL = 224  # pixels of the usual crop
+FIRST = 10  # files that are named
+THREADS = 8  # PIL decodes, and a network disk answers, without holding the others up
+
+MISSING, EMPTY, NO_IMAGE = "missing", "zero bytes", "not an image"
+DAMAGED, TOO_LARGE = "damaged or of an unknown form", "too large"
+PALETTE = "palette, alpha or other colours"
+SMALLER = f"smaller than {SMALL}"
+NAMED = 30  # classes that are printed one by one
+# What training does with a file of each kind; None: it cannot use it.
+KINDS: dict[str, str | None] = {
+    MISSING: None,
+    EMPTY: None,
+    NO_IMAGE: None,
+    DAMAGED: None,
+    TOO_LARGE: None,
+    "grayscale": "as RGB",
+    PALETTE: "as RGB",
+    "CMYK": "as RGB",
+    "16-bit": "the upper 8 bits",
+    "animated": "the first frame",
+    SMALLER: "enlarged",
+}
+
+
+def present(path: str) -> list[str]:
+    """Return what is wrong with a file before it is opened."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [MISSING]
+    if stat.S_ISREG(status.st_mode):
+        return [] if status.st_size else [EMPTY]
+    return [MISSING]  # a folder, or no file that could be read to its end
+
+
+def examine(path: str) -> list[str]:
+    """Decode an image as training does; return which of `KINDS` it is, none for a plain RGB one."""
+    try:
+        with Image.open(path) as image:
+            kinds = header_kinds(image)
+        read_rgb(path)
+    except UnidentifiedImageError:
+        return [NO_IMAGE]
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return [TOO_LARGE]
+    except Exception:  # a damaged file can raise nearly anything
+        return [DAMAGED]
+    return kinds
+
+
+def header_kinds(image: Image.Image) -> list[str]:
+    """Return which of `KINDS` an opened image is by its header."""
+    kinds = []
+    if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
+        kinds.append("grayscale")
+    elif image.mode == "CMYK":
+        kinds.append("CMYK")
+    elif image.mode != "RGB":
+        kinds.append(PALETTE)
+    # PIL makes 8 bits of 16-bit colours as it decodes: only the decoder's raw mode ("RGB;16B") still tells.
+    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
+    if image.mode.startswith("I") or any(";16" in mode for mode in raw_modes):
+        kinds.append("16-bit")
+    if has_more_frames(image):
+        kinds.append("animated")
+    if min(image.size) < SMALL:
+        kinds.append(SMALLER)
+    return kinds
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Tell whether an image has a second frame; one that is too damaged to be counted does no harm to the first."""
+    try:
+        return getattr(image, "n_frames", 1) > 1
+    except Exception:  # PIL walks through all frames here, and a damaged one can raise nearly anything
+        return True
+
+
+def sort_files(
+    files: ListedSplit, rows: np.ndarray, look: Callable[[str], list[str]], message: str
+) -> dict[str, list[int]]:
+    """Return the rows of each kind that `look` finds among those asked for."""
+    found: dict[str, list[int]] = {}
+    with ThreadPool(THREADS) as pool:
+        answers = pool.imap(look, map(files.path, rows), chunksize=16)
+        for row, kinds in zip(rows.tolist(), show_progress(answers, message, len(rows)), strict=True):
+            for kind in kinds:
+                found.setdefault(kind, []).append(row)
+    return found
+
+
+def check_files(files: ListedSplit, decode: int | None) -> dict[str, Any]:
+    """Look whether all `files` are there and decode a sample of `decode` (None: all) of those that are."""
+    found = sort_files(files, np.arange(len(files)), present, "looking for the files")
+    there = np.setdiff1d(np.arange(len(files)), [row for rows in found.values() for row in rows])
+    if decode is not None and decode < len(there):
+        there = np.random.RandomState(0).choice(there, decode, replace=False)
+    with warnings.catch_warnings():  # PIL warns of what it decodes nevertheless, and of bombs
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        found |= sort_files(files, np.sort(there), examine, "decoding")
+    names = {kind: [shown(os.fsdecode(name)) for name in files.images[found[kind][:FIRST]]] for kind in found}
+    return {
+        "root": str(files.root),
+        "listed": len(files),
+        "decoded": len(there),
+        "kinds": {kind: {"files": len(found[kind]), "first": names[kind]} for kind in KINDS if kind in found},
+    }
+
+
+def shot_counts(class_counts: np.ndarray) -> dict[str, int]:
+    """Return how many classes are many-, medium- and few-shot (OLTR, 2019)."""
+    many, few = int((class_counts > MANY_ABOVE).sum()), int((class_counts < FEW_BELOW).sum())
+    return {"many": many, "medium": len(class_counts) - many - few, "few": few}
+
+
+def part_counts(labels: np.ndarray, num_classes: int) -> dict[str, int]:
+    """Return a part's images, its classes, and the images of the largest and the smallest of all classes."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return {
+        "images": len(labels),
+        "classes": int((counts > 0).sum()),
+        "largest": int(counts.max()),
+        "smallest": int(counts.min()),
+    }
+
+
+def compare_facts(facts: Facts, parts: dict[str, dict[str, int]], shots: dict[str, int]) -> list[str]:
+    """Return a line for every number that is not the field's."""
+    rows = (
+        ("training images", facts.train, parts["train"]["images"]),
+        ("test images", facts.test, parts["test"]["images"]),
+        ("images in the largest class", facts.largest, parts["train"]["largest"]),
+        ("images in the smallest class", facts.smallest, parts["train"]["smallest"]),
+        ("many-medium-few classes", "-".join(map(str, facts.shots)), "-".join(map(str, shots.values()))),
+    )
+    return [f"{found} {what}, where the field's lists have {known}" for what, known, found in rows if known != found]
+
+
+def find_repeats(learned: ListedSplit, test: ListedSplit) -> list[str]:
+    """Return a line for paths that stand twice in the training or the test list, and for those in both."""
+    seen, tested = (np.unique(split.images, return_counts=True) for split in (learned, test))
+    rows = (
+        (seen[0][seen[1] > 1], "stand more than once among the training (and held-out) images"),
+        (tested[0][tested[1] > 1], "stand more than once among the test images"),
+        (np.intersect1d(seen[0], tested[0], assume_unique=True), "are training and test images both"),
+    )
+    return [f"{len(paths)} paths {what} (first: {shown(os.fsdecode(paths[0]))})" for paths, what in rows if len(paths)]
+
+
+def passed_over(root: Path) -> int:
+    """Return the number of entries of a tree of class folders that are no images: other extensions, hidden, folders."""
+    count = 0
+    for part in ("train", "val", "test"):
+        if (root / part).is_dir():
+            classes = class_folders(root / part)
+            count += len(scan(root / part)) - len(classes)
+            count += sum(image_files(root / part / name)[1] for name in classes)
+    return count
+
+
+def make_report(
+    data: LongTailedData, lists: dict[str, Path], facts: Facts | None, decode: int | None
+) -> dict[str, Any]:
+    """Return all that is known of a data set, its files included where it has some, as JSON can hold it."""
+    splits = {"train": data.train, "holdout": data.holdout, "test": data.test}
+    parts = {name: part_counts(split.labels, data.num_classes) for name, split in splits.items() if len(split)}
+    shots = shot_counts(data.class_counts)
+    report = {
+        "dataset": data.name,
+        "classes": data.num_classes,
+        "parts": parts,
+        "imbalance_factor": float(data.class_counts.max() / data.class_counts.min()),
+        "shots": shots,
+        "subset": data.subset,
+        "lists": {str(path): sha256_file(path) for path in lists.values()},
+        "warnings": compare_facts(facts, parts, shots) if facts else [],
+        "files": None,
+        "class_names": data.class_names,
+        "class_counts": data.class_counts.tolist(),
+        "by_class": {
+            name: np.bincount(split.labels, minlength=data.num_classes).tolist()
+            for name, split in splits.items()
+            if len(split)
+        },
+    }
+    listed = [split for split in splits.values() if isinstance(split, ListedSplit)]
+    if listed:
+        report["warnings"] += find_repeats(join(listed[:2]), listed[2])
+        if not lists and passed_over(listed[0].root):
+            report["warnings"].append(f"{passed_over(listed[0].root)} files that are no images were passed over")
+        report["files"] = check_files(join(listed), decode)
+    return report
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """Return the report for people."""
+    parts = pd.DataFrame(report["parts"]).T.to_string()
+    classes = pd.DataFrame(report["by_class"], index=[shown(name) for name in report["class_names"]])
+    shots, train = report["shots"], report["parts"]["train"]
+    lines = [
+        f"{report['dataset']}: {report['classes']} classes", parts,
+        f"imbalance factor {report['imbalance_factor']:.1f} ({train['largest']} / {train['smallest']})",
+        f"shots: {shots['many']} many (> {MANY_ABOVE}), {shots['medium']} medium ({FEW_BELOW} to {MANY_ABOVE}), "
+        f"{shots['few']} few (< {FEW_BELOW})",
+        *([classes.to_string()] if len(classes) <= NAMED else []),
+        *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
+        *(f"subset {name}: {value}" for name, value in report["subset"].items()),
+        *(f"warning: {line}" for line in report["warnings"]),
+    ]  # fmt: skip
+    files = report["files"]
+    if files is not None:
+        rows = [
+            {"files": f"{entry['files']:,}", "kind": kind, "training": KINDS[kind] or "cannot use it"}
+            for kind, entry in files["kinds"].items()
+        ]
+        lines.append(f"{files['listed']:,} files looked for in {files['root']}, {files['decoded']:,} of them decoded")
+        lines += [pd.DataFrame(rows).to_string(index=False)] if rows else ["all there, all plain RGB"]
+        for kind in reversed(files["kinds"]):  # the worst last, where they are seen
+            entry = files["kinds"][kind]
+            if kind == SMALLER:  # nothing that anyone would mend
+                continue
+            lines += [f"{kind}:", *(f"    {name}" for name in entry["first"])]
+            if entry["files"] > len(entry["first"]):
+                lines.append(f"    and {entry['files'] - len(entry['first']):,} more")
+    return "\n".join(lines)
+
+
+def is_usable(report: dict[str, Any]) -> bool:
+    """Tell whether no file was found that training cannot use."""
+    return report["files"] is None or all(KINDS[kind] for kind in report["files"]["kinds"])
+
+
+def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Draw the sorted class sizes with the bounds of the shot groups."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    sizes = np.sort(class_counts)[::-1]
+    if len(sizes) <= NAMED:
+        order = np.argsort(-class_counts, kind="stable")
+        axes.bar(np.arange(len(sizes)), sizes, color="tab:blue")
+        names = [shown(class_names[label])[:20] for label in order]
+        axes.set_xticks(np.arange(len(sizes)), names, rotation=60, ha="right")
+    else:
+        axes.step(np.arange(len(sizes) + 1), [*sizes, sizes[-1]], where="post", color="tab:blue")
+    axes.set_yscale("log")
+    shots = shot_counts(class_counts)
+    for words, bound, colour in (
+        (f"many: > {MANY_ABOVE} ({shots['many']} classes)", MANY_ABOVE + 0.5, "tab:green"),
+        (f"few: < {FEW_BELOW} ({shots['few']} classes)", FEW_BELOW - 0.5, "tab:red"),
+    ):
+        axes.axhline(bound, color=colour, linestyle=":", linewidth=1, label=words)
+    axes.set(xlabel="class, largest first", ylabel="training images", title=f"{name}: {sizes.sum():,} training images")
+    axes.legend(fontsize=8, title=f"{len(sizes)} classes, {shots['medium']} medium", title_fontsize=8)
+    return figure
+
+
+def save_plot(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, atomically and without a display."""
+    FigureCanvasAgg(figure)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path], Facts | None]:
+    """Load the data set that the command line names; return it, its list files, and what is known of these."""
+    name, data_dir = arguments.dataset, arguments.data_dir
+    files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
+    data = load_dataset(name, Profile(imb_ratio=arguments.imb_ratio), data_dir, files)
+    if name in LAYOUTS:
+        return data, find_lists(LAYOUTS[name], data_dir, files), LAYOUTS[name].facts
+    return data, {}, None
+
+
+def decode_count(text: str) -> int | None:
+    """Parse `--decode`: a number of images, or None for "all"."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of images nor 'all'")
+    return int(text)
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help lists the flags")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.check_dataset", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument("--dataset", required=True, help="name of the data set")
+    parser.add_argument("--data_dir", default="data", help="folder of the data sets; of list and folder: their own")
+    parser.add_argument("--train_list", help="list of the training images: lines of 'path label', or COCO's .json")
+    parser.add_argument("--val_list", help="list of the images held out for tuning")
+    parser.add_argument("--test_list", help="list of the test images")
+    parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
+    parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
+    parser.add_argument("--decode", type=decode_count, default=1000, metavar="N|all", help="images to decode [1000]")
+    parser.add_argument("--plot", type=Path, help="write a picture of the class sizes to this PNG file")
+    parser.add_argument("--json", type=Path, help="write the report to this file")
+    arguments = parser.parse_args(argv)
+    if arguments.dataset in IN_MEMORY:
+        if arguments.imb_ratio is None:
+            arguments.imb_ratio = Profile().imb_ratio
+        factor = arguments.imb_ratio
+        print(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
+    report = make_report(*load(arguments), arguments.decode)
+    print(report_text(report))
+    if arguments.plot:
+        counts = np.array(report["class_counts"])
+        save_plot(arguments.plot, draw_sizes(report["dataset"], counts, report["class_names"]))
+    if arguments.json:
+        write_json(arguments.json, report)
+    if not is_usable(report):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)

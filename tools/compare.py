@@ -1,0 +1,76 @@
+"""Finished runs side by side: a table on the screen, one CSV row a run, a Markdown table, a figure.
+
+    python -m tools.compare RUN_FOLDER [RUN_FOLDER ...] [--csv FILE] [--markdown FILE] [--figure FILE]
+
+Every number comes from the runs' own metrics.json and config.json. RESULTS.md is made of such tables.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from evaluation.plots import COLOURS, save_figure
+from evaluation.run_rows import GROUPS, csv_row, read_run, run_name, short_table, to_markdown
+from evaluation.text_tables import headline
+from utils.command import run_command
+from utils.errors import UserError
+from utils.files import write_text
+
+SMOOTHING_WINDOW = 9  # classes whose accuracies the figure's curve averages
+
+
+def draw_comparison(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Figure:
+    """Draw the headline of each run: bars by shot, and accuracy over the class's rank, smoothed over its neighbours."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
+    width = 0.8 / len(GROUPS)
+    for i, group in enumerate(GROUPS):
+        values = [np.nan if headline(metrics)[group] is None else headline(metrics)[group] for metrics, _ in runs]
+        bars = left.bar(np.arange(len(runs)) + (i - 1.5) * width, values, width, color=COLOURS[group], label=group)
+        left.bar_label(bars, fmt="%.0f", fontsize=7)
+    left.set_xticks(range(len(runs)), [run_name(*run) for run in runs], fontsize=8)
+    left.set(ylabel="test accuracy (%)", ylim=(0, 1.15 * left.get_ylim()[1]))
+    left.legend(fontsize=8, ncols=4, loc="upper center")
+    window = min(SMOOTHING_WINDOW, max(1, len(runs[0][0]["class_counts"]) // 10))
+    for metrics, config in runs:
+        order = np.argsort(-np.array(metrics["class_counts"]), kind="stable")
+        accuracy = np.array(headline(metrics)["per_class_accuracy"], dtype=float)[order]
+        smooth = pd.Series(accuracy).rolling(window, center=True, min_periods=1).mean()
+        right.plot(np.arange(1, len(order) + 1), smooth, label=run_name(metrics, config), linewidth=1.5)
+    smoothed = f", mean of {window} neighbours" if window > 1 else ""
+    right.set(xlabel="class, largest first", ylabel=f"test accuracy (%){smoothed}", ylim=(0, 102))
+    right.legend(fontsize=8)
+    return figure
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; usage: python -m tools.compare RUN_FOLDER ... [--csv F] [--markdown F] [--figure F]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__, allow_abbrev=False)
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    for flag in ("csv", "markdown", "figure"):
+        parser.add_argument(f"--{flag}", type=Path, help=f"write the {flag} here")
+    arguments = parser.parse_args(argv)
+    runs = [read_run(folder) for folder in arguments.runs]
+    rows = pd.DataFrame([csv_row(*run) for run in runs])
+    table = short_table(rows)
+    print("all / many / medium / few, in percent")
+    print(table.fillna("-").to_string(index=False))
+    if arguments.csv:
+        write_text(arguments.csv, rows.to_csv(index=False))
+    if arguments.markdown:
+        write_text(arguments.markdown, to_markdown(table))
+    if arguments.figure:
+        save_figure(arguments.figure, draw_comparison(runs))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,36 @@
+"""Text that may come from a stranger's file, made fit for one line of any terminal."""
+
+import re
+
+SHOWN = 200  # characters of a stranger's text in a message
+
+
+def shown(text: str) -> str:
+    """Return text that any terminal shows as it is, whatever bytes it came from, and is not too long for a line."""
+    line = printable(text[: SHOWN + 1]).replace("\\x00", "\\0")
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+
+
+def printable(name: str) -> str:
+    """Return a class name as one line that any terminal and any file in UTF-8 can hold; most names stay as they are."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+
+
+LONGEST_MESSAGE = 2000  # characters of a message, whatever long flags and strangers' files put into it
+
+
+def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Return text as one line that any terminal shows as it is: what is not printable is escaped, the end cut off."""
+    line = " ".join(text.split())
+    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line[:longest])
+    return line if len(line) < longest else f"{line[: longest - 3]}..."
+
+
+def plain_name(text: str) -> str:
+    """Return text as it can stand in a file's name anywhere."""
+    return re.sub(r"[^0-9A-Za-z.-]+", "-", text).strip("-.") or "root"
+
+
+def utf8_text(text: str) -> str:
+    """Return text that UTF-8 can hold: other bytes of a file's name as backslash sequences."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -37,7 +37,7 @@ import pandas as pd
 
 from benchmarks.jobs.collect import MIB, Home, bring
 from runs.checkpoint import Checkpoint
-from runs.run_names import stage1_folder, stage1_tags, stage2_folder, stage2_tags
+from runs.run_names import run_path, stage1_tags
 from runs.shards import PART_MIB
 from settings.command_line import make_parser, parse_command
 from settings.fields import FIELDS, PARAMETERS, STAGE1, STAGE2, Settings
@@ -130,7 +130,7 @@ def make_steps(given: dict[str, Any], quick: bool, part_mib: float = PART_MIB) -
 def steps_of(item: str, values: dict[str, Any], retrained: bool, part_mib: float) -> list[Step]:
     """Return the steps of an item, in the folders that the scripts will choose."""
     command, words = script_command(STAGE1, values)
-    stage1, settings = stage1_folder(command), command.settings
+    stage1, settings = run_path(command), command.settings
     steps = [Step(item, "stage1", words, stage1, settings.epochs, stage1)]
     # What stage 2 will read of a checkpoint that need not be there yet.
     config = {"stage": "stage1", "tags": stage1_tags(command), "settings": asdict(settings)}
@@ -140,7 +140,7 @@ def steps_of(item: str, values: dict[str, Any], retrained: bool, part_mib: float
         path = stage1 / f"{command.settings.start}.pth"
         source = Checkpoint(path, "", "planned", {}, {"epoch": settings.epochs, "config": config})
         command = adopt_checkpoint(command, source)
-        folder = stage2_folder(command.settings, stage2_tags(command, source))
+        folder = run_path(command, source)
         steps.append(Step(item, name, words, folder, command.settings.finetune_epoch, stage1))
     steps.append(
         export_step(item, "features", settings, stage1, part_mib, "tools.export_features", "--device", settings.device)

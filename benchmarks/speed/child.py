@@ -27,7 +27,7 @@ from benchmarks.speed.baseline_loop import PlainLoop
 from datasets.long_tail import LongTailedData
 from models import build_model
 from runs.checkpoint import load_checkpoint, load_weights
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from stages.data import load_data
@@ -86,7 +86,7 @@ def ours(script: str, argv: list[str], folder: str | None = None) -> dict[str, A
         vars(module)["load_data"] = then_forget_the_peak(load_data)
     if script == "main_stage1":
         metrics = main_stage1.main(argv)
-        run = stage1_folder(parse_command(STAGE1, "", argv))
+        run = run_path(parse_command(STAGE1, "", argv))
     else:
         out = Path(argv[argv.index("--out") + 1])
         before = set(out.rglob("metrics.json"))

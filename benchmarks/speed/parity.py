@@ -22,7 +22,7 @@ from benchmarks.command import Benchmark
 from benchmarks.record import network_name, provenance, write_record
 from benchmarks.speed.baseline_loop import LABEL_SMOOTH, PlainLoop
 from models import build_model
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from settings.resolve import Command
@@ -59,7 +59,7 @@ def our_rows(
     kept = []
     for flag in ("data_dir", "workers", "device", "gpu", "batch_size", "momentum"):
         kept += [f"--{flag}", str(command.given[flag])] if flag in command.given else []
-    common = ["--pretrained_pth", str(stage1_folder(command)), "--out", out, *kept, "--seed", str(seed)]
+    common = ["--pretrained_pth", str(run_path(command)), "--out", out, *kept, "--seed", str(seed)]
     common += [*(flags if "--amp" in flags else []), "--finetune_epoch", str(finetune_epoch), "--eval_every", "1000"]
     common += ["--finetune_lr", str(STAGE2_LR), "--label_smooth", str(LABEL_SMOOTH)]
     kinds = {AS_RELEASED: RELEASED, "los, frozen, cached features": []}

@@ -51,7 +51,7 @@ from evaluation.plots import save_figure
 from losses import LOSSES, build_loss
 from losses.los import torch_target
 from methods.closed_form import CLOSED_FORM, build_closed_form
-from methods.plan import Plan, build_losses, order_of, start_head
+from methods.plan import Plan, build_losses, start_head, visiting_order
 from models import build_model
 from models.heads import HEADS, build_head
 from stages.session import settle_execution
@@ -304,7 +304,7 @@ def stage2_epoch(
     steps = steps_per_epoch(len(labels), sizes.batch)
 
     def order() -> Tensor:
-        return order_of(plan, labels, num_classes, 0, MIDDLE)
+        return visiting_order(plan, labels, num_classes, 0, MIDDLE)
 
     def epoch() -> None:
         batches = feature_batches(features, labels, order(), sizes.batch)

@@ -20,7 +20,7 @@ import pytest
 from benchmarks.jobs import collect as bring_home
 from benchmarks.jobs import paper_runs
 from benchmarks.jobs.paper_runs import Call, Step, locked, main, make_steps, progress, run_child
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from tests.helpers import run
@@ -133,7 +133,7 @@ def test_stage_1s_are_those_that_other_commands_look_for() -> None:
         "if100_seed0_shuffle2": "--subset shuffle --subset_seed 2",
     }
     for name, line in lines.items():
-        assert folders[name] == stage1_folder(parse_command(STAGE1, "", line.split()))
+        assert folders[name] == run_path(parse_command(STAGE1, "", line.split()))
 
 
 def test_flags_of_stage_1_reach_the_children() -> None:

@@ -109,9 +109,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     def noting(original: Trainer) -> Trainer:
-        def train_heads(bench: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
+        def train_heads(trainer: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
             seen.extend(plan.method for plan in plans)
-            return original(bench, plans, *rest)
+            return original(trainer, plans, *rest)
 
         return train_heads
 
@@ -198,19 +198,19 @@ def test_another_method_trains_alone(out: Path, trained: list[str]) -> None:
 
 
 def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    methods = ("tau_norm", "ce", "lws", "focal")  # four banks
+    methods = ("tau_norm", "ce", "lws", "focal")  # four stacks
     whole = out.with_name("whole")
     shutil.copytree(out, whole)
     make(whole, "unified", "--methods", *methods)
-    train = engine.many_heads._train_bank
+    train = engine.many_heads._train_stacked
 
-    def stopping(bench: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
+    def stopping(trainer: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
         if plans[0].method == "lws":
             raise KeyboardInterrupt
-        return train(bench, plans, *rest)
+        return train(trainer, plans, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.many_heads, "_train_bank", stopping)
+        patch.setattr(engine.many_heads, "_train_stacked", stopping)
         outcome = table(out, "unified", "--methods", *methods)
     assert outcome.status == 130
     assert "interrupted: what was finished is kept" in outcome.err
@@ -309,7 +309,7 @@ def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("flags", [("--protocol", "released"), ("--bn_mode", "train"), ("--nesterov",)])
 def test_what_cached_features_cannot_serve_is_refused(flags: tuple[object, ...], out: Path) -> None:
-    """A row would say that it was made with these flags, and was not: batch statistics move, the bank has no such."""
+    """A row would say that it was made with these flags, and was not: batch statistics move, stacked heads have no such."""
     outcome = table(out, "unified", "--methods", "ce", "--pretrained_pth", stage1_of(out), *flags)
     assert refused(outcome, str(flags[0]))
 

@@ -20,6 +20,7 @@ from stages.data import load_features
 from stages.session import build_network
 from tests.helpers import folder_of, read, refused, run, stage1, stage2, succeed
 from tools import release
+from tools.sources import open_source
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
 
@@ -289,7 +290,7 @@ def release_other(folder: Path, file: Path) -> Path:
     """Release a run under a name, in the place of what stands there."""
     for path in (file, file.with_suffix(".json")):
         path.unlink(missing_ok=True)
-    written: Sequence[Path] = release.release_stage1(folder, file)
+    written: Sequence[Path] = release.release_stage1(open_source(folder, []), file)
     assert written == [file, file.with_suffix(".json")]
     return file
 

@@ -33,8 +33,10 @@ SPLITS = ("train", "test", "holdout")
 CLASSIFIER = ("fc.weight", "fc.bias")
 KNOWN = {
     *(f"{split}_{kind}" for split in SPLITS for kind in ("features", "labels")),
-    "test_features_mirrored", "class_names", *CLASSIFIER,
-}  # fmt: skip
+    "test_features_mirrored",
+    "class_names",
+    *CLASSIFIER,
+}
 # What a zip archive may unpack to: this many bytes in any case, and this many times the size of the file.
 UNPACKED, RATIO = 1 << 26, 100
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -165,10 +167,18 @@ def content_of(name: str, arrays: Mapping[str, Tensor], names: list[str] | None)
     data = features_data(name, tensors, names, mirror)
     counts = data.class_counts
     settings = {
-        "dataset": name, "imb_type": "natural", "imb_ratio": float(f"{counts.max() / counts.min():.4g}"),
-        "subset": "first", "subset_seed": 0, "holdout": 0.0, "network": "features", "width": None,
-        "seed": 0, "stage1_seed": None, "epochs": 0,
-    }  # fmt: skip
+        "dataset": name,
+        "imb_type": "natural",
+        "imb_ratio": float(f"{counts.max() / counts.min():.4g}"),
+        "subset": "first",
+        "subset_seed": 0,
+        "holdout": 0.0,
+        "network": "features",
+        "width": None,
+        "seed": 0,
+        "stage1_seed": None,
+        "epochs": 0,
+    }
     return {
         "format": 1,
         "stage": "stage1",
@@ -176,12 +186,16 @@ def content_of(name: str, arrays: Mapping[str, Tensor], names: list[str] | None)
         "holds": OWN_FEATURES,
         "model": classifier_of(arrays, classes, data.train.images.shape[2]),
         "config": {
-            "stage": "stage1", "settings": settings, "tags": [], "subset": data.subset, "class_counts": counts.tolist()
+            "stage": "stage1",
+            "settings": settings,
+            "tags": [],
+            "subset": data.subset,
+            "class_counts": counts.tolist(),
         },
         "features": tensors,
         "class_names": names,
         "augmentation": {"mirror": mirror},
-    }  # fmt: skip
+    }
 
 
 def as_float(name: str, values: Tensor) -> Tensor:

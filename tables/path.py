@@ -68,10 +68,17 @@ def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
     """Return the rows of a method, measured now or kept from an earlier start."""
     trainer, settings = context.trainer, context.command.settings
     depends = {
-        "identity": trainer.frozen.store.identity, "views": settings.views, "batch_size": trainer.batch_size,
-        "momentum": trainer.momentum, "seed": trainer.seed, "rates": LEARNING_RATES, "epochs": EPOCHS,
-        "lbfgs": (LBFGS_STEPS, LBFGS_GRADIENT), "format": FORMAT, "ends": 2,
-    }  # fmt: skip
+        "identity": trainer.frozen.store.identity,
+        "views": settings.views,
+        "batch_size": trainer.batch_size,
+        "momentum": trainer.momentum,
+        "seed": trainer.seed,
+        "rates": LEARNING_RATES,
+        "epochs": EPOCHS,
+        "lbfgs": (LBFGS_STEPS, LBFGS_GRADIENT),
+        "format": FORMAT,
+        "ends": 2,
+    }
     place = kept_file(context, f"path_{method}", depends)
     if place.exists():
         kept = read_json(place)
@@ -79,8 +86,10 @@ def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
             raise UserError(f"{place} is damaged; delete it, and the path is measured again")
         return kept["rows"]
     made = {
-        "device": device_name(trainer.execution.device), "torch": str(torch.__version__), "git_revision": git_revision()
-    }  # fmt: skip
+        "device": device_name(trainer.execution.device),
+        "torch": str(torch.__version__),
+        "git_revision": git_revision(),
+    }
     ends = (end_point(context, method, collapsed=False), end_point(context, method, collapsed=True))
     rows = [{**line, **made} for line in (*walk(context, method), *ends)]
     make_folder(place.parent)
@@ -199,9 +208,14 @@ def end_point(context: TableContext, method: str, *, collapsed: bool) -> dict[st
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     loss = build_losses(plan, context.trainer.class_counts)[0].to(labels.device)
     optimizer = torch.optim.LBFGS(
-        trained, max_iter=LBFGS_STEPS, max_eval=2 * LBFGS_STEPS, tolerance_grad=LBFGS_GRADIENT,
-        tolerance_change=0, history_size=50, line_search_fn="strong_wolfe",
-    )  # fmt: skip
+        trained,
+        max_iter=LBFGS_STEPS,
+        max_eval=2 * LBFGS_STEPS,
+        tolerance_grad=LBFGS_GRADIENT,
+        tolerance_change=0,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -67,7 +67,7 @@ def gala(request: Request) -> None:
         for ratio in ratios
         for words, switches in GALA_READINGS.items()
         for lambda1, lambda2 in ((1.0, 1.0), (1.2, 0.9))
-    ]  # fmt: skip
+    ]
     run_table(request, "gala", rows, rebalanced=True)
 
 

@@ -106,10 +106,13 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
             started = time.perf_counter()
             trials = select(missing, shared, contexts)
             made: dict[str, Any] = {
-                "conditions": conditions, "splits_sha256": splits, "command": request.command,
-                "device": device_name(context.trainer.execution.device), "git_revision": git_revision(),
+                "conditions": conditions,
+                "splits_sha256": splits,
+                "command": request.command,
+                "device": device_name(context.trainer.execution.device),
+                "git_revision": git_revision(),
                 "seconds_of_all": round(time.perf_counter() - started),
-            }  # fmt: skip
+            }
             for column, value in made.items():  # of all trials alike: said once, in the first row
                 trials[column] = [value] + [None] * (len(trials) - 1)
             known = trials if known is None else pd.concat([known, trials])

@@ -238,7 +238,8 @@ def report_text(report: dict[str, Any]) -> str:
     classes = pd.DataFrame(report["by_class"], index=[shown(name) for name in report["class_names"]])
     shots, train = report["shots"], report["parts"]["train"]
     lines = [
-        f"{report['dataset']}: {report['classes']} classes", parts,
+        f"{report['dataset']}: {report['classes']} classes",
+        parts,
         f"imbalance factor {report['imbalance_factor']:.1f} ({train['largest']} / {train['smallest']})",
         f"shots: {shots['many']} many (> {MANY_ABOVE}), {shots['medium']} medium ({FEW_BELOW} to {MANY_ABOVE}), "
         f"{shots['few']} few (< {FEW_BELOW})",
@@ -246,7 +247,7 @@ def report_text(report: dict[str, Any]) -> str:
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
         *(f"warning: {line}" for line in report["warnings"]),
-    ]  # fmt: skip
+    ]
     files = report["files"]
     if files is not None:
         rows = [
@@ -325,9 +326,11 @@ def refuse(message: str) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.check_dataset", description=__doc__, allow_abbrev=False,
+        prog="python -m tools.check_dataset",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("--dataset", required=True, help="name of the data set")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets; of list and folder: their own")

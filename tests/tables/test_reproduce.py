@@ -309,7 +309,7 @@ def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("flags", [("--protocol", "released"), ("--bn_mode", "train"), ("--nesterov",)])
 def test_what_cached_features_cannot_serve_is_refused(flags: tuple[object, ...], out: Path) -> None:
-    """A row would say that it was made with these flags, and was not: batch statistics move, stacked heads have no such."""
+    """A row would say that it was made with these flags, and was not."""
     outcome = table(out, "unified", "--methods", "ce", "--pretrained_pth", stage1_of(out), *flags)
     assert refused(outcome, str(flags[0]))
 

@@ -1,12 +1,17 @@
 """Fixtures that several test files share."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import tables.selection
+from methods.recipes import RECIPES
 from utils.device import Execution
+
+pytest.register_assert_rewrite("tests.helpers")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,3 +34,14 @@ def cifar100_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cpu() -> Execution:
     """Plain fp32 arithmetic on the CPU."""
     return Execution(torch.device("cpu"), bf16=False, compile=False, reasons=())
+
+
+@pytest.fixture
+def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a selection try two learning rates (or values of a parameter) for one epoch."""
+    monkeypatch.setattr(tables.selection, "TUNED_EPOCHS", (1,))
+    for name, recipe in RECIPES.items():
+        if recipe.tuned is not None:
+            monkeypatch.setitem(RECIPES, name, replace(recipe, tuned=(recipe.tuned[0], recipe.tuned[1][:2])))
+    monkeypatch.setattr(tables.selection, "TWELVE_LRS", (5e-3, 0.5))
+    monkeypatch.setattr(tables.selection, "FOUR_LRS", (5e-3,))

@@ -46,7 +46,7 @@ def main() -> None:
     table.columns = [f"seed{seed}" for seed in table.columns]
     table.insert(0, "mean", table.mean(axis=1))
     print(table.round(2).to_string())
-    table = table.assign(**provenance("select_digits", None, torch.device("cpu")))
+    table = table.assign(**provenance("jobs.select_digits", None, torch.device("cpu")))
     table["subset_content_sha256"] = metrics["subset"]["content_sha256"]
     table["seconds_of_all"] = round(time.perf_counter() - started)
     write_text(RESULTS / "digits_selection.csv", table.reset_index().to_csv(index=False, float_format="%g"))

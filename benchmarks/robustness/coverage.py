@@ -23,7 +23,10 @@ from utils.errors import UserError
 from utils.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ROOMS = ("losses", "models", "datasets", "utils", "tables")
+ROOMS = (
+    "losses", "models", "datasets", "methods", "evaluation", "settings", "runs", "engine", "stages", "tables", "tools",
+    "utils",
+)  # fmt: skip
 TARGET = 90.0
 CONFIG = f"[run]\nsource = {','.join(ROOMS)}\nparallel = true\npatch = subprocess\n"
 
@@ -60,13 +63,13 @@ def by_room(files: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("covered", __doc__, "the tests of the losses alone")
+    benchmark = Benchmark("robustness.coverage", __doc__, "the tests of the losses alone")
     own = benchmark.parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         passed, lines = measure(Path(folder), ["tests/losses/test_losses.py"] if own.quick else [])
     files = pd.DataFrame([{"file": name, **counts} for name, counts in sorted(lines.items())])
     rooms = by_room(files)
-    made = provenance("covered", argv, torch.device("cpu"))
+    made = provenance("robustness.coverage", argv, torch.device("cpu"))
     for name in ("command", "git_revision", "torch"):
         files[name] = made[name]
     shown = rooms.assign(percent=rooms["percent"].map("{:.1f}".format))

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = random.SystemRandom().randrange(2**32) if own.seed is None else own.seed
     inputs = 50 if own.quick else own.inputs
     share = inputs / sum(WEIGHTS[kind.name] for kind in kinds)
-    made = provenance("rubbish", argv, torch.device("cpu"))
+    made = provenance("robustness.fuzz", argv, torch.device("cpu"))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, generators.cut_short():
         material = generators.make_material(Path(folder))

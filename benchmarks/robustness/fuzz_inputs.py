@@ -568,7 +568,7 @@ def check_features(file: Path, content: dict[str, Any]) -> None:
         assert int(labels.min()) >= 0 and int(labels.max()) < classes
     assert set(features["train_labels"].tolist()) == set(range(classes))
     if file.suffix == ".npz":
-        with np.load(file) as opened:
+        with np.load(file, allow_pickle=False) as opened:
             stored = {key: opened[key] for key in ("train_features", "test_labels")}
     else:
         tensors = load_file(file)
@@ -870,8 +870,8 @@ STARTS: dict[str, list[list[str]]] = {
     ],
     "tools.export_features": [[str(RECORDS["config.json"].parent), "made.safetensors"], []],
     **{
-        f"benchmarks.{name}": [["--results", "new", "--dataset", "digits"], ["--quick"], []]
-        for name in ("agreement", "floor", "levers", "scaling", "speed")
+        f"benchmarks.speed.{name}": [["--results", "new", "--dataset", "digits"], ["--quick"], []]
+        for name in ("parity", "roofline", "ablation", "scaling", "throughput")
     },
     "benchmarks.speed.decode": [["--results", "new"], ["--quick"], []],
     "benchmarks.speed.startup": [["--results", "new", "--quick"], []],
@@ -880,7 +880,15 @@ STARTS: dict[str, list[list[str]]] = {
 }  # fmt: skip
 SCRIPTS = {"main_stage1": STAGE1, "main_stage2": STAGE2, "evaluate": EVALUATE}
 SETTING_FLAGS = {"main_stage1", "main_stage2", "evaluate", "reproduce"} | {
-    f"benchmarks.{name}" for name in ("agreement", "floor", "levers", "scaling", "speed", "paper_runs")
+    f"benchmarks.{name}"
+    for name in (
+        "speed.parity",
+        "speed.roofline",
+        "speed.ablation",
+        "speed.scaling",
+        "speed.throughput",
+        "jobs.paper_runs",
+    )
 }
 PATH_FLAGS = {
     "data_dir", "pretrained_pth", "features", "train_list", "val_list", "test_list", "image_root", "weights", "images",
@@ -912,7 +920,7 @@ OWN_FLAGS: dict[str, dict[str, Any]] = {
         "minutes": float, "bring_home": str, "home_files": int, "home_mib": float, "only": str, "list": bool,
         "quick": bool,
     },
-    **{f"benchmarks.{name}": {"quick": bool, "results": str} for name in ("agreement", "speed")},
+    **{f"benchmarks.speed.{name}": {"quick": bool, "results": str} for name in ("parity", "throughput")},
     "benchmarks.speed.roofline": {"quick": bool, "results": str, "rounds": int, "seconds": float},
     "benchmarks.speed.ablation": {"quick": bool, "results": str, "rounds": int},
     "benchmarks.speed.scaling": {"quick": bool, "results": str, "rounds": int},

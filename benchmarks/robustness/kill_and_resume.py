@@ -591,7 +591,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     together = pd.concat([
         rows.assign(kind="signal"), pd.DataFrame(cases).assign(kind="case"), pd.DataFrame(memory).assign(kind="memory")
     ])  # fmt: skip
-    for column, value in provenance("torture", argv, torch.device("cpu")).items():
+    for column, value in provenance("robustness.kill_and_resume", argv, torch.device("cpu")).items():
         together[column] = value
     killed = rows["signal"] == "SIGKILL"
     notes = (

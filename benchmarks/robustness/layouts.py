@@ -129,7 +129,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("layouts", __doc__, "one epoch")
+    benchmark = Benchmark("robustness.layouts", __doc__, "one epoch")
     benchmark.parser.add_argument("trees", type=Path, help="what benchmarks.robustness.image_trees wrote")
     benchmark.add("--epochs", default=10, help="epochs of stage 1 [10]")
     benchmark.add("--workers", default=1, help="processes that read, for each that computes [1]")
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{own.trees} has no trees; make them first: python -m benchmarks.robustness.image_trees {own.trees}"
         )
-    made = provenance("layouts", argv, torch.device("cpu"))
+    made = provenance("robustness.layouts", argv, torch.device("cpu"))
     epochs = 1 if own.quick else own.epochs
     rows = []
     work = Path(tempfile.mkdtemp(prefix="layouts"))

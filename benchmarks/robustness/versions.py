@@ -80,7 +80,7 @@ def versions_of(interpreter: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("versions", __doc__, "the tests of the losses alone")
+    benchmark = Benchmark("robustness.versions", __doc__, "the tests of the losses alone")
     benchmark.parser.add_argument("--folder", type=Path, default=Path(".versions"), help="environments [.versions]")
     benchmark.parser.add_argument("--python", default=sys.executable, help="interpreter that makes them [this one]")
     own = benchmark.parser.parse_args(argv)
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append({"versions": name, **versions_of(interpreter), **counts})
         print(f"{name}: {counts['passed']} passed, {counts['failed']} failed {counts['failures']}", flush=True)
     table = pd.DataFrame(rows)
-    made = provenance("versions", argv, torch.device("cpu"))
+    made = provenance("robustness.versions", argv, torch.device("cpu"))
     for column in ("command", "device", "git_revision"):
         table[column] = made[column]
     shown = table[["versions", "python", *PACKAGES[:5], "passed", "failed", "skipped"]]

@@ -219,7 +219,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("levers", __doc__, "one round of few steps")
+    benchmark = Benchmark("speed.ablation", __doc__, "one round of few steps")
     benchmark.add("--rounds", default=5, help="turns of all ways [5]")
     benchmark.add("--steps", help="steps a turn, an epoch of its own [40, on CUDA 170]")
     benchmark.add("--loaders", help="worker processes where images come from them [0, on CUDA 8]")
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own.rounds < 1 or steps < 1 or loaders < 0:
         benchmark.refuse("--rounds and --steps must be at least 1, and --loaders 0 or more")
     rounds, steps = (1, 2) if own.quick else (own.rounds, steps)
-    made = provenance("levers", argv, execution.device)
+    made = provenance("speed.ablation", argv, execution.device)
     rows = measure(settings, execution.device, loaders, steps, rounds)
     for name, value in {**made, "network": settings.network, "width": settings.width,
                         "batch_size": settings.batch_size, "steps": steps, "loaders": loaders}.items():  # fmt: skip

@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             what = f"training images of {own.dataset}"
         kilobytes = np.mean([Path(split.path(row)).stat().st_size for row in range(min(len(split), 1000))]) / 1000
         rows = measure(split, own.size, own.workers, own.rounds, device)
-    made = provenance("decode", argv, device)
+    made = provenance("speed.decode", argv, device)
     for name, value in {**made, "images": len(split), "kilobytes": kilobytes, "workers": own.workers,
                         "size": own.size}.items():  # fmt: skip
         rows[name] = value

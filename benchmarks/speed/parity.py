@@ -103,7 +103,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("agreement", __doc__, "one epoch of each stage on ResNet-8")
+    benchmark = Benchmark("speed.parity", __doc__, "one epoch of each stage on ResNet-8")
     benchmark.add("--seeds", nargs="+", default=[0, 1, 2], help="seeds, two at least [0 1 2]")
     benchmark.add("--finetune_epoch", default=3, help="epochs of label over-smoothing [3]")
     benchmark.add("--loaders", default=2, help="worker processes of the plain loop [2]")
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows:
             if row["seed"] == seed:
                 print(f"seed {seed}: {row['way']}, {row['stage']}: {row['plain']:.2f}", flush=True)
-    table, settings, made = pd.DataFrame(rows), command.settings, provenance("agreement", argv, device)
+    table, settings, made = pd.DataFrame(rows), command.settings, provenance("speed.parity", argv, device)
     for name, value in {**made, "network": settings.network, "width": settings.width, "epochs": settings.epochs,
                         "finetune_epoch": finetune_epoch}.items():  # fmt: skip
         table[name] = value

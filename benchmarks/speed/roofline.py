@@ -146,11 +146,11 @@ def shares(work: Callable[[], object], device: torch.device) -> dict[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    own, command = Benchmark("floor", __doc__, "a few steps only").parse(argv)
+    own, command = Benchmark("speed.roofline", __doc__, "a few steps only").parse(argv)
     settings, execution = command.settings, settle_execution(command)
     steps, repeats = (3, 1) if own.quick else (20, 5)
     dtype = torch.bfloat16 if execution.bf16 else torch.float32
-    made = provenance("floor", argv, execution.device)
+    made = provenance("speed.roofline", argv, execution.device)
     rate, product = product_rate(execution.device, dtype, 512 if own.quick else None)
     work = training(settings, execution, steps)
     step = seconds_of(work, execution.device, repeats) / steps

@@ -382,12 +382,12 @@ def run(sizes: Sizes, execution: Execution, network: str, width: int | None) -> 
 
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> pd.DataFrame:
     """Measure, write the three files, print the table, and return the rows of the CSV."""
-    own, command = Benchmark("scaling", __doc__, "smaller sizes").parse(argv, lambda own: {"network": "resnet32"})
+    own, command = Benchmark("speed.scaling", __doc__, "smaller sizes").parse(argv, lambda own: {"network": "resnet32"})
     settings, execution = command.settings, settle_execution(command)
     chosen = sizes or (QUICK if own.quick else FULL)
     make_folder(own.results)  # before minutes of work, not after
     rows = run(chosen, execution, settings.network, settings.width).assign(
-        **provenance("scaling", argv, execution.device), execution="; ".join(execution.reasons)
+        **provenance("speed.scaling", argv, execution.device), execution="; ".join(execution.reasons)
     )
     fixed = (
         f"Over classes: batch {chosen.batch}, {chosen.width} features, {chosen.test_images:,} test images. Over "

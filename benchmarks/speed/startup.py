@@ -53,10 +53,12 @@ START = """
 import time; started = time.perf_counter()
 import json, sys
 import main_stage1
-from settings.command_line import STAGE1, parse_command
+from settings.command_line import parse_command
+from settings.fields import STAGE1
+from stages.data import load_data
 imported = time.perf_counter()
 command = parse_command(STAGE1, "", sys.argv[2:])
-data = main_stage1.load_data(command.settings, command.settings.seed)
+data = load_data(command.settings, command.settings.seed)
 done = time.perf_counter()
 json.dump({"import": imported - started, "data": done - imported, "at": time.time(),
            "cpu": time.process_time()}, open(sys.argv[1], "w"))
@@ -349,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     answer = run_task(what, folder, own.classes)
                 measured.append({"work": what, "round": number, **answer})
                 print(f"round {number + 1} of {own.rounds}: {what}: {answer['seconds']:.3g} s", flush=True)
-    made = provenance("startup", argv, CPU)
+    made = provenance("speed.startup", argv, CPU)
     rows = pd.DataFrame(measured).assign(rows=own.rows, classes=own.classes, **made)
     notes = (
         f"{own.rows:,} training images of {own.classes:,} classes from {class_sizes(own.rows, own.classes).max():,} to "

@@ -205,7 +205,7 @@ def measure(plan: Plan) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("speed", __doc__, "one round on a small network, for a look")
+    benchmark = Benchmark("speed.throughput", __doc__, "one round on a small network, for a look")
     benchmark.add("--rounds", default=3, help="measurements of everything [3]")
     benchmark.add("--loaders", nargs="+", help="worker processes that the plain loop tries [0 1 2 4 ...]")
     own, command = benchmark.parse(
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own.rounds < 1 or any(loaders < 0 for loaders in own.loaders or []):
         benchmark.refuse("--rounds must be at least 1, and --loaders 0 or more")
     plan = make_plan(own, command)
-    made = provenance("speed", argv, plan.device)
+    made = provenance("speed.throughput", argv, plan.device)
     write(plan, measure(plan), own.results, made)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import speed
 from benchmarks.speed import ablation as levers
 from benchmarks.speed import parity as agreement
 from benchmarks.speed import roofline as floor
+from benchmarks.speed import throughput as speed
 from benchmarks.speed.baseline_loop import PlainImages, PlainLoop, make_transforms
 from benchmarks.speed.child import TASKS, run_child
 from datasets import load_dataset

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import engine.frozen_features
-import runs.checkpoint
 import stages.session
 from datasets.long_tail import LongTailedData
 from evaluation.logits_magnitude import summarise
+from runs import checkpoint
 from settings.presets import PRESETS
-from tests.commands.test_user_features import EXPERIMENT
 from tests.helpers import (
+    EXPERIMENT,
     SCRIPTS,
     Outcome,
     contents,
@@ -640,13 +640,13 @@ def test_stage_2_never_differentiates_the_backbone(
     arguments: tuple[object, ...], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: list[nn.Module] = []
-    original = runs.checkpoint.load_weights
+    original = checkpoint.load_weights
 
-    def noting(model: nn.Module, checkpoint: runs.checkpoint.Checkpoint) -> None:
+    def noting(model: nn.Module, source: checkpoint.Checkpoint) -> None:
         models.append(model)
-        original(model, checkpoint)
+        original(model, source)
 
-    monkeypatch.setattr(runs.checkpoint, "load_weights", noting)
+    monkeypatch.setattr(checkpoint, "load_weights", noting)
     stage2(runs, *arguments)
     for name, parameter in models[0].named_parameters():
         assert (parameter.grad is not None) == name.startswith("fc."), name
@@ -754,7 +754,7 @@ def test_stage1_seed_shares_features_between_stage_2_seeds(runs: Path) -> None:
 
 def test_stage_2_trains_on_the_images_that_stage_1_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[LongTailedData] = []
-    original = stages.data.load_data
+    original = stages.session.load_data
 
     def noting(*arguments: Any) -> LongTailedData:
         seen.append(original(*arguments))

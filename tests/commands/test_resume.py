@@ -14,8 +14,7 @@ import torch
 
 import engine.fit
 import main_stage2
-from tests.commands.test_determinism import assert_same_run
-from tests.helpers import Outcome, contents, folder_of, read, run, stage1, succeed, weights
+from tests.helpers import Outcome, assert_same_run, contents, folder_of, read, run, stage1, succeed, weights
 
 ROOT = Path(__file__).parent.parent.parent
 EPOCHS = 3

@@ -4,7 +4,6 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +117,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in (tables.rows, tables.selection):
         monkeypatch.setattr(module, "train_heads", noting(module.train_heads))
     return seen
-
-
-@pytest.fixture
-def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a selection try two learning rates (or values of a parameter) for one epoch."""
-    monkeypatch.setattr(tables.selection, "TUNED_EPOCHS", (1,))
-    for name, recipe in RECIPES.items():
-        if recipe.tuned is not None:
-            monkeypatch.setitem(RECIPES, name, replace(recipe, tuned=(recipe.tuned[0], recipe.tuned[1][:2])))
-    monkeypatch.setattr(tables.selection, "TWELVE_LRS", (5e-3, 0.5))
-    monkeypatch.setattr(tables.selection, "FOUR_LRS", (5e-3,))
 
 
 # The unified table

@@ -1,1 +1,0 @@
-"""Small trees of image files that several test files read."""

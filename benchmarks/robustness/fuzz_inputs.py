@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.datasets
+import stages.user_features
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -56,7 +57,6 @@ import main_stage2
 import predict
 import reproduce
 import stages.linear_probe_start
-import stages.user_features
 import tools.check_dataset
 import tools.compare
 import tools.export_features

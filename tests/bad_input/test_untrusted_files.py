@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from benchmarks.robustness.fuzz_inputs import RUN, feature_arrays, make_material
 from datasets.cifar import read_pickle
 from datasets.lists import read_json_list, read_list
-from engine.frozen_features import FrozenFeatures
+from engine.frozen_features import FeatureStore, FrozenFeatures
 from evaluation.run_rows import read_run
 from runs.checkpoint import load_checkpoint, with_backbone
 from runs.feature_files import read_features
@@ -182,7 +182,7 @@ def test_no_stored_feature_runs_anything(mapped: bool, tmp_path: Path, cpu: Exec
         def __len__(self) -> int:
             return 1
 
-    frozen = FrozenFeatures(None, {"train": Images()}, cpu, 0, "plain", tmp_path / "kept", "x", mapped)  # type: ignore[arg-type,dict-item]
+    frozen = FrozenFeatures(None, {"train": Images()}, cpu, 0, "plain", FeatureStore(tmp_path / "kept", "x", mapped))  # type: ignore[arg-type,dict-item]
     exists = []
 
     def place(path: Path) -> bool:

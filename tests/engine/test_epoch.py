@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.device_images import DeviceImages
 from datasets.long_tail import Augmentation, Split
-from engine.epoch import mixup_shares, predict, train_epoch
+from engine.epoch import EpochOptions, mixup_shares, predict, train_epoch
 from engine.frozen_features import FrozenFeatures, batch_statistics_features, feature_batches
 from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
 from losses.los import CrossEntropy
@@ -111,7 +111,7 @@ def test_mixup_equals_a_plain_loop(cpu: Execution) -> None:
         losses += [loss.item()] * count
         correct += int((logits.argmax(dim=1) == labels).sum())
 
-    result = train_epoch(model, batches, 3, sgd(model), F.cross_entropy, cpu, mixup=shares)
+    result = train_epoch(model, batches, 3, sgd(model), F.cross_entropy, cpu, EpochOptions(mixup=shares))
     for name, tensor in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
@@ -122,7 +122,7 @@ def test_mixup_with_share_one_is_plain_training(cpu: Execution) -> None:
     batches = list(device_images().training_batches(8, seed=0, epoch=0))
     plain, mixed = small_network(), small_network()
     train_epoch(plain, batches, 3, sgd(plain), F.cross_entropy, cpu)
-    train_epoch(mixed, batches, 3, sgd(mixed), F.cross_entropy, cpu, mixup=torch.ones(3))
+    train_epoch(mixed, batches, 3, sgd(mixed), F.cross_entropy, cpu, EpochOptions(mixup=torch.ones(3)))
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(mixed.state_dict()[name], tensor, msg=name)
 

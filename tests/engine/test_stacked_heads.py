@@ -29,6 +29,8 @@ class Views:
     """Stands in for the cached features of a backbone: another view (N, d) every epoch."""
 
     generator: torch.Generator
+    execution: Execution
+    seed: int = 4  # of the order of batches
 
     def __post_init__(self) -> None:
         means = 2 * torch.randn(CLASSES, WIDTH, generator=self.generator)
@@ -48,13 +50,13 @@ class Views:
 def trainer(cpu: Execution) -> HeadTrainer:
     """Features of five classes, and a linear classifier whose rows have different lengths."""
     generator = torch.Generator().manual_seed(0)
-    views, linear = Views(generator), nn.Linear(WIDTH, CLASSES)
+    views, linear = Views(generator, cpu), nn.Linear(WIDTH, CLASSES)
     with torch.no_grad():
         linear.weight.copy_(torch.randn(CLASSES, WIDTH, generator=generator))
         linear.weight.mul_(torch.linspace(0.2, 1.0, CLASSES)[:, None])
         linear.bias.copy_(torch.randn(CLASSES, generator=generator))
     frozen: Any = views
-    return HeadTrainer(frozen, linear, views.labels, COUNTS, cpu, BATCH, momentum=0.9, seed=3, draws=4)
+    return HeadTrainer(frozen, linear, views.labels, COUNTS, BATCH, momentum=0.9, seed=3)
 
 
 def plan(method: str, **changes: Any) -> Plan:

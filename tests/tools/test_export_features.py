@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,9 @@ from datasets.features import DeviceFeatures, features_data
 from datasets.long_tail import Split
 from models.given_features import GivenFeatures
 from runs.checkpoint import load_checkpoint
+from runs.session import LoadedModel
 from runs.shards import find_parts
 from stages.data import load_features
-from stages.session import Subject
 from tests.helpers import (
     EXPERIMENT,
     folder_of,
@@ -355,7 +356,7 @@ def test_what_cannot_be_exported(source: Path, tmp_path: Path) -> None:
     assert ".safetensors" in failure(folder, tmp_path / "f.npz")
     assert "not a finished run" in failure(tmp_path, file)
     assert "no room" in failure(folder, file, "--part_mib", "0.001")
-    assert "stage2 run" in failure(made(tmp_path, folder, "--views", 1), file)
+    assert "is of a stage2" in failure(made(tmp_path, folder, "--views", 1), file)
     assert "usage: python -m tools.export_features" in failure(folder, file, "--views", "5")
     assert not file.exists()
 
@@ -363,8 +364,10 @@ def test_what_cannot_be_exported(source: Path, tmp_path: Path) -> None:
 def test_features_too_large_for_half_precision_are_refused(cpu: Execution) -> None:
     split = Split(np.full((3, 1, 2), 1e5, np.float32), np.zeros(3, np.int64), np.arange(3))
     images = {"train": DeviceFeatures(split, cpu.device)}
+    command: Any = None  # features of a network alone do not ask for it
+    loaded = LoadedModel(command, cpu, command, dict(images), GivenFeatures(2, 2), None, None)
     with pytest.raises(UserError, match=r"train_features .* half precision"):
-        feature_tensors(Subject(GivenFeatures(2, 2), dict(images), cpu), mirror=False)
+        feature_tensors(loaded, mirror=False)
 
 
 def test_features_cannot_be_augmented(source: Path, cpu: Execution) -> None:

@@ -120,7 +120,7 @@ def noted_losses(monkeypatch: pytest.MonkeyPatch) -> list[StackedModules]:
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_bank_ends_where_each_head_ends_alone(method: str, trainer: HeadTrainer) -> None:
+def test_stacked_heads_end_where_each_ends_alone(method: str, trainer: HeadTrainer) -> None:
     """Gaussian clouds are switched off here: they are drawn for each head, and have a test of their own."""
     plans = three(method)
     results = train_heads(trainer, plans)
@@ -134,7 +134,7 @@ def test_a_bank_ends_where_each_head_ends_alone(method: str, trainer: HeadTraine
     assert any(moved)
 
 
-def test_methods_of_one_kind_share_a_bank_and_keep_their_places(
+def test_methods_of_one_kind_are_stacked_and_keep_their_places(
     trainer: HeadTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stacks = noted_losses(monkeypatch)
@@ -178,7 +178,7 @@ def test_one_head_of_gcl_sees_the_clouds_that_it_would_see_alone(trainer: HeadTr
     assert not torch.allclose(result.head.weight, train_heads(trainer, [plan("gcl")])[0].head.weight, rtol=1e-2)
 
 
-def test_heads_of_one_gcl_bank_have_clouds_of_their_own_and_a_repetition_has_the_same(trainer: HeadTrainer) -> None:
+def test_stacked_heads_of_gcl_have_clouds_of_their_own_and_a_repetition_has_the_same(trainer: HeadTrainer) -> None:
     clouded = replace(plan("gcl"), parameters=RECIPES["gcl"].own_parameters())
     first, second = train_heads(trainer, [clouded, clouded])
     assert not torch.equal(first.head.weight, second.head.weight)
@@ -201,7 +201,7 @@ def test_what_is_frozen_stays(method: str, trainer: HeadTrainer) -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_bank_sgd_is_pytorchs_sgd(momentum: float) -> None:
+def test_stacked_sgd_is_pytorchs_sgd(momentum: float) -> None:
     generator = torch.Generator().manual_seed(0)
     stacked = [nn.Parameter(torch.randn(3, *shape, generator=generator)) for shape in ((4, 2), (4,), ())]
     rates, decays = torch.tensor([0.1, 0.03, 0.0]), torch.tensor([0.0, 0.5, 0.1])
@@ -210,17 +210,17 @@ def test_bank_sgd_is_pytorchs_sgd(momentum: float) -> None:
         torch.optim.SGD(single, lr=float(rates[i]), momentum=momentum, weight_decay=float(decays[i]))
         for i, single in enumerate(singles)
     ]
-    stacked = StackedSGD(stacked, momentum, decays)
-    stacked.lr = rates
+    together = StackedSGD(stacked, momentum, decays)
+    together.lr = rates
     before = stacked[0][2].detach().clone()
     for _ in range(4):
         for j, p in enumerate(stacked):
             p.grad = torch.randn(p.shape, generator=generator)
             for i in range(3):
                 singles[i][j].grad = p.grad[i].clone()
-        for optimizer in (stacked, *optimizers):
+        for optimizer in (together, *optimizers):
             optimizer.step()
-        stacked.zero_grad()
+        together.zero_grad()
         assert all(p.grad is None for p in stacked)
     for i, single in enumerate(singles):
         for j, value in enumerate(single):
@@ -228,7 +228,7 @@ def test_bank_sgd_is_pytorchs_sgd(momentum: float) -> None:
     assert torch.equal(stacked[0][2], before)  # learning rate 0
 
 
-def test_a_bank_maps_each_head_and_writes_back(trainer: HeadTrainer) -> None:
+def test_a_stack_maps_each_head_and_writes_back(trainer: HeadTrainer) -> None:
     heads = [start_head(plan("disalign"), trainer.linear, 0) for _ in range(3)]
     with torch.no_grad():
         for i, head in enumerate(heads):
@@ -321,7 +321,7 @@ def test_what_is_told_after_each_epoch(trainer: HeadTrainer) -> None:
     assert results[0].seconds > 0 and results[0].accuracy is not None and 0 <= results[0].accuracy <= 100
 
 
-def test_more_heads_than_a_bank_holds_are_trained_in_several(
+def test_more_heads_than_a_stack_holds_are_trained_in_several(
     trainer: HeadTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = [plan("los", lr=0.01 * (i + 1), epochs=2) for i in range(5)]

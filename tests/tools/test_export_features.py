@@ -344,6 +344,37 @@ def test_damaged_features_are_named(damage: str, source: Path, tmp_path: Path, m
     assert not list(tmp_path.rglob("config.json"))
 
 
+def test_a_checkpoint_alone_gives_the_features_of_its_run(source: Path, tmp_path: Path) -> None:
+    whole, (alone, file) = source / "all.safetensors", (tmp_path / "alone.pth", tmp_path / "alone.safetensors")
+    shutil.copy(folder_of(source, "stage1_epochs1_width4") / "last.pth", alone)
+    export.main([str(alone), str(file)])
+    expected, found = content_of(whole)[0], content_of(file)[0]
+    assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    card = read(file.with_suffix(".json"))
+    assert card["measured"] == read(whole.with_suffix(".json"))["measured"]
+    assert (card["run_sha256"], card["dataset"], card["stage"]) == (sha256_file(alone), "digits", "stage1")
+
+
+def test_a_plain_state_dict_is_exported_on_the_data_and_network_that_flags_name(source: Path, tmp_path: Path) -> None:
+    whole, (plain, file) = source / "all.safetensors", (tmp_path / "plain.pth", tmp_path / "plain.safetensors")
+    torch.save(weights(folder_of(source, "stage1_epochs1_width4") / "last.pth"), plain)
+    flags = ["--dataset", "digits", "--width", "4"]
+    export.main([str(plain), str(file), *flags])
+    expected, found = content_of(whole)[0], content_of(file)[0]
+    assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert read(file.with_suffix(".json"))["source"]["sha256"] == sha256_file(plain)
+    on_run, on_file = (made(tmp_path / name, path, "--views", "plain") for name, path in (("a", whole), ("b", file)))
+    assert read(on_run / "metrics.json")["last"] == read(on_file / "metrics.json")["last"]
+    with pytest.raises(UserError, match="does not fit the network"):
+        export.main([str(plain), str(tmp_path / "wrong.safetensors"), "--dataset", "digits", "--width", "8"])
+    assert not (tmp_path / "wrong.safetensors").exists()
+    released = tmp_path / "released.safetensors"
+    release.main([str(plain), str(released), *flags])
+    measured = read(released.with_suffix(".json"))["measured"]["plain"]
+    outcome = succeed("evaluate", "--pretrained_pth", released)
+    assert f"{measured:.2f}" in outcome.out
+
+
 def test_what_cannot_be_exported(source: Path, tmp_path: Path) -> None:
     def failure(folder: Path, file: Path, *arguments: str) -> str:
         with pytest.raises(UserError) as caught:
@@ -357,7 +388,7 @@ def test_what_cannot_be_exported(source: Path, tmp_path: Path) -> None:
     assert "not a finished run" in failure(tmp_path, file)
     assert "no room" in failure(folder, file, "--part_mib", "0.001")
     assert "is of a stage2" in failure(made(tmp_path, folder, "--views", 1), file)
-    assert "usage: python -m tools.export_features" in failure(folder, file, "--views", "5")
+    assert "--nonsense" in failure(folder, file, "--nonsense", "5")
     assert not file.exists()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.frozen_features import network_features
 from evaluation.measure import (
-    LogitsOf,
+    SplitLogits,
     calibration_report,
     evaluate_test,
     logits_report,
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report_on(loaded: LoadedModel, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return everything that is reported on a checkpoint whose weights the loaded model has."""
     images, data, settings = loaded.images, loaded.data, loaded.settings
-    logits_of = LogitsOf(network_features(loaded), loaded.model.fc)
+    logits_of = SplitLogits(network_features(loaded), loaded.model.fc)
     logits = logits_report(logits_of, images)
     temperature, source = settings.temperature, "given"
     if temperature is None and checkpoint.content is not None:

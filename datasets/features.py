@@ -128,6 +128,6 @@ class DeviceFeatures(DeviceImages):
 OWN = "own_"  # how the names of these data sets begin, so that none is that of a known one
 
 
-def own_name(path: Path) -> str:
+def user_dataset_name(path: Path) -> str:
     """Return the name of the data set that a file of features is: its stem, after a prefix."""
     return OWN + re.sub(r"[^\w.+-]+", "-", path.stem)

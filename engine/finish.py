@@ -9,7 +9,7 @@ from datasets.long_tail import LongTailedData
 from engine.fit import History
 from evaluation.measure import (
     Images,
-    LogitsOf,
+    SplitLogits,
     calibration_report,
     holdout_report,
     logits_report,
@@ -27,7 +27,7 @@ from utils.files import write_json
 
 
 def measure(
-    config: dict[str, Any], history: History, logits_of: LogitsOf, images: Images, data: LongTailedData
+    config: dict[str, Any], history: History, logits_of: SplitLogits, images: Images, data: LongTailedData
 ) -> dict[str, Any]:
     """Return the content of metrics.json (see README) for a classifier, of a run or of a row of a table.
 
@@ -81,7 +81,7 @@ def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
     return [finite_or_none(norm) for norm in weight.norm(dim=1).tolist()]
 
 
-def finish_run(session: Session, history: History, logits_of: LogitsOf) -> dict[str, Any]:
+def finish_run(session: Session, history: History, logits_of: SplitLogits) -> dict[str, Any]:
     """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
     run, settings = session.run, session.run.config["settings"]
     metrics = measure(run.config, history, logits_of, session.images, session.data)

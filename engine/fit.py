@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 
 from engine.epoch import EpochResult
 from engine.log import LOG_COLUMNS, log_accuracies, log_row, open_events, print_epoch, write_events, write_log
-from evaluation.measure import FeaturesOf, LogitsOf, evaluate_test, held_out_temperature, selection_score
+from evaluation.measure import SplitFeatures, SplitLogits, evaluate_test, held_out_temperature, selection_score
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from runs.run_folder import Run
 from runs.session import Session
@@ -72,7 +72,7 @@ def no_training(module: nn.Module) -> Training:
     return Training(no_epoch, make_sgd(module, 0.0, 0.0, False), lambda epoch: 0.0, epochs=0)
 
 
-def fit(session: Session, training: Training, features_of: FeaturesOf) -> tuple[History, LogitsOf]:
+def fit(session: Session, training: Training, features_of: SplitFeatures) -> tuple[History, SplitLogits]:
     """Train a session's model and leave log.csv, last.pth and best.pth in the run's folder.
 
     Goes on from last.pth where the folder has one: everything random is a function of (seed, epoch, image), so weights,
@@ -89,13 +89,13 @@ def fit(session: Session, training: Training, features_of: FeaturesOf) -> tuple[
     history, done = resume(session, training)
     events = open_events(session.run, done) if settings.tensorboard and is_main() else None
     started = time.perf_counter()
-    logits_of = LogitsOf(features_of, session.model.fc)
+    logits_of = SplitLogits(features_of, session.model.fc)
     with Background() as background:
         for epoch in range(done, epochs):
-            logits_of = LogitsOf(features_of, session.model.fc)  # lets go of the predictions of the epoch before
+            logits_of = SplitLogits(features_of, session.model.fc)  # lets go of the predictions of the epoch before
             row = train_one(session, training, history, epoch)
             due = epoch + 1 == epochs or (epoch + 1) % settings.eval_every == 0
-            logits_of = LogitsOf(features_of, session.model.fc)
+            logits_of = SplitLogits(features_of, session.model.fc)
             is_best = evaluate_epoch(session, history, logits_of, row, due)
             save_epoch(session, training, history, logits_of, is_best, background)
             if events is not None:
@@ -147,7 +147,7 @@ def train_one(session: Session, training: Training, history: History, epoch: int
     return log_row(epoch, lr, seconds, result)
 
 
-def evaluate_epoch(session: Session, history: History, logits_of: LogitsOf, row: dict[str, Any], due: bool) -> bool:
+def evaluate_epoch(session: Session, history: History, logits_of: SplitLogits, row: dict[str, Any], due: bool) -> bool:
     """Evaluate the model, if it is due, and add the epoch's row to the history; tell whether it is the best so far."""
     started = time.perf_counter()
     record = {"epoch": row["epoch"], **evaluate_test(logits_of, session.images, session.data)} if due else None
@@ -162,7 +162,12 @@ def evaluate_epoch(session: Session, history: History, logits_of: LogitsOf, row:
 
 
 def save_epoch(
-    session: Session, training: Training, history: History, logits_of: LogitsOf, is_best: bool, background: Background
+    session: Session,
+    training: Training,
+    history: History,
+    logits_of: SplitLogits,
+    is_best: bool,
+    background: Background,
 ) -> None:
     """Save what there is after the last epoch of the history, behind the next one."""
     run, epoch = session.run, history.log[-1]["epoch"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.image_source import ImageSource
 from datasets.lists import ListedSplit
 from engine.epoch import predict, predict_blocks
-from evaluation.measure import FeaturesOf, Images
+from evaluation.measure import Images, SplitFeatures
 from models.network import Network
 from runs.run_record import image_sizes
 from runs.session import LoadedModel
@@ -170,7 +170,7 @@ def freeze(loaded: LoadedModel, *, seed: int, views: str, keep: bool = False) ->
     return FrozenFeatures(loaded.model, loaded.images, loaded.execution, seed, views, store)
 
 
-def network_features(loaded: LoadedModel) -> FeaturesOf:
+def network_features(loaded: LoadedModel) -> SplitFeatures:
     """Return what computes the features (N, d) of a split's images, as they are or mirrored, anew at every call."""
 
     def features_of(split: str, mirrored: bool) -> Tensor:

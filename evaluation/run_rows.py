@@ -51,11 +51,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
         raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")
     metrics, config = read_json(folder / "metrics.json"), read_json(folder / "config.json")
-    refuse_damaged(folder, metrics, config)
+    refuse_damaged_run(folder, metrics, config)
     return metrics, config
 
 
-def refuse_damaged(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
+def refuse_damaged_run(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError where what is to be compared of a run is missing or of another kind."""
     lacking = ""
     try:

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from runs.feature_files import OWN_FEATURES, read_features, refuse_bomb
+from runs.feature_files import USER_FEATURES, read_features, refuse_zip_bomb
 from runs.pretrained_weights import with_network_names
-from runs.shards import find_parts, read_safetensors
+from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
 from utils.errors import UserError
 from utils.files import refuse_pipe, sha256_file, write_atomically
@@ -124,7 +124,7 @@ def read_pytorch(path: Path, trust_pickle: bool = False) -> tuple[str, Any]:
     """Return the sha256 of a file of PyTorch's and what it holds: anything, if the file is to be trusted."""
     digest = sha256_file(path)
     if not trust_pickle:
-        refuse_bomb(path)
+        refuse_zip_bomb(path)
     with warnings.catch_warnings():  # of what is refused later, or is none of a user's business
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
@@ -167,8 +167,8 @@ def refuse_strange_record(path: Path, content: dict[str, Any]) -> None:
 
 def kind_of(content: dict[str, Any]) -> str:
     """Return in words what a checkpoint of ours holds."""
-    if content.get("holds") == OWN_FEATURES:
-        return OWN_FEATURES
+    if content.get("holds") == USER_FEATURES:
+        return USER_FEATURES
     kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
     if "features" in content:
         return f"features of a {kind}"
@@ -295,7 +295,7 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
 def is_file(path: Path) -> bool:
     """Tell whether a file, whole or in parts, is there and is no device or pipe; an impossible name is not there."""
     try:
-        return find_parts(path)[0].is_file()
+        return find_shards(path)[0].is_file()
     except OSError:
         return False
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.features import features_data, own_name, require
+from datasets.features import features_data, require, user_dataset_name
 from runs.shards import read_safetensors
 from utils.errors import UserError
 from utils.files import refuse_pipe, sha256_file
 from utils.text import printable, shown
 
-OWN_FEATURES = "features that another model made"  # the kind of such a checkpoint
+USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 SUFFIXES = (".npz", ".safetensors")
 SPLITS = ("train", "test", "holdout")
 CLASSIFIER = ("fc.weight", "fc.bias")
@@ -60,7 +60,7 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--features {path}: damaged, or not a {path.suffix} file ({reason})") from error
     try:
-        content = content_of(own_name(path), arrays, names)
+        content = content_of(user_dataset_name(path), arrays, names)
     except UserError as error:
         raise UserError(f"--features {path}: {error}") from error
     if unknown:
@@ -81,7 +81,7 @@ def read_npz(path: Path) -> Read:
         start = file.read(len(NPY_START))
     if not zipfile.is_zipfile(path) and start != NPY_START:
         raise UserError("damaged, or not a .npz file (no zip archive)")
-    refuse_bomb(path)
+    refuse_zip_bomb(path)
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError("this is a single array, not an archive of named ones; write it with numpy.savez")
@@ -94,7 +94,7 @@ def read_npz(path: Path) -> Read:
     return sha256_file(path), tensors, None if names is None else names.tolist(), set(opened.files) - KNOWN
 
 
-def refuse_bomb(path: Path) -> None:
+def refuse_zip_bomb(path: Path) -> None:
     """Raise UserError for a zip archive that would fill the memory, before anything of it is unpacked.
 
     Numbers are packed to a tenth of their size at the best, and no entry can unpack to more than the archive says.
@@ -183,7 +183,7 @@ def content_of(name: str, arrays: Mapping[str, Tensor], names: list[str] | None)
         "format": 1,
         "stage": "stage1",
         "epoch": 0,
-        "holds": OWN_FEATURES,
+        "holds": USER_FEATURES,
         "model": classifier_of(arrays, classes, data.train.images.shape[2]),
         "config": {
             "stage": "stage1",

@@ -25,8 +25,8 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.files import make_folder, read_json, sha256_file, write_atomically
 
-PART_MIB = 15.0  # a part stays below 16 MB
-PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+SHARD_MIB = 15.0  # a part stays below 16 MB
+SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 ROWS = re.compile(r"(.+)\.rows(\d+)")
 
 
@@ -35,7 +35,7 @@ def card_of(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def find_parts(file: Path) -> list[Path]:
+def find_shards(file: Path) -> list[Path]:
     """Return the files that hold NAME.safetensors: itself, or its parts in order where it is not there.
 
     Without any it is `file` alone, whose absence is for the reader to report. Raises UserError where a part is missing
@@ -44,7 +44,7 @@ def find_parts(file: Path) -> list[Path]:
     if os.path.exists(file):  # unlike pathlib, it has no exceptions for names that cannot be
         return [file]
     beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}-*-of-*{file.suffix}"))
-    matches = [(path, PART_NAME.fullmatch(path.stem)) for path in beside]
+    matches = [(path, SHARD_NAME.fullmatch(path.stem)) for path in beside]
     totals = {path: int(match[3]) for path, match in matches if match and match[1] == file.stem}
     if not totals:
         return [file]
@@ -56,14 +56,14 @@ def find_parts(file: Path) -> list[Path]:
         raise UserError(
             f"{foreign[0]} is a part of another file than the {count} parts beside it; remove one of the two"
         )
-    expected = part_names(file, count)
+    expected = shard_names(file, count)
     missing = [path for path in expected if path not in totals]
     if missing:
         raise UserError(f"{missing[0]} is missing: {file.name} consists of {count} parts")
     return expected
 
 
-def part_names(file: Path, count: int) -> list[Path]:
+def shard_names(file: Path, count: int) -> list[Path]:
     """Return the names of the `count` parts of a file."""
     return [file.with_name(f"{file.stem}-{i + 1:05d}-of-{count:05d}{file.suffix}") for i in range(count)]
 
@@ -75,7 +75,7 @@ def joint_sha256(digests: list[str]) -> str:
 
 def describe_files(file: Path) -> dict[str, Any]:
     """Return what the card of a file says of its name and its sha256, and of those of its parts where it has any."""
-    paths = find_parts(file)
+    paths = find_shards(file)
     digests = [sha256_file(path) for path in paths]
     parts = [{"file": path.name, "sha256": digest} for path, digest in zip(paths, digests, strict=True)]
     whole = {"file": file.name, "sha256": joint_sha256(digests)}
@@ -107,7 +107,7 @@ def read_safetensors(file: Path) -> tuple[str, dict[str, Tensor], dict[str, str]
     Raises UserError for a part that is missing, alone or of another file, and for a card of another file. What
     safetensors raises for a damaged file is passed on.
     """
-    paths = find_parts(file)
+    paths = find_shards(file)
     digests = [sha256_file(path) for path in paths]
     refuse_other_card(file, paths, digests)
     tensors: dict[str, Tensor] = {}
@@ -121,7 +121,7 @@ def read_safetensors(file: Path) -> tuple[str, dict[str, Tensor], dict[str, str]
         tensors |= own
         first = first or metadata
         if len(paths) == 1 and "part" in metadata:
-            match = PART_NAME.fullmatch(path.stem)
+            match = SHARD_NAME.fullmatch(path.stem)
             whole = f"; name {path.with_stem(match[1])}" if match else ""
             raise UserError(f"{path} is only part {metadata['part']} of a file{whole}")
         if metadata.get("whole") != first.get("whole") or metadata.get("part", f"{i + 1}") != f"{i + 1}":
@@ -145,17 +145,17 @@ def join_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined | {name: torch.cat([own[i] for i in range(len(own))]) for name, own in pieces.items()}
 
 
-def refuse_present(file: Path) -> None:
+def refuse_taken_name(file: Path) -> None:
     """Raise UserError where a file cannot be released under this name."""
     if file.suffix != ".safetensors":
         raise UserError(f"{file} must end in .safetensors")
-    present = [path for path in (card_of(file), *find_parts(file)) if path.exists()]
+    present = [path for path in (card_of(file), *find_shards(file)) if path.exists()]
     if present:
         raise UserError(f"{present[0]} is there already; neither a released file nor its card may exist")
 
 
 def write_safetensors(
-    file: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], part_mib: float = PART_MIB
+    file: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], part_mib: float = SHARD_MIB
 ) -> list[Path]:
     """Write tensors with a header, as one file or in parts of at most `part_mib` MiB; return what was written."""
     metadata = {"checkpoint": json.dumps(header)}
@@ -173,7 +173,7 @@ def write_safetensors(
     if limit <= overhead:
         raise UserError(f"--part_mib {part_mib:g} leaves no room for tensors: the header alone needs {overhead} bytes")
     groups = pack(cut_rows(tensors, limit - overhead), limit - overhead)
-    paths = part_names(file, len(groups))
+    paths = shard_names(file, len(groups))
     common = {"whole": hashlib.sha256(content).hexdigest(), "parts": str(len(groups))}
     for i, (path, group) in enumerate(zip(paths, groups, strict=True)):
         own = {**(metadata if i == 0 else {}), **common, "part": str(i + 1)}

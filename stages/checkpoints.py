@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import ON_DISK
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
-from runs.feature_files import OWN_FEATURES, read_features
+from runs.feature_files import USER_FEATURES, read_features
 from runs.run_names import find_run
 from settings.resolve import Command, report_unused
 from stages.data import DATA_FLAGS, stage1_seed
@@ -53,7 +53,7 @@ def open_features(command: Command) -> tuple[Command, Checkpoint]:
     """Read the file that `--features` names; return the command with what the file settles, and the file."""
     path = Path(str(command.settings.features))
     digest, content = read_features(path)
-    given = Checkpoint(path, digest, OWN_FEATURES, content["model"], content)
+    given = Checkpoint(path, digest, USER_FEATURES, content["model"], content)
     known = given.settings()
     return command.replace(**{name: known[name] for name in FROM_CHECKPOINT}), given
 

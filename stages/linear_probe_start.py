@@ -14,7 +14,7 @@ from engine.fit import fit, no_training
 from engine.frozen_features import freeze
 from methods.linear_probe import fit_probe
 from runs.checkpoint import Checkpoint
-from runs.feature_files import OWN_FEATURES
+from runs.feature_files import USER_FEATURES
 from runs.run_folder import read_metrics
 from settings.resolve import Command
 from stages.checkpoints import FROM_CHECKPOINT, open_features
@@ -54,6 +54,6 @@ def start_from_features(command: Command, given: Checkpoint | None = None) -> tu
         command, given = open_features(command)
     if given.state:
         raise UserError(f"{given.path} has a classifier already: main_stage2.py --features {given.path} starts from it")
-    assert given.kind == OWN_FEATURES
+    assert given.kind == USER_FEATURES
     known = {**{name: given.settings()[name] for name in FROM_CHECKPOINT}, "epochs": 0}
     return command.settled(**known), given

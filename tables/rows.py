@@ -19,7 +19,7 @@ from engine.finish import measure
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import HeadTrainer, Trained, train_heads
-from evaluation.measure import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
+from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
 from losses.los import ONE_HOT
 from methods.plan import Plan
 from runs.checkpoint import Checkpoint
@@ -62,9 +62,9 @@ class TableContext:
         """Its images on the device."""
         return self.loaded.images
 
-    def logits_of(self, head: nn.Module) -> LogitsOf:
+    def logits_of(self, head: nn.Module) -> SplitLogits:
         """Return the logits of a head on the frozen features."""
-        return LogitsOf(self.trainer.frozen.plain, head)
+        return SplitLogits(self.trainer.frozen.plain, head)
 
 
 def open_context(arguments: Sequence[str], description: str) -> TableContext:

@@ -25,20 +25,20 @@ from torch import Tensor
 from engine.frozen_features import network_features
 from runs.checkpoint import CLASSIFIER, load_checkpoint
 from runs.session import LoadedModel
-from runs.shards import PART_MIB, card_of, describe_files, refuse_present, write_safetensors
+from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
 from tools.sources import accuracy_of, describe_source, header_of, look_at, open_source
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json
 
 
-def export_features(path: Path, file: Path, flags: Sequence[str] = (), part_mib: float = PART_MIB) -> list[Path]:
+def export_features(path: Path, file: Path, flags: Sequence[str] = (), part_mib: float = SHARD_MIB) -> list[Path]:
     """Write the features of a stage 1, a run or a checkpoint, and their card; return what was written, the card last.
 
     `flags` are those of `evaluate.py` by which the data are found. Raises UserError for a stage 2, where the data are
     not there, and where something stands in the place.
     """
-    refuse_present(file)
+    refuse_taken_name(file)
     source = open_source(path, flags)
     if source.stage != "stage1":
         raise UserError(f"{source.path} is of a {source.stage}; features are those of a stage 1: name that one")
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error = refuse_usage  # type: ignore[method-assign]
     parser.add_argument("source", type=Path, help="folder of a finished stage-1 run, or a checkpoint file")
     parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
-    parser.add_argument("--part_mib", type=float, default=PART_MIB, help=f"MiB a file holds at most [{PART_MIB:g}]")
+    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
     own, flags = parser.parse_known_args(argv)
     written = export_features(own.source, own.file, flags, own.part_mib)
     print(f"written: {', '.join(map(str, written))}")

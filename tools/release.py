@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, with_backbone
-from runs.shards import PART_MIB, card_of, describe_files, refuse_present, write_safetensors
+from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
 from tools.sources import Source, accuracy_of, describe_source, header_of, look_at, open_source
 from utils.command import run_command
 from utils.errors import UserError
@@ -30,12 +30,12 @@ from utils.files import read_json, write_json
 Config = dict[str, Any]
 
 
-def release_stage1(source: Source, file: Path, flags: Sequence[str] = (), part_mib: float = PART_MIB) -> list[Path]:
+def release_stage1(source: Source, file: Path, flags: Sequence[str] = (), part_mib: float = SHARD_MIB) -> list[Path]:
     """Write the weights of a stage 1 in half precision, and their card; return what was written.
 
     `flags` are those of `evaluate.py` by which the data are found.
     """
-    refuse_present(file)
+    refuse_taken_name(file)
     checkpoint = source.checkpoint
     state = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.state.items()}
     for key, value in state.items():
@@ -50,13 +50,13 @@ def release_stage1(source: Source, file: Path, flags: Sequence[str] = (), part_m
 
 
 def release_classifier(
-    source: Source, file: Path, backbone: Path, flags: Sequence[str] = (), part_mib: float = PART_MIB
+    source: Source, file: Path, backbone: Path, flags: Sequence[str] = (), part_mib: float = SHARD_MIB
 ) -> list[Path]:
     """Write the classifier of a stage 2, and its card; return what was written.
 
     `backbone` is the released stage 1, or the features, that it belongs to: see `refuse_other_backbone`.
     """
-    refuse_present(file)
+    refuse_taken_name(file)
     checkpoint = source.checkpoint
     base = load_checkpoint(backbone)
     refuse_other_backbone(source.path, checkpoint.config, file, base)
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="folder of a finished run, or a checkpoint file")
     parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
     parser.add_argument("--backbone", type=Path, help="of a stage 2: the released file of its stage 1")
-    parser.add_argument("--part_mib", type=float, default=PART_MIB, help=f"MiB a file holds at most [{PART_MIB:g}]")
+    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
     own, flags = parser.parse_known_args(argv)
     source = open_source(own.source, flags)
     if source.stage == "stage1" and own.backbone is not None:

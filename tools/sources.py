@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.frozen_features import network_features
-from evaluation.measure import LogitsOf, evaluate_test
+from evaluation.measure import SplitLogits, evaluate_test
 from evaluation.run_rows import read_run
 from losses.los import ONE_HOT
 from runs.checkpoint import FORMAT, Checkpoint, load_checkpoint, with_backbone
@@ -85,7 +85,7 @@ def look_at(checkpoint: Checkpoint, flags: Sequence[str]) -> LoadedModel:
 
 def accuracy_of(loaded: LoadedModel) -> dict[str, float | None]:
     """Return the accuracy over all classes plain and flip-averaged, None where there is no flip."""
-    logits_of = LogitsOf(network_features(loaded), loaded.model.fc)
+    logits_of = SplitLogits(network_features(loaded), loaded.model.fc)
     return accuracies(evaluate_test(logits_of, loaded.images, loaded.data))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from methods.plan import attach_head
 from models import build_model
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, with_backbone
-from runs.shards import describe_files, find_parts, joint_sha256, part_names, read_safetensors, write_safetensors
+from runs.shards import describe_files, find_shards, joint_sha256, read_safetensors, shard_names, write_safetensors
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
 from stages.checkpoints import adopt_checkpoint
@@ -32,7 +32,7 @@ RUN = "stage1_epochs1_width8"
 
 def test_every_released_file_has_a_card() -> None:
     assert CARDS
-    described = [path for card in CARDS for path in find_parts(card.with_suffix(".safetensors"))]
+    described = [path for card in CARDS for path in find_shards(card.with_suffix(".safetensors"))]
     assert sorted(described) == sorted(FOLDER.glob("*.safetensors"))
 
 
@@ -57,9 +57,9 @@ def check_card(path: Path) -> None:
     card, file = read_json(path), path.with_suffix(".safetensors")
     parts = card.get("parts") or [{"file": card["file"], "sha256": card["sha256"]}]
     assert card["file"] == file.name
-    assert [file.with_name(part["file"]) for part in parts] == find_parts(file)
+    assert [file.with_name(part["file"]) for part in parts] == find_shards(file)
     digests = [part["sha256"] for part in parts]
-    assert digests == [sha256_file(part) for part in find_parts(file)] and card["sha256"] == joint_sha256(digests)
+    assert digests == [sha256_file(part) for part in find_shards(file)] and card["sha256"] == joint_sha256(digests)
     checkpoint = load_checkpoint(file)
     assert checkpoint.sha256 == card["sha256"]
     assert checkpoint.config["stage"] == card["stage"] and checkpoint.settings()["network"] == card["network"]
@@ -106,7 +106,7 @@ def publish(out: Path, name: str, *arguments: object) -> None:
 
 
 def split(out: Path) -> list[Path]:
-    return find_parts(out / "split.safetensors")
+    return find_shards(out / "split.safetensors")
 
 
 def test_a_run_becomes_a_file_that_needs_no_other_flag(source: Path, tmp_path: Path) -> None:
@@ -164,12 +164,12 @@ def test_missing_and_foreign_parts_are_named(out: Path) -> None:
     assert f"{parts[1]} is missing" in refused("main_stage2", "--pretrained_pth", out / "split.safetensors")
     (out / "split.json").unlink()  # no card: the parts themselves say that they do not belong together
     write_safetensors(out / "other.safetensors", {"x": torch.zeros(9000)}, {}, part_mib=0.02)
-    shutil.copy(find_parts(out / "other.safetensors")[1], parts[1])
+    shutil.copy(find_shards(out / "other.safetensors")[1], parts[1])
     assert f"{parts[1]} is not a part of the same file" in refused(
         "evaluate", "--pretrained_pth", out / "split.safetensors"
     )
     away.replace(parts[1])
-    stranger = part_names(out / "split.safetensors", 2)[0]
+    stranger = shard_names(out / "split.safetensors", 2)[0]
     shutil.copy(parts[0], stranger)
     assert f"{stranger} is a part of another file" in refused("evaluate", "--pretrained_pth", out / "split.safetensors")
     stranger.unlink()
@@ -225,7 +225,7 @@ def test_a_classifier_is_no_stage_1_and_needs_its_own_backbone(out: Path) -> Non
     assert "is not a checkpoint" in refused("evaluate", "--pretrained_pth", file)
     (out / "whole.safetensors").unlink()
     for i, part in enumerate(split(out)):
-        shutil.copy(part, part_names(out / "whole.safetensors", len(split(out)))[i])
+        shutil.copy(part, shard_names(out / "whole.safetensors", len(split(out)))[i])
     assert "is not the backbone of" in refused("evaluate", "--pretrained_pth", file)
     backbone.rename(out / "whole.safetensors")
     assert run("evaluate", "--pretrained_pth", file).status == 0

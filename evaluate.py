@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.measure import (
-    LogitsOf,
+    SplitLogits,
     calibration_report,
     evaluate_test,
     logits_report,
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = {}
     for name, checkpoint in checkpoints.items():
         load_weights(subject.model, checkpoint)
-        logits_of = LogitsOf(subject.features_of, subject.model.fc)
+        logits_of = SplitLogits(subject.features_of, subject.model.fc)
         logits = logits_report(logits_of, images)
         temperature, source = settings.temperature, "given"
         if temperature is None and checkpoint.content is not None:

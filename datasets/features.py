@@ -125,9 +125,9 @@ class DeviceFeatures(DeviceImages):
         raise UserError("features are those of the images as they are, which cannot be augmented: use --views plain")
 
 
-OWN = "own_"  # how the names of these data sets begin, so that none is that of a known one
+USER_DATASET_PREFIX = "own_"  # how the names of these data sets begin, so that none is that of a known one
 
 
-def own_name(path: Path) -> str:
+def user_dataset_name(path: Path) -> str:
     """Return the name of the data set that a file of features is: its stem, after a prefix."""
-    return OWN + re.sub(r"[^\w.+-]+", "-", path.stem)
+    return USER_DATASET_PREFIX + re.sub(r"[^\w.+-]+", "-", path.stem)

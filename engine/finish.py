@@ -9,7 +9,7 @@ from datasets.long_tail import LongTailedData
 from engine.fit import History
 from evaluation.measure import (
     Images,
-    LogitsOf,
+    SplitLogits,
     calibration_report,
     holdout_report,
     logits_report,
@@ -27,7 +27,7 @@ from utils.files import write_json
 
 
 def measure(
-    config: dict[str, Any], history: History, logits_of: LogitsOf, images: Images, data: LongTailedData
+    config: dict[str, Any], history: History, logits_of: SplitLogits, images: Images, data: LongTailedData
 ) -> dict[str, Any]:
     """Return the content of metrics.json (see README) for a classifier, of a run or of a row of a table.
 
@@ -84,7 +84,7 @@ def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
 def finish_run(
     run: Run,
     history: History,
-    logits_of: LogitsOf,
+    logits_of: SplitLogits,
     images: Images,
     data: LongTailedData,
 ) -> dict[str, Any]:

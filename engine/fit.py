@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from datasets.long_tail import LongTailedData
 from engine.epoch import EpochResult
 from engine.log import LOG_COLUMNS, log_accuracies, log_row, open_events, print_epoch, write_events, write_log
-from evaluation.measure import FeaturesOf, Images, LogitsOf, evaluate_test, held_out_temperature, selection_score
+from evaluation.measure import Images, SplitFeatures, SplitLogits, evaluate_test, held_out_temperature, selection_score
 from models.network import Network
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from runs.run_folder import Run
@@ -56,7 +56,7 @@ def fit(
     model: Network,
     optimizer: Optimizer,
     train_one_epoch: Callable[[int], EpochResult],
-    features_of: FeaturesOf,
+    features_of: SplitFeatures,
     images: Images,
     data: LongTailedData,
     *,
@@ -65,7 +65,7 @@ def fit(
     epochs: int,
     eval_every: int,
     tensorboard: bool = False,
-) -> tuple[History, LogitsOf]:
+) -> tuple[History, SplitLogits]:
     """Train for `epochs` epochs and leave log.csv, last.pth and best.pth in the run's folder.
 
     Goes on from last.pth where the folder has one: everything random is a function of (seed, epoch, image), so weights,
@@ -91,9 +91,9 @@ def fit(
         print(f"resuming {run.folder} after epoch {done} of {epochs}")
     events = open_events(run, done) if tensorboard and is_main() else None
 
-    def keep(background: Background, epoch: int, row: dict[str, Any], evaluated: bool) -> LogitsOf:
+    def keep(background: Background, epoch: int, row: dict[str, Any], evaluated: bool) -> SplitLogits:
         """Evaluate the model after `epoch` epochs, if it is due, and save what there is, behind the next epoch."""
-        logits_of = LogitsOf(features_of, model.fc)
+        logits_of = SplitLogits(features_of, model.fc)
         evaluation_started = time.perf_counter()
         record = {"epoch": epoch, **evaluate_test(logits_of, images, data)} if evaluated else None
         seconds = time.perf_counter() - evaluation_started if evaluated else None
@@ -126,10 +126,10 @@ def fit(
         return logits_of
 
     started = time.perf_counter()
-    logits_of = LogitsOf(features_of, model.fc)
+    logits_of = SplitLogits(features_of, model.fc)
     with Background() as background:
         for epoch in range(done, epochs):
-            logits_of = LogitsOf(features_of, model.fc)  # lets go of the predictions of the epoch before
+            logits_of = SplitLogits(features_of, model.fc)  # lets go of the predictions of the epoch before
             lr = lr_of_epoch(epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr

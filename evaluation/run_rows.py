@@ -34,10 +34,10 @@ WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain"
 
 def run_name(metrics: dict[str, Any], config: dict[str, Any]) -> str:
     """Return a run's name in a table: its method, and what differs from the recipe and the protocol."""
-    return "stage 1" if metrics["stage"] == "stage1" else " ".join([metrics["method"], *own_tags(config)])
+    return "stage 1" if metrics["stage"] == "stage1" else " ".join([metrics["method"], *distinguishing_tags(config)])
 
 
-def own_tags(config: dict[str, Any]) -> list[str]:
+def distinguishing_tags(config: dict[str, Any]) -> list[str]:
     """Return the tags of a stage-2 run that come neither from its stage 1 nor from a seed or a protocol."""
     inherited = [*(config["stage1"] or {}).get("tags", []), config["settings"]["protocol"]]
     return [tag for tag in config["tags"] if tag not in inherited and not tag.startswith("stage1_seed")]
@@ -51,11 +51,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
         raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")
     metrics, config = read_json(folder / "metrics.json"), read_json(folder / "config.json")
-    refuse_damaged(folder, metrics, config)
+    refuse_damaged_run(folder, metrics, config)
     return metrics, config
 
 
-def refuse_damaged(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
+def refuse_damaged_run(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError where what is to be compared of a run is missing or of another kind."""
     lacking = ""
     try:

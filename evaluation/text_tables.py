@@ -11,7 +11,7 @@ from torch import Tensor
 from datasets.long_tail import LongTailedData
 from evaluation.metrics import SHOTS, row_blocks
 
-OWN_SCALE = 100  # mean squared norm of the features that the published rates are for, in round numbers
+REFERENCE_NORM = 100  # mean squared norm of the features that the published rates are for, in round numbers
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
 ENDS = 50  # classes at each end of a table that is too long to be printed
 
@@ -90,11 +90,11 @@ def scale_line(features: Tensor, lr: float) -> str:
     """Return one line on the scale of features (N, d) beside the learning rate, which has to go with it."""
     norm = sum(float(features[rows].double().square().sum()) for rows in row_blocks(features)) / len(features)
     text = f"features: mean squared norm {norm:.3g}; learning rate {lr:g}"
-    if OWN_SCALE / 10 <= norm <= OWN_SCALE * 10:
+    if REFERENCE_NORM / 10 <= norm <= REFERENCE_NORM * 10:
         return text
     return (
-        f"{text}. warning: the published learning rates are for a mean squared norm of about {OWN_SCALE}; a rate times "
-        f"{OWN_SCALE / max(norm, 1e-30):.2g} moves these features as far"
+        f"{text}. warning: the published learning rates are for a mean squared norm of about {REFERENCE_NORM}; "
+        f"a rate times {REFERENCE_NORM / max(norm, 1e-30):.2g} moves these features as far"
     )
 
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from runs.feature_files import OWN_FEATURES, read_features, refuse_bomb
+from runs.feature_files import USER_FEATURES, read_features, refuse_zip_bomb
 from runs.pretrained_weights import with_network_names
-from runs.shards import find_parts, read_safetensors
+from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
 from utils.errors import UserError
 from utils.files import refuse_pipe, sha256_file, write_atomically
@@ -93,7 +93,7 @@ def on_cpu(content: Any) -> Any:
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`runs.state_dict_adapter`).
 
-    A name that ends in .safetensors is read as that format, in one piece or in parts, .npz as features that any model
+    A name that ends in .safetensors is read as that format, in one piece or in shards, .npz as features that any model
     made, any other as PyTorch's.
 
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
@@ -108,7 +108,7 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
         else:
             digest = sha256_file(path)
             if not trust_pickle:
-                refuse_bomb(path)
+                refuse_zip_bomb(path)
             with warnings.catch_warnings():  # of what is refused below, or is none of a user's business
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
@@ -145,8 +145,8 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
         if strange:
             raise UserError(f"{path} is damaged: its {', '.join(strange)} cannot be")
         kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
-        if content.get("holds") == OWN_FEATURES:
-            kind = OWN_FEATURES
+        if content.get("holds") == USER_FEATURES:
+            kind = USER_FEATURES
         elif "features" in content:
             kind = f"features of a {kind}"
         elif all(key.startswith(CLASSIFIER) for key in content["model"]):
@@ -275,9 +275,9 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a file, whole or in parts, is there and is no device or pipe; an impossible name is not there."""
+    """Tell whether a file, whole or in shards, is there and is no device or pipe; an impossible name is not there."""
     try:
-        return find_parts(path)[0].is_file()
+        return find_shards(path)[0].is_file()
     except OSError:
         return False
 

@@ -94,7 +94,7 @@ def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
     Raises UserError for a layout that is not known, for values that are no tensors, for two keys that get one name, and
     for weights that a plain ResNet cannot express.
     """
-    parts, layout, where = find_parts(content)
+    parts, layout, where = find_modules(content)
     state: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
     entries: dict[str, object] = {}
@@ -122,7 +122,7 @@ def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
     return scaled, f"{layout}{where}{', scales multiplied into fc' if len(scaled) < len(state) else ''}"
 
 
-def find_parts(content: object) -> tuple[dict[str, dict], str, str]:
+def find_modules(content: object) -> tuple[dict[str, dict], str, str]:
     """Return the raw dictionaries that make up the network, by part, the layout's name and where it was found.
 
     A network saved as one module is one part named "".

@@ -15,7 +15,7 @@ from engine.epoch import EpochResult
 from engine.finish import finish_run
 from engine.fit import fit, make_sgd
 from engine.frozen_features import freeze
-from evaluation.measure import FeaturesOf, Images
+from evaluation.measure import Images, SplitFeatures
 from losses.los import ONE_HOT
 from methods.linear_probe import fit_probe
 from models.network import Network
@@ -78,7 +78,7 @@ def train_on_weights(command: Command) -> dict[str, Any]:
 
 
 def fit_classifier(
-    run: Run, model: Network, features_of: FeaturesOf, images: Images, data: LongTailedData
+    run: Run, model: Network, features_of: SplitFeatures, images: Images, data: LongTailedData
 ) -> dict[str, Any]:
     """Compute the classifier of a run on features of the training images (`methods.linear_probe`); save and
     report it."""

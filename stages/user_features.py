@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.epoch import predict
 from losses.los import ONE_HOT
 from runs.checkpoint import Checkpoint, joined, load_checkpoint
-from runs.feature_files import OWN_FEATURES, read_features
+from runs.feature_files import USER_FEATURES, read_features
 from runs.run_folder import open_run, read_metrics
 from runs.run_names import find_run, seed_folder, stage1_folder, stage1_tags
 from runs.run_record import describe
@@ -42,7 +42,7 @@ def open_features(command: Command) -> tuple[Command, Checkpoint]:
     """Read the file that `--features` names; return the command with what the file settles, and the file."""
     path = Path(str(command.settings.features))
     digest, content = read_features(path)
-    own = Checkpoint(path, digest, OWN_FEATURES, content["model"], content)
+    own = Checkpoint(path, digest, USER_FEATURES, content["model"], content)
     known = own.settings()
     return command.replace(**{name: known[name] for name in FROM_CHECKPOINT}), own
 

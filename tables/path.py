@@ -18,7 +18,7 @@ from engine.epoch import train_epoch
 from engine.frozen_features import feature_batches
 from engine.stacked_heads import BankSGD, head_bank, loss_bank
 from evaluation.logits_magnitude import logits_magnitude, summarise
-from evaluation.measure import LogitsOf, logits_by_way, training_fit
+from evaluation.measure import SplitLogits, logits_by_way, training_fit
 from evaluation.metrics import classification_report, feature_variance_ratio
 from evaluation.plots import COLOURS
 from evaluation.run_rows import GROUPS, mean_cell
@@ -232,7 +232,7 @@ def measure_head(
         report = classification_report(own, labels, lab.data.class_counts)
         values |= {f"{way}_{group}": report[group] for group in GROUPS}
     features, labels_of_views = all_views(lab)
-    views = LogitsOf(lambda split, mirrored: features, head)
+    views = SplitLogits(lambda split, mirrored: features, head)
     values["objective"] = mean_loss(loss, views.blocks("views"), labels_of_views)
     values["training_loss"] = mean_loss(loss, logits_of.blocks("train"), lab.bench.labels)
     fit = training_fit(logits_of, lab.images)

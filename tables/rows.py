@@ -19,7 +19,7 @@ from engine.finish import measure
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import Bench, Trained, train_heads
-from evaluation.measure import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
+from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
 from losses.los import ONE_HOT
 from methods.plan import Plan
 from runs.checkpoint import Checkpoint, load_weights
@@ -52,8 +52,8 @@ class Laboratory:
     def features_of(self, split: str, mirrored: bool) -> Tensor:
         return self.bench.frozen.plain(split, mirrored)
 
-    def logits_of(self, head: nn.Module) -> LogitsOf:
-        return LogitsOf(self.features_of, head)
+    def logits_of(self, head: nn.Module) -> SplitLogits:
+        return SplitLogits(self.features_of, head)
 
 
 def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:

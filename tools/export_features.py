@@ -7,7 +7,7 @@ images were held out `holdout_features`, each split's `*_labels` and `*_ids`, an
 precision: a stage-1 checkpoint whose backbone is replaced by what it makes of the images as they are. `main_stage2.py
 --pretrained_pth FILE` and the tables of `reproduce.py` take it as one, with `--views plain`. It is computed in fp32
 with the data of the run, which must be there. The card beside it, FILE with the ending .json, has the accuracy of the
-run, the accuracy `measured` with the features as they stand in the file, and the sha256 of every part.
+run, the accuracy `measured` with the features as they stand in the file, and the sha256 of every shard.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evaluation.run_rows import read_run
 from runs.checkpoint import CLASSIFIER, load_checkpoint
-from runs.shards import PART_MIB, card_of, describe_files, refuse_present, write_safetensors
+from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
 from stages.session import Subject
 from tools.release import accuracy_of, describe_run, header_of, look_at
 from utils.command import run_command
@@ -28,12 +28,12 @@ from utils.errors import UserError
 from utils.files import write_json
 
 
-def export_features(run: Path, file: Path, *, part_mib: float = PART_MIB, device: str = "auto") -> list[Path]:
+def export_features(run: Path, file: Path, *, part_mib: float = SHARD_MIB, device: str = "auto") -> list[Path]:
     """Write the features of a finished stage-1 run and their card; return what was written, the card last.
 
     Raises UserError for another run, where the run's data are not there, and where something stands in the place.
     """
-    refuse_present(file)
+    refuse_taken_name(file)
     metrics, config = read_run(run)
     if config["stage"] != "stage1":
         raise UserError(f"{run} is a {config['stage']} run; features are those of a stage 1")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("run", type=Path, help="folder of a finished stage-1 run")
     parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
-    parser.add_argument("--part_mib", type=float, default=PART_MIB, help=f"MiB a file holds at most [{PART_MIB:g}]")
+    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
     parser.add_argument("--device", default="auto", help="where to compute: auto, cpu or cuda [auto]")
     arguments = parser.parse_args(argv)
     written = export_features(arguments.run, arguments.file, part_mib=arguments.part_mib, device=arguments.device)

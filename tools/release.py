@@ -6,9 +6,9 @@
 Of a stage 1 the file holds the last epoch's weights in half precision; of a stage 2 the classifier alone, in full
 precision, and the name of the released stage-1 file in the same folder that has its backbone. Both hold the run's
 configuration, so that `evaluate.py --pretrained_pth FILE` and `main_stage2.py --pretrained_pth FILE` need no other
-flag. A file of more than `--part_mib` MiB is written in parts and still named as one (`runs.shards`). The card, FILE
+flag. A file of more than `--part_mib` MiB is written in shards and still named as one (`runs.shards`). The card, FILE
 with the ending .json, has the command, the data, the accuracy of the run, the accuracy `measured` with what is
-published, and the sha256 of every part.
+published, and the sha256 of every shard.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets.long_tail import LongTailedData
-from evaluation.measure import LogitsOf, evaluate_test
+from evaluation.measure import SplitLogits, evaluate_test
 from evaluation.run_rows import read_run
 from runs.checkpoint import CLASSIFIER, FORMAT, Checkpoint, load_checkpoint, load_weights, with_backbone
-from runs.shards import PART_MIB, card_of, describe_files, refuse_present, write_safetensors
+from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
 from stages.checkpoints import adopt_checkpoint
@@ -34,9 +34,9 @@ Metrics = dict[str, Any]
 Config = dict[str, Any]
 
 
-def release_stage1(run: Path, file: Path, part_mib: float = PART_MIB) -> list[Path]:
+def release_stage1(run: Path, file: Path, part_mib: float = SHARD_MIB) -> list[Path]:
     """Write the weights of a finished stage 1 in half precision, and their card; return what was written."""
-    refuse_present(file)
+    refuse_taken_name(file)
     metrics, config = read_run(run)
     checkpoint = load_checkpoint(run / "last.pth")
     state = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.state.items()}
@@ -56,12 +56,12 @@ def release_stage1(run: Path, file: Path, part_mib: float = PART_MIB) -> list[Pa
     return [*written, card_of(file)]
 
 
-def release_classifier(run: Path, file: Path, backbone: Path, part_mib: float = PART_MIB) -> list[Path]:
+def release_classifier(run: Path, file: Path, backbone: Path, part_mib: float = SHARD_MIB) -> list[Path]:
     """Write the classifier of a finished stage 2, and its card; return what was written.
 
     `backbone` is the released stage 1, or the features, that it belongs to: see `refuse_other_backbone`.
     """
-    refuse_present(file)
+    refuse_taken_name(file)
     metrics, config = read_run(run)
     checkpoint = load_checkpoint(run / "last.pth")
     base = load_checkpoint(backbone)
@@ -169,7 +169,7 @@ def look_at(checkpoint: Checkpoint, device: str = "auto") -> tuple[Subject, Long
 
 def accuracy_of(subject: Subject, data: LongTailedData) -> dict[str, float | None]:
     """Return the accuracy over all classes plain and flip-averaged, None where there is no flip."""
-    return accuracies(evaluate_test(LogitsOf(subject.features_of, subject.model.fc), subject.images, data))
+    return accuracies(evaluate_test(SplitLogits(subject.features_of, subject.model.fc), subject.images, data))
 
 
 def refuse(message: str) -> NoReturn:
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
     parser.add_argument("--backbone", type=Path, help="of a stage-2 run: the released file of its stage 1")
-    parser.add_argument("--part_mib", type=float, default=PART_MIB, help=f"MiB a file holds at most [{PART_MIB:g}]")
+    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
     arguments = parser.parse_args(argv)
     stage = read_run(arguments.run)[1]["stage"]
     if stage == "stage1" and arguments.backbone is not None:

@@ -38,7 +38,7 @@ import pandas as pd
 from benchmarks.jobs.collect import MIB, Home, bring
 from runs.checkpoint import Checkpoint
 from runs.run_names import stage1_folder, stage1_tags, stage2_folder, stage2_tags
-from runs.shards import PART_MIB
+from runs.shards import SHARD_MIB
 from settings.command_line import make_parser, parse_command
 from settings.fields import FIELDS, PARAMETERS, STAGE1, STAGE2, Settings
 from settings.resolve import Command
@@ -116,7 +116,7 @@ def order_of_worth() -> Iterator[tuple[str, dict[str, Any], bool]]:
         yield f"if{ratio}_seed{seed}", {"imb_ratio": ratio, "seed": seed}, True
 
 
-def make_steps(given: dict[str, Any], quick: bool, part_mib: float = PART_MIB) -> list[Step]:
+def make_steps(given: dict[str, Any], quick: bool, part_mib: float = SHARD_MIB) -> list[Step]:
     """Return the steps of all items in the order of their worth; a UserError for `given` flags that cannot be."""
     steps = []
     for name, own, retrained in order_of_worth():
@@ -351,7 +351,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
 def main(argv: Sequence[str] | None = None) -> None:
     started = monotonic()
     own, given = parse(argv)
-    everything = make_steps(given, own.quick, min(PART_MIB, own.home_mib / 2))
+    everything = make_steps(given, own.quick, min(SHARD_MIB, own.home_mib / 2))
     steps = choose(everything, own.only)
     if own.list:
         for item, group in groupby(steps, key=lambda step: step.item):

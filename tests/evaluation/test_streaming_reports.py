@@ -16,7 +16,7 @@ from datasets.long_tail import Augmentation
 from evaluation import measure as evaluation
 from evaluation import metrics
 from evaluation.logits_magnitude import MagnitudeStatistics, logits_magnitude
-from evaluation.measure import LogitsOf, logits_report, rebalanced_report, training_fit
+from evaluation.measure import SplitLogits, logits_report, rebalanced_report, training_fit
 from evaluation.metrics import (
     calibration_error,
     class_wise_column_means,
@@ -235,8 +235,8 @@ class Setting:
     classifier: Watched
 
     @property
-    def logits_of(self) -> LogitsOf:
-        return LogitsOf(lambda split, mirrored: self.features[split].flip(1) if mirrored else self.features[split],
+    def logits_of(self) -> SplitLogits:
+        return SplitLogits(lambda split, mirrored: self.features[split].flip(1) if mirrored else self.features[split],
                         self.classifier)  # fmt: skip
 
 
@@ -267,13 +267,13 @@ def test_no_pass_over_the_training_images_holds_many_of_their_logits(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "BLOCK", 16 * CLASSES)
-    join = LogitsOf._whole
+    join = SplitLogits._whole
 
-    def only_others(logits_of: LogitsOf, split: str, mirrored: bool) -> Tensor:
+    def only_others(logits_of: SplitLogits, split: str, mirrored: bool) -> Tensor:
         assert split != "train"
         return join(logits_of, split, mirrored)
 
-    monkeypatch.setattr(LogitsOf, "_whole", only_others)
+    monkeypatch.setattr(SplitLogits, "_whole", only_others)
     labels = setting.images["train"].labels
     fit = training_fit(setting.logits_of, setting.images)
     assert setting.classifier.rows == [16] * 25
@@ -318,7 +318,7 @@ def test_features_of_half_precision_meet_the_classifier_in_its_own(setting: Sett
 
 def test_blocks_go_to_the_device_of_the_classifier(setting: Setting) -> None:
     """The meta device stands in for a GPU: features stay on the CPU, logits come out on the device."""
-    logits_of = LogitsOf(lambda split, _: setting.features[split], Cosine(nn.Linear(10, CLASSES)).to("meta"))
+    logits_of = SplitLogits(lambda split, _: setting.features[split], Cosine(nn.Linear(10, CLASSES)).to("meta"))
     blocks = list(logits_of.blocks("train"))
     assert {logits.device.type for _, logits in blocks} == {"meta"}
     assert logits_of("test").shape == (SPLITS["test"], CLASSES) and logits_of("test").device.type == "meta"

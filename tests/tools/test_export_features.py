@@ -18,7 +18,7 @@ from datasets.features import DeviceFeatures, features_data
 from datasets.long_tail import Split
 from models.given_features import GivenFeatures
 from runs.checkpoint import load_checkpoint
-from runs.shards import find_parts
+from runs.shards import find_shards
 from stages.data import load_features
 from stages.session import Subject
 from tests.helpers import (
@@ -124,7 +124,7 @@ def test_the_card_says_what_was_measured_of_the_file_and_of_the_run(source: Path
         checkpoint = load_checkpoint(source / f"{name}.safetensors")
         assert card["sha256"] == checkpoint.sha256 and "features of a stage1" in checkpoint.kind
     assert [part["sha256"] for part in card["parts"]] == list(
-        map(sha256_file, find_parts(source / "split.safetensors"))
+        map(sha256_file, find_shards(source / "split.safetensors"))
     )
     assert len(card["parts"]) > 2  # the training features alone do not fit into one
 

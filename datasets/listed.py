@@ -8,7 +8,7 @@ CVPR 2018), whose JSON Kang et al. (ICLR 2020) turned into the field's text file
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,12 @@ class ListFiles:
     test: str | None = None
     image_root: str | None = None
 
+    def as_flags(self) -> list[str]:
+        """Return the flags that a user would have named these with, each with its value."""
+        return [f"{flag} {value}" for flag, value in zip(LIST_FLAGS, astuple(self), strict=True) if value is not None]
 
+
+LIST_FLAGS = ["--train_list", "--val_list", "--test_list", "--image_root"]  # of the fields of `ListFiles`, in order
 NO_FILES = ListFiles()
 
 

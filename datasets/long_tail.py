@@ -29,7 +29,7 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Split":
-        """Return the rows given by integer positions, in that order."""
+        """Return the images at the integer positions `rows` (n,), in that order."""
         return Split(self.images[rows], self.labels[rows], self.ids[rows])
 
 

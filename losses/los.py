@@ -106,7 +106,8 @@ def smoothing_for_gap(gap: float, num_classes: int, convention: str = "torch") -
 class CrossEntropy(nn.Module):
     """Mean over the batch of -y_true log p_y - y_other sum_{j != y} log p_j; p is the softmax of the logits.
 
-    It is LOS with a target of `torch_target` or `rest_target`, plain cross-entropy with ONE_HOT. With
+    It is LOS (Sun et al., ICLR 2025) with a target of `torch_target` or `rest_target` at a large smoothing, label
+    smoothing (Szegedy et al., CVPR 2016) at a small one, and plain cross-entropy with ONE_HOT. With
     `torch_target(s, K)` it equals `nn.CrossEntropyLoss(label_smoothing=s)`, value and gradient.
     """
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from datasets.features import features_data, require, user_dataset_name
+from datasets.long_tail import LongTailedData
 from runs.shards import read_safetensors
 from utils.errors import UserError
 from utils.files import refuse_pipe, sha256_file
@@ -34,13 +35,15 @@ USER_FEATURES = "features that another model made"  # the kind of such a checkpo
 SUFFIXES = (".npz", ".safetensors")
 SPLITS = ("train", "test", "holdout")
 CLASSIFIER = ("fc.weight", "fc.bias")
-KNOWN = {
-    *(f"{split}_{kind}" for split in SPLITS for kind in ("features", "labels")),
-    "test_features_mirrored", "class_names", *CLASSIFIER,
-}  # fmt: skip
+ARRAYS = {f"{split}_{kind}" for split in SPLITS for kind in ("features", "labels")}
+KNOWN = {*ARRAYS, "test_features_mirrored", "class_names", *CLASSIFIER}
 # What a zip archive may unpack to: this many bytes in any case, and this many times the size of the file.
 UNPACKED, RATIO = 1 << 26, 100
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NPY_START = b"\x93NUMPY"  # how a file of a single array begins
+
+# The sha256 of a file, its arrays by their known names, its class names, and the names of what else it holds.
+Read = tuple[str, dict[str, Tensor], list[str] | None, set[str]]
 
 
 def read_features(path: Path) -> tuple[str, dict[str, Any]]:
@@ -67,13 +70,6 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
     if unknown:
         print(f"not used of {path}: {shown(', '.join(sorted(unknown)))}", file=sys.stderr)
     return digest, content
-
-
-# The sha256 of a file, its arrays by their known names, its class names, and the names of what else it holds.
-Read = tuple[str, dict[str, Tensor], list[str] | None, set[str]]
-
-
-NPY_START = b"\x93NUMPY"  # of a single array
 
 
 def read_npz(path: Path) -> Read:
@@ -166,25 +162,37 @@ def content_of(name: str, arrays: Mapping[str, Tensor], names: list[str] | None)
     names = [printable(given) for given in names] if names else [str(label) for label in range(classes)]
     mirror = "test_features_mirrored" in tensors
     data = features_data(name, tensors, names, mirror)
-    counts = data.class_counts
-    settings = {
-        "dataset": name, "imb_type": "natural", "imb_ratio": float(f"{counts.max() / counts.min():.4g}"),
-        "subset": "first", "subset_seed": 0, "holdout": 0.0, "network": "features", "width": None,
-        "seed": 0, "stage1_seed": None, "epochs": 0,
-    }  # fmt: skip
     return {
         "format": 1,
         "stage": "stage1",
         "epoch": 0,
         "holds": USER_FEATURES,
         "model": classifier_of(arrays, classes, data.train.images.shape[2]),
-        "config": {
-            "stage": "stage1", "settings": settings, "tags": [], "subset": data.subset, "class_counts": counts.tolist()
-        },
+        "config": config_of(data),
         "features": tensors,
         "class_names": names,
         "augmentation": {"mirror": mirror},
-    }  # fmt: skip
+    }
+
+
+def config_of(data: LongTailedData) -> dict[str, Any]:
+    """Return what the configuration of a stage 1 would say of such data: no network, no epochs, their own imbalance."""
+    counts = data.class_counts
+    settings = {
+        "dataset": data.name,
+        "imb_type": "natural",
+        "imb_ratio": float(f"{counts.max() / counts.min():.4g}"),
+        "subset": "first",
+        "subset_seed": 0,
+        "holdout": 0.0,
+        "network": "features",
+        "width": None,
+        "seed": 0,
+        "stage1_seed": None,
+        "epochs": 0,
+    }
+    record = {"tags": [], "subset": data.subset, "class_counts": counts.tolist()}
+    return {"stage": "stage1", "settings": settings, **record}
 
 
 def as_float(name: str, values: Tensor) -> Tensor:

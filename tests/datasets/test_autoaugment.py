@@ -88,11 +88,13 @@ def test_policy_is_torchvisions() -> None:
 @pytest.mark.parametrize("sub_policy", range(25))
 def test_sub_policy_is_torchvisions_pixel_by_pixel(monkeypatch: pytest.MonkeyPatch, sub_policy: int) -> None:
     images = pictures()
-    expected = torch.stack([
-        torchvision_policy(monkeypatch, image, sub_policy, list(case[:2]), list(case[2:]))
-        for case in CASES
-        for image in images
-    ])  # fmt: skip
+    expected = torch.stack(
+        [
+            torchvision_policy(monkeypatch, image, sub_policy, list(case[:2]), list(case[2:]))
+            for case in CASES
+            for image in images
+        ]
+    )
     flags = torch.tensor(CASES).repeat_interleave(len(images), dim=0)
     batch = images.repeat(len(CASES), 1, 1, 1)
     result = apply_policy(batch, torch.full((len(batch),), sub_policy), flags[:, :2], flags[:, 2:])

@@ -155,7 +155,7 @@ def test_a_tensor_larger_than_a_part_is_cut_along_its_rows(tmp_path: Path) -> No
             write_safetensors(tmp_path / "y.safetensors", tensors, {}, part_mib)
 
 
-def test_missing_and_foreign_parts_are_named(out: Path) -> None:
+def test_missing_shards_and_those_of_another_file_are_named(out: Path) -> None:
     parts = split(out)
     message = refused("main_stage2", "--pretrained_pth", parts[1])
     assert "only shard 2" in message and str(out / "split.safetensors") in message

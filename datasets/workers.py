@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -30,6 +30,8 @@ PIECE, AHEAD = 16, 2
 PATIENCE = 5  # seconds that a worker has to end when it is told to
 
 MORE_THAN_CORES = "This DataLoader will create"  # a warning of several lines, at each pass; the user chose the number
+
+NO_MORE = object()  # stands behind the last answer of a pass
 
 KILLED = (
     "a worker process that reads images was killed, perhaps for want of memory or of shared memory (/dev/shm); use "
@@ -147,22 +149,20 @@ class Workers:
 
         No frame keeps the loader's iterator but this object, so that `end` is the end of it.
         """
-        self._start_pass()
-        while True:
-            if not all(process.is_alive() for process in self.processes):
-                raise UserError(KILLED)
-            killed = False
-            try:
-                answer = next(self._answers)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                killed = str(error).startswith("DataLoader worker")  # a worker's own exception starts otherwise
-                if not killed:
-                    raise
-            if killed:
-                raise UserError(KILLED)
+        self._unless_killed(self._start_pass)
+        while (answer := self._unless_killed(lambda: next(self._answers, NO_MORE))) is not NO_MORE:
             yield answer
+
+    def _unless_killed(self, action: Callable[[], Any]) -> Any:
+        """Return what an action of the loader returns; raise UserError where a worker is dead, before or after it."""
+        if not all(process.is_alive() for process in self.processes):
+            raise UserError(KILLED)
+        try:
+            return action()
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):  # a worker's own exception starts otherwise
+                raise
+        raise UserError(KILLED)  # not from within, for the error's traceback holds the loader's iterator
 
     def _start_pass(self) -> None:
         """Hand out the first tasks of a pass; before the first pass, start the processes and remember them.

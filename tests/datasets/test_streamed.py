@@ -278,6 +278,20 @@ def test_a_killed_worker_ends_in_one_line(split: ListedSplit) -> None:
     images.close()
 
 
+def test_a_worker_killed_between_passes_ends_the_next_in_one_line(split: ListedSplit) -> None:
+    before = set(multiprocessing.active_children())
+    images = images_of(split, 2)
+    everything(images)
+    worker = (set(multiprocessing.active_children()) - before).pop()
+    worker.kill()
+    worker.join(5)
+    with pytest.raises(UserError, match="a worker process that reads images was killed"):
+        everything(images)
+    assert set(multiprocessing.active_children()) == before
+    assert len(everything(images)) == COUNT
+    images.close()
+
+
 class Ends(Dataset[str]):
     """Work that kills whoever does it."""
 

@@ -1,5 +1,8 @@
-"""What is measured of a model: the test set plain and flip-averaged, LoMa and RSD, calibration, re-balanced
-predictions. `evaluation.text_tables` shows it."""
+"""What is measured of a model: accuracies plain and flip-averaged, LoMa and RSD, calibration, re-balanced predictions.
+
+`evaluation.metrics` and `evaluation.logits_magnitude` compute on tensors; here they meet the splits of a data set.
+`evaluation.text_tables` shows what comes out.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -11,7 +11,7 @@ images were held out `holdout_features`, each split's `*_labels` and `*_ids`, an
 precision: a stage-1 checkpoint whose backbone is replaced by what it makes of the images as they are. `main_stage2.py
 --pretrained_pth FILE` and the tables of `reproduce.py` take it as one, with `--views plain`. It is computed in fp32
 with the data of the run, which must be there. The card beside it, FILE with the ending .json, has the accuracy of the
-run, the accuracy `measured` with the features as they stand in the file, and the sha256 of every part.
+run, the accuracy `measured` with the features as they stand in the file, and the sha256 of every shard.
 """
 
 import argparse

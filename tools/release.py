@@ -10,9 +10,9 @@ not name its data and network, such as a plain state dict, takes the flags of `e
 Of a stage 1 the file holds the last epoch's weights in half precision; of a stage 2 the classifier alone, in full
 precision, and the name of the released stage-1 file in the same folder that has its backbone. Both hold the run's
 configuration, so that `evaluate.py --pretrained_pth FILE` and `main_stage2.py --pretrained_pth FILE` need no other
-flag. A file of more than `--part_mib` MiB is written in parts and still named as one (`runs.shards`). The card, FILE
+flag. A file of more than `--part_mib` MiB is written in shards and still named as one (`runs.shards`). The card, FILE
 with the ending .json, has the command, the data, the accuracy of the run, the accuracy `measured` with what is
-published, and the sha256 of every part.
+published, and the sha256 of every shard.
 """
 
 import argparse

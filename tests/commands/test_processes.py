@@ -23,7 +23,7 @@ from datasets.image_source import batch_sizes, share_of_batches
 from losses import build_loss
 from models.sync_batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
 from tests.helpers import ROOT, image_tree, read, run, weights
-from utils.distributed import Launch, connect, disconnect, from_all, gather_rows, launch_of, process_rank
+from utils.distributed import Launch, connect, disconnect, gather_rows, launch_of, process_rank
 from utils.errors import UserError
 
 # 34 training images in batches of 11: the last batch is a single image, which leaves the second process without any.
@@ -100,6 +100,13 @@ def stop_and_resume(tree: Path, out: Path) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         main_stage1.main(line)
     main_stage1.main([*line, "--resume"])
+
+
+def from_all(value: Any) -> list[Any]:
+    """Return the `value` of each process, in their order."""
+    values: list[Any] = [None, None]
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def pieces(rank: int, out: Path) -> None:

@@ -173,10 +173,13 @@ def test_measures_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch, n
     def measured() -> list[Any]:
         means = column_means(logits)
         return [
-            calibration_error(logits, labels), fit_temperature(logits, labels), means.tolist(),
-            class_wise_column_means(logits, labels).tolist(), feature_variance_ratio(features, labels),
+            calibration_error(logits, labels),
+            fit_temperature(logits, labels),
+            means.tolist(),
+            class_wise_column_means(logits, labels).tolist(),
+            feature_variance_ratio(features, labels),
             rebalanced_predictions(logits, means, 1.0).tolist(),
-        ]  # fmt: skip
+        ]
 
     whole = measured()
     assert whole[5] == rebalance(logits, logits.double().softmax(dim=1).mean(dim=0), 1.0).argmax(dim=1).tolist()
@@ -236,8 +239,9 @@ class Setting:
 
     @property
     def logits_of(self) -> SplitLogits:
-        return SplitLogits(lambda split, mirrored: self.features[split].flip(1) if mirrored else self.features[split],
-                        self.classifier)  # fmt: skip
+        return SplitLogits(
+            lambda split, mirrored: self.features[split].flip(1) if mirrored else self.features[split], self.classifier
+        )
 
 
 class Images(SimpleNamespace):
@@ -254,9 +258,10 @@ def setting(tmp_path: Path) -> Setting:
     # Copy on write, like a file that is opened for reading only, but PyTorch does not warn of it.
     features["train"] = torch.from_numpy(np.load(tmp_path / "train.npy", mmap_mode="c"))
     data = SimpleNamespace(
-        num_classes=CLASSES, class_counts=np.bincount(labels["train"].numpy(), minlength=CLASSES),
+        num_classes=CLASSES,
+        class_counts=np.bincount(labels["train"].numpy(), minlength=CLASSES),
         augmentation=Augmentation(padding=0, mirror=True, mean=(0.0,) * 3, std=(1.0,) * 3),
-    )  # fmt: skip
+    )
     return Setting(features, {split: Images(labels=own) for split, own in labels.items()}, data, Watched(10))
 
 
@@ -379,9 +384,10 @@ def classes_of(count: int) -> tuple[dict[str, Any], Any]:
     sizes = generator.permutation(count) + 1
     values = [None if k == 1 else float(k) for k in range(count)]
     record = {
-        "plain": {"per_class_accuracy": values}, "flip": None,
+        "plain": {"per_class_accuracy": values},
+        "flip": None,
         "logits": {"test": {"column": {"loma": values, "rsd_true": values}}},
-    }  # fmt: skip
+    }
     names = [f"class{k}" for k in range(count)]
     return {"last": record}, SimpleNamespace(class_names=names, class_counts=sizes, num_classes=count)
 
@@ -458,8 +464,9 @@ def texts(figure: Figure) -> list[str]:
 
 def test_a_panel_without_any_number_says_so() -> None:
     assert texts(logits_per_class(measured([50, 3], known=False))) == [
-        "no class has a LoMa", "this classifier has no row norms",
-    ]  # fmt: skip
+        "no class has a LoMa",
+        "this classifier has no row norms",
+    ]
     assert texts(logits_per_class(measured([50, 3]))) == []
     assert texts(training_curves(pd.DataFrame(log_of(0)))) == ["no epoch was trained: the classifier is computed"]
     assert texts(training_curves(pd.DataFrame(log_of(1)))) == []

@@ -1,4 +1,4 @@
-"""Released weights are what their cards say; runs become such files, whole, in parts, or a classifier alone."""
+"""Released weights are what their cards say; runs become such files, whole, in shards, or a classifier alone."""
 
 import shutil
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def test_a_released_file_is_what_its_card_says(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage 1 and two stage 2s on the digits; the stage 1 released whole and in parts, one classifier with each."""
+    """A stage 1 and two stage 2s on the digits; the stage 1 released whole and in shards, one classifier with each."""
     out = tmp_path_factory.mktemp("source")
     stage1(out, *SMALL)
     named = ("--pretrained_pth", folder_of(out, RUN), "--finetune_epoch", 1)
@@ -129,7 +129,7 @@ def test_a_damaged_released_file_is_named(tmp_path: Path) -> None:
         load_checkpoint(file)
 
 
-# In parts
+# In shards
 
 
 def test_parts_are_small_and_read_as_the_file_that_they_are(source: Path) -> None:
@@ -156,22 +156,23 @@ def test_a_tensor_larger_than_a_part_is_cut_along_its_rows(tmp_path: Path) -> No
             write_safetensors(tmp_path / "y.safetensors", tensors, {}, part_mib)
 
 
-def test_missing_and_foreign_parts_are_named(out: Path) -> None:
+def test_missing_shards_and_those_of_another_file_are_named(out: Path) -> None:
     parts = split(out)
     message = refused("main_stage2", "--pretrained_pth", parts[1])
-    assert "only part 2" in message and str(out / "split.safetensors") in message
+    assert "only shard 2" in message and str(out / "split.safetensors") in message
     away = parts[1].rename(out / "away")
     assert f"{parts[1]} is missing" in refused("main_stage2", "--pretrained_pth", out / "split.safetensors")
-    (out / "split.json").unlink()  # no card: the parts themselves say that they do not belong together
+    (out / "split.json").unlink()  # no card: the shards themselves say that they do not belong together
     write_safetensors(out / "other.safetensors", {"x": torch.zeros(9000)}, {}, part_mib=0.02)
     shutil.copy(find_shards(out / "other.safetensors")[1], parts[1])
-    assert f"{parts[1]} is not a part of the same file" in refused(
+    assert f"{parts[1]} is not a shard of the same file" in refused(
         "evaluate", "--pretrained_pth", out / "split.safetensors"
     )
     away.replace(parts[1])
     stranger = shard_names(out / "split.safetensors", 2)[0]
     shutil.copy(parts[0], stranger)
-    assert f"{stranger} is a part of another file" in refused("evaluate", "--pretrained_pth", out / "split.safetensors")
+    message = refused("evaluate", "--pretrained_pth", out / "split.safetensors")
+    assert f"{stranger} is a shard of another file" in message
     stranger.unlink()
     assert load_checkpoint(out / "split.safetensors").state
 

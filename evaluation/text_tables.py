@@ -111,7 +111,7 @@ def details(record: dict[str, Any]) -> str:
 def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:
     """Tabulate the classes: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images).
 
-    Of more than `2 * END_CLASSES` classes only the largest and the smallest are printed, `END_CLASSES` each, sorted by size.
+    Of more than `2 * END_CLASSES` classes only the `END_CLASSES` largest and smallest are printed, sorted by size.
     """
     columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
     for name, record in records.items():
@@ -127,7 +127,8 @@ def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) ->
         order = [*by_size[:END_CLASSES], *by_size[-END_CLASSES:]]
     lines = to_text([{name: values[k] for name, values in columns.items()} for k in order]).splitlines()
     if more > 0:
-        lines.insert(1 + END_CLASSES, f"... and {more} more between the largest and the smallest {END_CLASSES}; --json has all")
+        note = f"... and {more} more between the largest and the smallest {END_CLASSES}; --json has all"
+        lines.insert(1 + END_CLASSES, note)
     return "\n".join(lines)
 
 

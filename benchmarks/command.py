@@ -14,18 +14,35 @@ from utils.errors import UserError
 OWN = ("out", "eval_every", "resume", "overwrite", "reuse")
 
 
+def make_own_parser(name: str, description: str | None, quick: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m benchmarks.<name>`, with --results and, where `quick` says what it does, --quick.
+
+    `description` is the module's docstring: --help shows its lines as they are. A wrong command line is a UserError.
+    """
+    command = f"python -m benchmarks.{name}"
+    parser = argparse.ArgumentParser(
+        prog=command,
+        usage=f"{command} [flags]",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; {command} --help lists the flags")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if quick is not None:
+        parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+    return parser
+
+
 class Benchmark:
     """The parser of one benchmark, with `--quick` and `--results`; `add` declares further flags."""
 
     def __init__(self, name: str, description: str | None, quick: str) -> None:
-        self.name = name
-        self.parser = argparse.ArgumentParser(
-            prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        self.parser.error = self.refuse  # type: ignore[method-assign]
-        self.parser.add_argument("--quick", action="store_true", help=quick)
-        self.parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+        self.parser = make_own_parser(name, description, quick)
 
     def add(self, *names: str, kind: Callable[[str], object] = int, **more: object) -> None:
         """Declare a flag, a whole number unless `kind` says otherwise."""
@@ -33,7 +50,7 @@ class Benchmark:
 
     def refuse(self, message: str) -> NoReturn:
         """Raise the error of a command line that cannot be."""
-        raise UserError(f"{message}; usage: python -m benchmarks.{self.name} [--quick] [flags of main_stage1.py]")
+        self.parser.error(message)
 
     def parse(
         self,

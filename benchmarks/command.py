@@ -10,12 +10,15 @@ from settings.fields import STAGE1
 from settings.resolve import Command
 from utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent  # of the repository, whose scripts are run as child processes
 # Flags of main_stage1.py that no benchmark leaves to the user: it trains into a folder of its own.
-OWN = ("out", "eval_every", "resume", "overwrite", "reuse")
+NOT_TAKEN = ("out", "eval_every", "resume", "overwrite", "reuse")
 
 
-def make_own_parser(name: str, description: str | None, quick: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of `python -m benchmarks.<name>`, with --results and, where `quick` says what it does, --quick.
+def make_own_parser(
+    name: str, description: str | None, quick: str | None = None, results: bool = True
+) -> argparse.ArgumentParser:
+    """Return the parser of `python -m benchmarks.<name>`, with --quick where `quick` says what it does, and --results.
 
     `description` is the module's docstring: --help shows its lines as they are. A wrong command line is a UserError.
     """
@@ -34,12 +37,13 @@ def make_own_parser(name: str, description: str | None, quick: str | None = None
     parser.error = refuse  # type: ignore[method-assign]
     if quick is not None:
         parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+    if results:
+        parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
     return parser
 
 
 class Benchmark:
-    """The parser of one benchmark, with `--quick` and `--results`; `add` declares further flags."""
+    """The parser of a benchmark that takes flags of main_stage1.py too; `add` declares further flags of its own."""
 
     def __init__(self, name: str, description: str | None, quick: str) -> None:
         self.parser = make_own_parser(name, description, quick)
@@ -65,7 +69,7 @@ class Benchmark:
         """
         own, rest = self.parser.parse_known_args(argv)
         given = vars(make_parser(STAGE1, "").parse_args(rest))
-        for name in (*OWN, *taken):
+        for name in (*NOT_TAKEN, *taken):
             if name in given:
                 self.refuse(f"--{name} is set here")
         for name, value in usual(own).items():

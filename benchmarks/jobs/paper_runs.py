@@ -35,6 +35,7 @@ from typing import IO, Any, NoReturn
 
 import pandas as pd
 
+from benchmarks.command import ROOT
 from benchmarks.jobs.collect import MIB, Home, bring
 from runs.checkpoint import Checkpoint
 from runs.run_names import stage1_folder, stage1_tags, stage2_folder, stage2_tags
@@ -48,7 +49,6 @@ from utils.command import run_command
 from utils.errors import UserError
 from utils.files import make_folder
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RECORDS = "paper_runs"  # folder of this script's own files in that of the runs
 INTERRUPTED = ": finished epochs are saved; the same command goes on from there"
 WEIGHTS = ("if100_seed0",)  # items whose stage 1 is brought home to be released
@@ -61,9 +61,26 @@ QUICK = {"dataset": "digits", "epochs": 3, "finetune_epoch": 2, "width": 4}
 QUICK_LARGEST_RATIO = 100  # the digits' largest class has 124 images
 # Every item sets these itself, or no script that is run here reads them.
 NOT_GIVEN = {
-    "imb_ratio", "seed", "loss", "holdout", "subset", "subset_seed", "stage1_seed", "cur_stage", "method", "protocol",
-    "pretrained_pth", "label_smooth", "loma_target", "temperature", "resume", "overwrite", "reuse", "json", *PARAMETERS,
-}  # fmt: skip
+    "imb_ratio",
+    "seed",
+    "loss",
+    "holdout",
+    "subset",
+    "subset_seed",
+    "stage1_seed",
+    "cur_stage",
+    "method",
+    "protocol",
+    "pretrained_pth",
+    "label_smooth",
+    "loma_target",
+    "temperature",
+    "resume",
+    "overwrite",
+    "reuse",
+    "json",
+    *PARAMETERS,
+}
 
 RESERVE = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is brought home
 GRACE = 10.0  # seconds of these, at most, until a child that was asked to end is killed
@@ -278,10 +295,15 @@ def run_child(command: Sequence[str], log: Path, call: Call) -> int | None:
         sink.write(f"\n$ {shlex.join(command)}\n".encode())
         sink.flush()
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, process_group=0,
-            pass_fds=[call.lock.fileno()], preexec_fn=ends_with_this_process(),
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            pass_fds=[call.lock.fileno()],
+            preexec_fn=ends_with_this_process(),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},  # or what it printed before an error would stand behind it
-        )  # fmt: skip
+        )
     try:
         return child.wait(call.stop - monotonic())
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
@@ -325,9 +347,11 @@ def refuse(message: str) -> NoReturn:
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Return this script's own flags and those for the stages; a UserError where they cannot be."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.jobs.paper_runs", description=__doc__, allow_abbrev=False,
+        prog="python -m benchmarks.jobs.paper_runs",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("--minutes", type=float, default=9.0, help="how long this call may take, at most [9]")
     parser.add_argument("--bring_home", type=Path, metavar="DIR", help="where to write what is finished [nowhere]")

@@ -1,10 +1,12 @@
 """The tests on the oldest versions that requirements.txt allows and on the newest there are.
 
-    python -m benchmarks.robustness.versions [--folder .versions] [--python python3.12]
+    python -m benchmarks.robustness.versions                        # `make versions`
+    python -m benchmarks.robustness.versions --folder .versions --python python3.12
+    python -m benchmarks.robustness.versions --quick                # the tests of the losses alone
 
-makes an environment for each below FOLDER (two downloads of PyTorch; one that is there is brought up to date), runs the
-tests in it and writes `results/versions.csv` and `.md`. Exit status 1 where a test fails. A lower bound such
-as `torch>=2.11` stands for the newest patch of that release.
+Makes an environment for each below FOLDER (two downloads of PyTorch; one that is there is brought up to date), runs the
+tests in it and writes `results/versions.csv` and `.md`. Exit status 1 where a test fails. A lower bound such as
+`torch>=2.11` stands for the newest patch of that release.
 """
 
 import json
@@ -21,13 +23,12 @@ from xml.etree import ElementTree
 import pandas as pd
 import torch
 
-from benchmarks.command import Benchmark
+from benchmarks.command import ROOT, Benchmark
 from benchmarks.record import provenance, write_record
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "safetensors", "pillow", "matplotlib")
 BOUND = re.compile(r"^([A-Za-z0-9_.-]+)>=(\d+(?:\.\d+)?)")
 ASK = "import sys, json, importlib.metadata as m; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
@@ -80,7 +81,7 @@ def versions_of(interpreter: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("versions", __doc__, "the tests of the losses alone")
+    benchmark = Benchmark("robustness.versions", __doc__, "the tests of the losses alone")
     benchmark.parser.add_argument("--folder", type=Path, default=Path(".versions"), help="environments [.versions]")
     benchmark.parser.add_argument("--python", default=sys.executable, help="interpreter that makes them [this one]")
     own = benchmark.parser.parse_args(argv)
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append({"versions": name, **versions_of(interpreter), **counts})
         print(f"{name}: {counts['passed']} passed, {counts['failed']} failed {counts['failures']}", flush=True)
     table = pd.DataFrame(rows)
-    made = provenance("versions", argv, torch.device("cpu"))
+    made = provenance("robustness.versions", argv, torch.device("cpu"))
     for column in ("command", "device", "git_revision"):
         table[column] = made[column]
     shown = table[["versions", "python", *PACKAGES[:5], "passed", "failed", "skipped"]]

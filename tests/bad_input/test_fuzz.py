@@ -38,9 +38,14 @@ from benchmarks.robustness.fuzz_inputs.records import RECORDS
 from utils.errors import UserError
 
 EXAMPLES = {
-    "command line": 80, "list": 100, "COCO list": 60, "record of a run": 20, "features": 80, "image": 100,
+    "command line": 80,
+    "list": 100,
+    "COCO list": 60,
+    "record of a run": 20,
+    "features": 80,
+    "image": 100,
     "checkpoint": 80,
-}  # fmt: skip
+}
 # What is right, as the generators have it before they damage it.
 SOUND: dict[str, list[Any]] = {
     "command line": [
@@ -76,9 +81,12 @@ def test_bad_input_is_taken_rightly_or_refused_in_one_line(kind: Kind, material:
     outcomes: collections.Counter[str] = collections.Counter()
 
     @settings(
-        max_examples=EXAMPLES[kind.name], derandomize=True, database=None, deadline=None,
+        max_examples=EXAMPLES[kind.name],
+        derandomize=True,
+        database=None,
+        deadline=None,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(kind.cases(material))
     def of_each(case: Any) -> None:
         outcomes[attempt(kind, material, case, tmp_path)] += 1

@@ -104,13 +104,28 @@ def test_items_stand_in_the_order_of_worth() -> None:
     for step in make_steps({}, quick=False):
         items.setdefault(step.item, []).append(step.name)
     assert list(items) == [
-        "if100_seed0", "if100_seed1", "if100_seed2", "if10_seed0", "if50_seed0",
-        "if100_seed0_gala_lambda1_1", "if100_seed0_gala_lambda1.2_0.9",
-        "if100_seed0_gala_released_lambda1_1", "if100_seed0_gala_released_lambda1.2_0.9",
-        "if100_seed0_holdout", "if100_seed1_holdout", "if100_seed2_holdout",
-        "if100_seed0_shuffle0", "if100_seed0_shuffle1", "if100_seed0_shuffle2",
-        "if10_seed1", "if50_seed1", "if10_seed2", "if50_seed2", "if200_seed0", "if500_seed0",
-    ]  # fmt: skip
+        "if100_seed0",
+        "if100_seed1",
+        "if100_seed2",
+        "if10_seed0",
+        "if50_seed0",
+        "if100_seed0_gala_lambda1_1",
+        "if100_seed0_gala_lambda1.2_0.9",
+        "if100_seed0_gala_released_lambda1_1",
+        "if100_seed0_gala_released_lambda1.2_0.9",
+        "if100_seed0_holdout",
+        "if100_seed1_holdout",
+        "if100_seed2_holdout",
+        "if100_seed0_shuffle0",
+        "if100_seed0_shuffle1",
+        "if100_seed0_shuffle2",
+        "if10_seed1",
+        "if50_seed1",
+        "if10_seed2",
+        "if50_seed2",
+        "if200_seed0",
+        "if500_seed0",
+    ]
     whole, first = ["stage1", "los", "los_released", "ce", "features"], ["stage1", "features"]
     assert list(items.values()) == [[*whole, "weights"]] + [whole] * 4 + [first] * 7 + [whole] * 9
 
@@ -157,9 +172,12 @@ def test_work_goes_on_call_after_call_in_order_and_in_time(world: World, capsys:
         if "all runs are finished" in capsys.readouterr().out:
             break
     assert list(dict.fromkeys(world.begun)) == [
-        "if100_seed0 stage1", "if100_seed0 los", "if100_seed0 los_released", "if100_seed0 ce",
+        "if100_seed0 stage1",
+        "if100_seed0 los",
+        "if100_seed0 los_released",
+        "if100_seed0 ce",
         "if100_seed0_gala_lambda1_1 stage1",
-    ]  # fmt: skip
+    ]
     assert world.begun.count("if100_seed0 stage1") == 2  # of the 30 epochs 16 fit into a call: no child began anew
     begun = len(world.begun)
     assert world.call("--minutes", 9, *only) == 0
@@ -194,9 +212,17 @@ def test_a_crash_is_tried_once_more_and_a_refusal_is_not(world: World, capsys: p
         world.call(*flags)
     assert world.begun == [
         "if100_seed0 stage1",  # what follows has nothing to start from
-        "if100_seed1 stage1", "if100_seed1 stage1", "if100_seed1 los", "if100_seed1 los_released", "if100_seed1 ce",
-        "if100_seed2 stage1", "if100_seed2 los", "if100_seed2 los", "if100_seed2 los_released", "if100_seed2 ce",
-    ]  # fmt: skip
+        "if100_seed1 stage1",
+        "if100_seed1 stage1",
+        "if100_seed1 los",
+        "if100_seed1 los_released",
+        "if100_seed1 ce",
+        "if100_seed2 stage1",
+        "if100_seed2 los",
+        "if100_seed2 los",
+        "if100_seed2 los_released",
+        "if100_seed2 ce",
+    ]
     out = capsys.readouterr().out
     assert "if100_seed1 stage1: failed with status 1: RuntimeError: no memory" in out and "5 runs are unfinished" in out
     world.call(*flags)
@@ -218,8 +244,9 @@ def test_what_is_finished_comes_home_within_the_limits_of_a_call(world: World, t
     assert brought == [
         ["if100_seed0_features-0.safetensors", "if100_seed0_features-1.safetensors", *tables],
         ["if100_seed1_features-0.safetensors", "if100_seed1_features-1.safetensors", *tables],
-        tables, tables,
-    ]  # fmt: skip
+        tables,
+        tables,
+    ]
     rows, logs = (pd.read_csv(tmp_path / "home0" / name) for name in tables)
     runs = [(f"if100_seed{seed}", run) for seed in (0, 1) for run in ("stage1", "los", "los_released", "ce")]
     assert [*zip(rows["item"], rows["run"], strict=True)] == [*zip(logs["item"], logs["run"], strict=True)] == runs
@@ -280,13 +307,20 @@ def test_an_item_on_the_digits_comes_home(tmp_path: Path, monkeypatch: pytest.Mo
     flags = ["--quick", "--only", name, "--epochs", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
     main([*flags, "--minutes", "5", "--bring_home", str(home)])
     assert names(home) == [
-        "paper_runs.csv", "paper_runs_log.csv", f"{name}_features.json", f"{name}_features.safetensors",
-        f"{name}_weights.json", f"{name}_weights.safetensors",
-    ]  # fmt: skip
+        "paper_runs.csv",
+        "paper_runs_log.csv",
+        f"{name}_features.json",
+        f"{name}_features.safetensors",
+        f"{name}_weights.json",
+        f"{name}_weights.safetensors",
+    ]
     rows = pd.read_csv(home / "paper_runs.csv").set_index("run")
     assert list(rows["protocol"].items()) == [
-        ("stage1", "honest"), ("los", "honest"), ("los_released", "released"), ("ce", "honest")
-    ]  # fmt: skip
+        ("stage1", "honest"),
+        ("los", "honest"),
+        ("los_released", "released"),
+        ("ce", "honest"),
+    ]
     for step in make_steps({"epochs": 1, "out": str(tmp_path / "out"), "device": "cpu"}, quick=True)[:4]:
         accuracy = read_json(step.folder / "metrics.json")["last"]["plain"]["all"]
         assert rows.loc[step.name, "last_plain_all"] == pytest.approx(accuracy)

@@ -151,7 +151,7 @@ def check_features(file: Path, content: dict[str, Any]) -> None:
         assert int(labels.min()) >= 0 and int(labels.max()) < classes
     assert set(features["train_labels"].tolist()) == set(range(classes))
     if file.suffix == ".npz":
-        with np.load(file) as opened:
+        with np.load(file, allow_pickle=False) as opened:
             stored = {key: opened[key] for key in ("train_features", "test_labels")}
     else:
         tensors = load_file(file)

@@ -1,4 +1,4 @@
-"""The papers' runs in job slots: what comes first, when a call stops, what the next one does, what comes home.
+"""The papers' runs in job slots: what comes first, when a call stops, what the next one does, what is collected.
 
 Children are stubs on a clock of their own, but where processes are what is tested; an item on the digits is real.
 """
@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.jobs import collect as bring_home
-from benchmarks.jobs import paper_runs
-from benchmarks.jobs.paper_runs import Call, Step, locked, main, make_steps, progress, run_child
+from benchmarks.jobs import collect, paper_runs
+from benchmarks.jobs.paper_items import Step, make_steps, progress, unfinished
+from benchmarks.jobs.paper_runs import Call, locked, main, run_child
 from runs.run_names import stage1_folder
 from settings.command_line import parse_command
 from settings.fields import STAGE1
@@ -66,7 +66,7 @@ class World:
         if step.epochs:
             (step.folder / "metrics.json").write_text("{}")
             return 0
-        folder = paper_runs.unfinished(step.folder)
+        folder = unfinished(step.folder)
         folder.mkdir()
         for number, size in enumerate(self.parts):
             (folder / f"{step.item}_features-{number}.safetensors").write_bytes(bytes(size))
@@ -76,7 +76,7 @@ class World:
         """Make a call and return the seconds that it took."""
         argv = ["--out", str(self.out), *map(str, arguments)]
         own, given = paper_runs.parse(argv)
-        self.steps = {step.command: step for step in make_steps(given, own.quick, min(15.0, own.home_mib / 2))}
+        self.steps = {step.command: step for step in make_steps(given, own.quick, min(15.0, own.collect_mib / 2))}
         started = self.time
         main(argv)
         return self.time - started
@@ -87,8 +87,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path / "runs")
     monkeypatch.setattr(paper_runs, "run_child", world.run_child)
     monkeypatch.setattr(paper_runs, "monotonic", lambda: world.time)
-    monkeypatch.setattr(bring_home, "read_run", lambda folder: ({"all": 1}, {}))
-    monkeypatch.setattr(bring_home, "csv_row", lambda metrics, config: metrics)
+    monkeypatch.setattr(collect, "read_run", lambda folder: ({"all": 1}, {}))
+    monkeypatch.setattr(collect, "csv_row", lambda metrics, config: metrics)
     return world
 
 
@@ -229,19 +229,19 @@ def test_a_crash_is_tried_once_more_and_a_refusal_is_not(world: World, capsys: p
     assert "all runs are finished" in capsys.readouterr().out
 
 
-# Bringing home
+# Collecting
 
 
-def test_what_is_finished_comes_home_within_the_limits_of_a_call(world: World, tmp_path: Path) -> None:
-    flags = ("--only", "if100_seed[01]", *SHORT, "--minutes", 60, "--home_files", 4, "--home_mib", 4.5)
-    brought = []
+def test_what_is_finished_is_collected_within_the_limits_of_a_call(world: World, tmp_path: Path) -> None:
+    flags = ("--only", "if100_seed[01]", *SHORT, "--minutes", 60, "--collect_files", 4, "--collect_mib", 4.5)
+    collected = []
     for number in range(4):
-        home = tmp_path / f"home{number}"  # what was brought is taken away
-        world.call(*flags, "--bring_home", home)
+        home = tmp_path / f"home{number}"  # what was collected is taken away
+        world.call(*flags, "--collect", home)
         assert sum(path.stat().st_size for path in home.iterdir()) <= 4.5 * MIB
-        brought.append(names(home))
+        collected.append(names(home))
     tables = ["paper_runs.csv", "paper_runs_log.csv"]
-    assert brought == [
+    assert collected == [
         ["if100_seed0_features-0.safetensors", "if100_seed0_features-1.safetensors", *tables],
         ["if100_seed1_features-0.safetensors", "if100_seed1_features-1.safetensors", *tables],
         tables,
@@ -258,13 +258,13 @@ def test_rows_join_those_of_runs_made_elsewhere(world: World, tmp_path: Path) ->
     home = tmp_path / "home"
     home.mkdir()
     (home / "paper_runs.csv").write_text("item,run,all,note\nother,stage1,2.50,mine\nif100_seed0,stage1,0,old\n")
-    world.call("--only", "if100_seed0", "--epochs", 16, "--minutes", 9, "--bring_home", home)
-    assert world.begun == ["if100_seed0 stage1", "if100_seed0 los"]  # a row is home before the item is finished
+    world.call("--only", "if100_seed0", "--epochs", 16, "--minutes", 9, "--collect", home)
+    assert world.begun == ["if100_seed0 stage1", "if100_seed0 los"]  # a row is collected before the item is finished
     rows = pd.read_csv(home / "paper_runs.csv", dtype=str).fillna("").to_numpy().tolist()
     assert rows == [["other", "stage1", "2.50", "mine"], ["if100_seed0", "stage1", "1", ""]]
 
 
-def test_a_call_that_is_cut_off_brings_what_was_there(
+def test_a_call_that_is_cut_off_collects_what_was_there(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -273,15 +273,17 @@ def test_a_call_that_is_cut_off_brings_what_was_there(
     world.call("--only", "if100_seed0", *SHORT)
     monkeypatch.setattr(paper_runs, "run_child", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        world.call("--only", "if100_seed0", *SHORT, "--bring_home", tmp_path / "home")
+        world.call("--only", "if100_seed0", *SHORT, "--collect", tmp_path / "home")
     assert names(tmp_path / "home") == ["paper_runs.csv", "paper_runs_log.csv"]
 
 
 def test_a_part_that_has_no_room_is_named(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world.parts = [5 * MIB, MIB]
-    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--bring_home", tmp_path / "home", "--home_mib", 4)
+    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home", "--collect_mib", 4)
     out = capsys.readouterr().out
-    assert "no room in this call, the next one brings: if100_seed0_gala_lambda1_1_features-0.safetensors (5.0 Mi" in out
+    assert (
+        "no room in this call, the next one collects: if100_seed0_gala_lambda1_1_features-0.safetensors (5.0 Mi" in out
+    )
     assert (tmp_path / "home" / "if100_seed0_gala_lambda1_1_features-1.safetensors").is_file()
 
 
@@ -289,11 +291,11 @@ def test_an_export_that_was_cut_off_is_done_anew(world: World, tmp_path: Path) -
     torn = world.out / "paper_runs" / "exports" / "if100_seed0_gala_lambda1_1.unfinished" / "torn.safetensors"
     torn.parent.mkdir(parents=True)
     torn.touch()
-    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--bring_home", tmp_path / "home")
+    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home")
     assert len(names(tmp_path / "home")) == 4 and "torn.safetensors" not in names(tmp_path / "home")
 
 
-def test_an_item_on_the_digits_comes_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_on_the_digits_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real scripts, in this process to spare their start, make the folders that were planned for them."""
 
     def run_here(command: tuple[str, ...], log: Path, call: Call) -> int:
@@ -305,7 +307,7 @@ def test_an_item_on_the_digits_comes_home(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(paper_runs, "run_child", run_here)
     home, name = tmp_path / "home", "quick_if100_seed0"
     flags = ["--quick", "--only", name, "--epochs", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
-    main([*flags, "--minutes", "5", "--bring_home", str(home)])
+    main([*flags, "--minutes", "5", "--collect", str(home)])
     assert names(home) == [
         "paper_runs.csv",
         "paper_runs_log.csv",
@@ -443,8 +445,8 @@ def test_a_signal_ends_call_and_child(
     [
         (["--minutes", "0"], "--minutes must be"),
         (["--minutes", "soon"], "--minutes"),
-        (["--home_files", "2"], "--home_files must be"),
-        (["--home_mib", "nan"], "--home_mib at least 4"),
+        (["--collect_files", "2"], "--collect_files must be"),
+        (["--collect_mib", "nan"], "--collect_mib at least 4"),
         (["--only", "if7"], "no item is called 'if7'"),
         (["--seed", "1"], "--seed cannot be given here"),
         (["--lambda1", "1", "--json", "x"], "--json, --lambda1 cannot be given here"),

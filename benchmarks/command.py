@@ -16,16 +16,17 @@ NOT_TAKEN = ("out", "eval_every", "resume", "overwrite", "reuse")
 
 
 def make_own_parser(
-    name: str, description: str | None, quick: str | None = None, results: bool = True
+    name: str, description: str | None, quick: str | None = None, results: bool = True, words: str = "[flags]"
 ) -> argparse.ArgumentParser:
     """Return the parser of `python -m benchmarks.<name>`, with --quick where `quick` says what it does, and --results.
 
-    `description` is the module's docstring: --help shows its lines as they are. A wrong command line is a UserError.
+    `description` is the module's docstring: --help shows its lines as they are. `words` stand behind the command in the
+    usage line. A wrong command line is a UserError.
     """
     command = f"python -m benchmarks.{name}"
     parser = argparse.ArgumentParser(
         prog=command,
-        usage=f"{command} [flags]",
+        usage=f"{command} {words}",
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,7 +47,7 @@ class Benchmark:
     """The parser of a benchmark that takes flags of main_stage1.py too; `add` declares further flags of its own."""
 
     def __init__(self, name: str, description: str | None, quick: str) -> None:
-        self.parser = make_own_parser(name, description, quick)
+        self.parser = make_own_parser(name, description, quick, words="[flags] [flags of main_stage1.py]")
 
     def add(self, *names: str, kind: Callable[[str], object] = int, **more: object) -> None:
         """Declare a flag, a whole number unless `kind` says otherwise."""

@@ -209,7 +209,13 @@ def refuse(message: str) -> NoReturn:
 
 def make_jobs_parser() -> argparse.ArgumentParser:
     """Return the parser of this script's own flags; former names of flags are still taken."""
-    parser = make_own_parser("jobs.paper_runs", __doc__, quick="rehearse: small items on the digits", results=False)
+    parser = make_own_parser(
+        "jobs.paper_runs",
+        __doc__,
+        quick="rehearse: small items on the digits",
+        results=False,
+        words="[flags] [flags of main_stage1.py]",
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="how long this call may take, at most [9]")
     parser.add_argument(
         "--collect", "--bring_home", type=Path, metavar="DIR", help="where to write what is finished [nowhere]"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.command import ROOT, Benchmark
+from benchmarks.command import ROOT, make_own_parser
 from benchmarks.record import provenance, write_record
 from utils.command import run_command
 from utils.errors import UserError
@@ -64,8 +64,8 @@ def by_room(files: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("robustness.coverage", __doc__, "the tests of the losses alone")
-    own = benchmark.parser.parse_args(argv)
+    parser = make_own_parser("robustness.coverage", __doc__, quick="the tests of the losses alone")
+    own = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         passed, lines = measure(Path(folder), ["tests/losses/test_losses.py"] if own.quick else [])
     files = pd.DataFrame([{"file": name, **counts} for name, counts in sorted(lines.items())])

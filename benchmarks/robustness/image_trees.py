@@ -116,8 +116,8 @@ def write_trees(data: LongTailedData, folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_own_parser("robustness.image_trees", __doc__, results=False)
-    parser.add_argument("folder", type=Path, help="where the trees go")
+    parser = make_own_parser("robustness.image_trees", __doc__, results=False, words="FOLDER [flags]")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the trees go")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets [data]")
     parser.add_argument("--imb_ratio", type=float, default=20.0, help="imbalance factor of the training images [20]")
     parser.add_argument("--test", type=int, help="test images a class [all 100]")

@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.command import ROOT, Benchmark
+from benchmarks.command import ROOT, make_own_parser
 from benchmarks.record import provenance, write_record
 from runs.checkpoint import load_checkpoint
 from utils.command import run_command
@@ -127,13 +127,13 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("robustness.layouts", __doc__, "one epoch")
-    benchmark.parser.add_argument("trees", type=Path, help="what benchmarks.robustness.image_trees wrote")
-    benchmark.add("--epochs", default=10, help="epochs of stage 1 [10]")
-    benchmark.add("--workers", default=1, help="processes that read, for each that computes [1]")
-    own = benchmark.parser.parse_args(argv)
+    parser = make_own_parser("robustness.layouts", __doc__, quick="one epoch", words="FOLDER [flags]")
+    parser.add_argument("trees", metavar="FOLDER", type=Path, help="what benchmarks.robustness.image_trees wrote")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of stage 1 [10]")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read, for each that computes [1]")
+    own = parser.parse_args(argv)
     if own.epochs < 1 or own.workers < 0:
-        benchmark.refuse("--epochs must be at least 1 and --workers 0 or more")
+        parser.error("--epochs must be at least 1 and --workers 0 or more")
     if not (own.trees / "folder").is_dir():
         raise UserError(
             f"{own.trees} has no trees; make them first: python -m benchmarks.robustness.image_trees {own.trees}"

@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import torch
 
-from benchmarks.command import ROOT, Benchmark
+from benchmarks.command import ROOT, make_own_parser
 from benchmarks.record import provenance, write_record
 from utils.command import run_command
 from utils.errors import UserError
@@ -81,10 +81,10 @@ def versions_of(interpreter: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("robustness.versions", __doc__, "the tests of the losses alone")
-    benchmark.parser.add_argument("--folder", type=Path, default=Path(".versions"), help="environments [.versions]")
-    benchmark.parser.add_argument("--python", default=sys.executable, help="interpreter that makes them [this one]")
-    own = benchmark.parser.parse_args(argv)
+    parser = make_own_parser("robustness.versions", __doc__, quick="the tests of the losses alone")
+    parser.add_argument("--folder", type=Path, default=Path(".versions"), help="environments [.versions]")
+    parser.add_argument("--python", default=sys.executable, help="interpreter that makes them [this one]")
+    own = parser.parse_args(argv)
     constraints = {"oldest": oldest((ROOT / "requirements.txt").read_text(encoding="utf-8")), "newest": []}
     rows = []
     for name, of_name in constraints.items():

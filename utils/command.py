@@ -21,7 +21,7 @@ SECONDS_FOR_TORCHRUN = 3
 SECONDS_FOR_WORKERS = 0.5
 # Seconds in which signals after the first are taken for the same request: terminals and torchrun send several.
 SECONDS_OF_ONE_REQUEST = 10
-ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def run_command(command: Callable[[], object], interrupted: str = "") -> None:
@@ -81,7 +81,7 @@ def signals_as_interrupts(arrived: list[int]) -> Iterator[None]:
     repetitions.
     """
     usual = {signal.SIG_DFL, signal.default_int_handler}
-    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in usual}
     owner = os.getpid()
     times: list[float] = []

@@ -68,8 +68,8 @@ NOT_GIVEN = {
     *PARAMETERS,
 }
 
-RESERVE = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is collected
-GRACE = 10.0  # seconds of these, at most, until a child that was asked to end is killed
+RESERVE_SECONDS = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is collected
+GRACE_SECONDS = 10.0  # seconds of these, at most, until a child that was asked to end is killed
 REFUSED = 2  # exit status of what a user has to mend: trying again at once cannot help
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -263,9 +263,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_folder(own.collect)
         collection = Collection(own.collect, own.collect_files, own.collect_mib * MIB)
     collect = partial(collect_finished, everything, collection)
-    reserve = min(RESERVE, 60 * own.minutes / 4)
+    reserve = min(RESERVE_SECONDS, 60 * own.minutes / 4)
     with locked(folder) as lock:
-        call = Call(folder, lock, started + 60 * own.minutes - reserve, min(GRACE, reserve / 2))
+        call = Call(folder, lock, started + 60 * own.minutes - reserve, min(GRACE_SECONDS, reserve / 2))
         collect()  # what the last call had no room or no time for
         errors = work([step for step in steps if step.epochs or collection], call, collect)
         waiting = collect()

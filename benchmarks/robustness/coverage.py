@@ -1,7 +1,7 @@
 """How many lines of the packages the tests run.
 
     python -m benchmarks.robustness.coverage
-    python -m benchmarks.robustness.coverage --quick    # the tests of the losses alone
+    python -m benchmarks.robustness.coverage --quick    # the tests of the losses alone, whatever they cover
 
 Runs all tests under coverage.py, on all cores, the processes that they start included, and writes
 `results/coverage.csv` (a row a file) and `.md` (a row a room). Exit status 1 where a test fails or a room has less than
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files[name] = made[name]
     shown = rooms.assign(percent=rooms["percent"].map("{:.1f}".format))
     write_record(own.results, "coverage", files, shown, f"Lines that the tests run; made by `{made['command']}`.")
-    if not passed or (rooms["percent"] < TARGET_PERCENT).any():
+    if not passed or (not own.quick and (rooms["percent"] < TARGET_PERCENT).any()):
         sys.exit(1)
 
 

@@ -55,7 +55,7 @@ class Optimisations:
     compile: bool = False
 
 
-WORDS = {
+DESCRIPTIONS = {
     "resident": "images on the device, augmented there",
     "together": "thousands augmented at once",
     "no_sync": "no waiting for numbers in a step",
@@ -69,7 +69,7 @@ WORDS = {
 def possible_optimisations() -> list[str]:
     """Return the optimisations that can be had here: without a compiler nothing is compiled."""
     compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
-    return [name for name in WORDS if compiler or name != "compile"]
+    return [name for name in DESCRIPTIONS if compiler or name != "compile"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Comparison:
 
 def comparisons(device: torch.device) -> list[Comparison]:
     """Return every optimisation added alone, and added last to the fast path of this device."""
-    fast = Optimisations(**dict.fromkeys(WORDS, True))
+    fast = Optimisations(**dict.fromkeys(DESCRIPTIONS, True))
     if device.type == "cpu":
         fast = dataclasses.replace(fast, bf16=False, compile=False, fused=False)
     found = []
@@ -215,7 +215,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one line an optimisation: the median gain alone and last, with its range over the rounds."""
     lines = []
     for name in rows["lever"].unique():
-        line: dict[str, str] = {"optimisation": WORDS[name]}
+        line: dict[str, str] = {"optimisation": DESCRIPTIONS[name]}
         for kind in ("alone", "last"):
             own = rows[(rows["lever"] == name) & (rows["kind"] == kind)]
             gains = own["with"] / own["without"]

@@ -31,10 +31,10 @@ from benchmarks.record import provenance, write_record
 from benchmarks.speed.startup_lists import (
     CLASSES,
     JSON,
+    MIN_IMAGES,
     NAMES,
     ROWS,
-    SMALLEST,
-    TEST_PER_CLASS,
+    TEST_IMAGES,
     TEXT,
     class_sizes,
     data_flags,
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = measured.assign(rows=own.rows, classes=own.classes, **made)
     notes = (
         f"{own.rows:,} training images of {own.classes:,} classes from {class_sizes(own.rows, own.classes).max():,} to "
-        f"{SMALLEST}, {TEST_PER_CLASS * own.classes:,} test images, lists of {megabytes[TEXT]:.0f} MB as text and "
+        f"{MIN_IMAGES}, {TEST_IMAGES * own.classes:,} test images, lists of {megabytes[TEXT]:.0f} MB as text and "
         f"{megabytes[JSON]:.0f} MB as JSON; losses on a batch of {BATCH}; on {made['device']}, median of {own.rounds} "
         f"fresh processes. MB are of resident memory, beyond that of the libraries. {verdicts(rows)}. Made by "
         f"`{made['command']}`."

@@ -15,7 +15,8 @@ from stages.data import load_data
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 
-ROWS, CLASSES, LARGEST, SMALLEST, TEST_PER_CLASS = 437_513, 8142, 1000, 2, 3
+ROWS, CLASSES = 437_513, 8142
+MAX_IMAGES, MIN_IMAGES, TEST_IMAGES = 1000, 2, 3  # of a class
 GROUPS = (
     *("Plantae", "Insecta", "Aves", "Reptilia", "Mammalia", "Fungi", "Amphibia", "Mollusca", "Animalia"),
     *("Arachnida", "Actinopterygii", "Chromista", "Protozoa", "Bacteria"),
@@ -30,12 +31,12 @@ def class_sizes(rows: int, classes: int) -> np.ndarray:
     log n_k falls with (k / (K - 1))^p; p is what makes the sum.
     """
     if classes < 2 or rows < 4 * classes:
-        raise UserError(f"{classes} classes from {LARGEST} images to {SMALLEST} need at least {4 * classes} rows")
-    largest = min(LARGEST, 20 * rows // classes, rows - SMALLEST * classes)
+        raise UserError(f"{classes} classes from {MAX_IMAGES} images to {MIN_IMAGES} need at least {4 * classes} rows")
+    largest = min(MAX_IMAGES, 20 * rows // classes, rows - MIN_IMAGES * classes)
     place = np.arange(classes) / (classes - 1)
 
     def sizes(power: float) -> np.ndarray:
-        return (largest * (SMALLEST / largest) ** place**power + 1e-9).astype(np.int64)
+        return (largest * (MIN_IMAGES / largest) ** place**power + 1e-9).astype(np.int64)
 
     low, high = 1e-3, 1e3
     for _ in range(100):
@@ -51,7 +52,7 @@ def write_lists(folder: Path, rows: int, classes: int) -> None:
     """Write the training and test lists into `folder`, as text and as JSON, each where its data set looks for it."""
     random = np.random.RandomState(0)
     train = random.permutation(np.repeat(np.arange(classes), class_sizes(rows, classes)))
-    test = random.permutation(np.repeat(np.arange(classes), TEST_PER_CLASS))
+    test = random.permutation(np.repeat(np.arange(classes), TEST_IMAGES))
     first = 0
     for part, labels in enumerate((train, test)):
         numbers = range(first, first + len(labels))

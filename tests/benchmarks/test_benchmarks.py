@@ -151,7 +151,7 @@ def test_ratios_of_a_round_are_to_its_own_plain_loop() -> None:
 
 def test_every_optimisation_is_compared_with_a_way_that_lacks_it_alone() -> None:
     for pair in ablation.comparisons(CPU):
-        differing = [name for name in ablation.WORDS if getattr(pair.without, name) != getattr(pair.added, name)]
+        differing = [name for name in ablation.DESCRIPTIONS if getattr(pair.without, name) != getattr(pair.added, name)]
         assert pair.optimisation in differing
         assert differing == [pair.optimisation] or differing == ["resident", "together"]
     found = {(pair.optimisation, pair.kind) for pair in ablation.comparisons(CPU)}
@@ -159,7 +159,7 @@ def test_every_optimisation_is_compared_with_a_way_that_lacks_it_alone() -> None
 
 
 def test_optimisations_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without = [name for name in ablation.WORDS if name != "compile"]
+    without = [name for name in ablation.DESCRIPTIONS if name != "compile"]
     monkeypatch.setattr(ablation, "possible_optimisations", lambda: without)
     argv = ["--quick", "--network", "resnet8", "--width", "2", "--batch_size", "8", "--loaders", "0"]
     ablation.main([*argv, "--results", str(tmp_path)])

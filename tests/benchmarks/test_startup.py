@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from benchmarks.speed import startup, startup_lists
-from benchmarks.speed.startup_lists import CLASSES, LARGEST, NAMES, ROWS, SMALLEST, class_sizes, home
+from benchmarks.speed.startup_lists import (
+    CLASSES,
+    MAX_IMAGES,
+    MIN_IMAGES,
+    NAMES,
+    ROWS,
+    class_sizes,
+    home,
+)
 from datasets.lists import read_json_list, read_list
 from losses import LOSSES
 from utils.errors import UserError
@@ -24,14 +32,19 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sizes_are_those_of_inaturalist() -> None:
     sizes = class_sizes(ROWS, CLASSES)
-    assert (len(sizes), sizes.sum(), sizes.max(), sizes.min()) == (CLASSES, ROWS, LARGEST, SMALLEST)
-    assert sizes[0] == LARGEST and sizes[-1] == SMALLEST
+    assert (len(sizes), sizes.sum(), sizes.max(), sizes.min()) == (
+        CLASSES,
+        ROWS,
+        MAX_IMAGES,
+        MIN_IMAGES,
+    )
+    assert sizes[0] == MAX_IMAGES and sizes[-1] == MIN_IMAGES
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(500, 20), (2000, 100), (8, 2), (401, 100), (12345, 67)])
 def test_sizes_of_a_rehearsal(rows: int, classes: int) -> None:
     sizes = class_sizes(rows, classes)
-    assert len(sizes) == classes and sizes.sum() == rows and sizes.min() >= SMALLEST
+    assert len(sizes) == classes and sizes.sum() == rows and sizes.min() >= MIN_IMAGES
 
 
 def test_too_few_rows_are_refused() -> None:

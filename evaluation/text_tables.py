@@ -16,7 +16,7 @@ from evaluation.metrics import SHOTS, row_blocks
 
 REFERENCE_NORM = 100  # mean squared norm of the features that the published rates are for, in round numbers
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
-ENDS = 50  # classes at each end of a table that is too long to be printed
+END_CLASSES = 50  # classes at each end of a table that is too long to be printed
 
 
 def cell(value: object) -> str:
@@ -114,7 +114,7 @@ def details(record: dict[str, Any]) -> str:
 def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:
     """Tabulate the classes: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images).
 
-    Of more than `2 * ENDS` classes only the largest and the smallest are printed, `ENDS` each, sorted by size.
+    Of more than `2 * END_CLASSES` classes only the `END_CLASSES` largest and smallest are printed, sorted by size.
     """
     columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
     for name, record in records.items():
@@ -124,11 +124,12 @@ def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) ->
                 columns[f"{of}{way}"] = record[way]["per_class_accuracy"]
         columns[f"{of}LoMa"] = record["logits"]["test"]["column"]["loma"]
         columns[f"{of}RSD"] = record["logits"]["test"]["column"]["rsd_true"]
-    order, more = list(range(data.num_classes)), data.num_classes - 2 * ENDS
+    order, more = list(range(data.num_classes)), data.num_classes - 2 * END_CLASSES
     if more > 0:
         by_size = np.argsort(-data.class_counts, kind="stable").tolist()
-        order = [*by_size[:ENDS], *by_size[-ENDS:]]
+        order = [*by_size[:END_CLASSES], *by_size[-END_CLASSES:]]
     lines = to_text([{name: values[k] for name, values in columns.items()} for k in order]).splitlines()
     if more > 0:
-        lines.insert(1 + ENDS, f"... and {more} more between the largest and the smallest {ENDS}; --json has all")
+        note = f"... and {more} more between the largest and the smallest {END_CLASSES}; --json has all"
+        lines.insert(1 + END_CLASSES, note)
     return "\n".join(lines)

@@ -24,7 +24,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.robustness.fuzz_inputs import RUN, feature_arrays, make_material
+from benchmarks.robustness.fuzz_inputs.features import feature_arrays
+from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN as STAGE1
+from benchmarks.robustness.fuzz_inputs.material import STAGE2_RUN as STAGE2
+from benchmarks.robustness.fuzz_inputs.material import make_material
 from datasets.cifar import read_pickle
 from datasets.lists import read_json_list, read_list
 from engine.frozen_features import FeatureStore, FrozenFeatures
@@ -37,7 +40,6 @@ from utils.device import Execution
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STAGE1, STAGE2 = RUN / "stage1_epochs1_width4", RUN / "stage2_los_epochs1_width4_finetune_epoch1"
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from evaluation.metrics import (
     row_blocks,
 )
 from evaluation.plots import accuracy_per_class, draw_plots, logits_per_class, training_curves
-from evaluation.text_tables import ENDS, logits_table, per_class_table, report_table, scale_line
+from evaluation.text_tables import END_CLASSES, logits_table, per_class_table, report_table, scale_line
 from models.heads import Cosine
 
 CLASSES = 12
@@ -393,7 +393,7 @@ def classes_of(count: int) -> tuple[dict[str, Any], Any]:
 
 
 def test_few_classes_are_all_in_the_table() -> None:
-    records, data = classes_of(2 * ENDS)
+    records, data = classes_of(2 * END_CLASSES)
     lines = per_class_table(records, data).splitlines()
     assert [line.split()[0] for line in lines[1:]] == data.class_names
     assert lines[2].split() == ["class1", str(data.class_counts[1]), "-", "-", "-"]
@@ -402,10 +402,10 @@ def test_few_classes_are_all_in_the_table() -> None:
 def test_of_many_classes_the_largest_and_the_smallest_are_in_the_table() -> None:
     records, data = classes_of(8142)
     lines = per_class_table(records, data).splitlines()
-    assert len(lines) == 2 + 2 * ENDS
-    sizes = [int(line.split()[1]) for line in (*lines[1 : 1 + ENDS], *lines[2 + ENDS :])]
-    assert sizes == [*range(8142, 8142 - ENDS, -1), *range(ENDS, 0, -1)]
-    assert f"{8142 - 2 * ENDS} more" in lines[1 + ENDS] and "--json" in lines[1 + ENDS]
+    assert len(lines) == 2 + 2 * END_CLASSES
+    sizes = [int(line.split()[1]) for line in (*lines[1 : 1 + END_CLASSES], *lines[2 + END_CLASSES :])]
+    assert sizes == [*range(8142, 8142 - END_CLASSES, -1), *range(END_CLASSES, 0, -1)]
+    assert f"{8142 - 2 * END_CLASSES} more" in lines[1 + END_CLASSES] and "--json" in lines[1 + END_CLASSES]
     k = int(np.argmax(data.class_counts))
     assert lines[1].split() == [f"class{k}", "8142", *[f"{k:.2f}"] * 3]
 

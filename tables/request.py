@@ -14,6 +14,7 @@ from evaluation.run_rows import to_markdown
 from runs.run_names import stage1_folder
 from settings.command_line import parse_command
 from settings.fields import FIELDS, STAGE1, STAGE2
+from settings.presets import NATURAL
 from utils.files import make_folder, write_text
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
@@ -75,6 +76,7 @@ class Request:
         """
         if "features" in self.given:  # what was trained on them has not seen the file's own held-out rows
             return [self.flags(STAGE2, seed=self.seeds[0])]
+        like = {name: value for name, value in like.items() if value != NATURAL}  # what is had without a flag
         paths = self.holdout_pth or [str(self.stage1(seed, **{**like, "holdout": HOLDOUT})) for seed in SPLITS]
         return [self.flags(STAGE2, pretrained_pth=path, weights=None, seed=seed) for seed, path in enumerate(paths)]
 

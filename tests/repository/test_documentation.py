@@ -6,15 +6,16 @@ for what a user brings. Two comments, which a reader of the page does not see, s
     <!-- needs: a GPU -->               it does not run here; that its scripts and flags exist is still looked at
     <!-- run with: --methods ce los --> it runs with these flags behind every command that trains
 
-Benchmarks take minutes to hours and have tests of their own: of their lines it is looked at that the command exists.
+A line with `--device cuda` or torchrun needs a GPU without saying so. Benchmarks take minutes to hours and have tests
+of their own: of their lines it is looked at that the command exists.
 """
 
+import dataclasses
 import importlib.util
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,13 @@ import torch
 from PIL import Image
 
 from models import build_model, resnet_imagenet
-from settings.fields import FIELDS
+from settings.fields import Settings
 from settings.presets import PRESETS
 from tests.helpers import ROOT, image_tree, run, use_small_cifar, write_cifar
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*(ROOT / name for name in ("README.md", "RESULTS.md", "CHANGELOG.md", "benchmarks/README.md")), *DOCS]
+FLAGS = {f"--{field.name}" for field in dataclasses.fields(Settings)}
 TRAINING = ("main_stage1.py", "main_stage2.py", "evaluate.py", "reproduce.py")
 COMMANDS = ("python ", "make ", "torchrun ", "time ", "pip ", "git ")
 LONGEST_HEADING = 70
@@ -124,7 +126,7 @@ def test_a_page_has_one_title_and_short_headings(page: Path) -> None:
 # What a reader may copy
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Block:
     """Lines of a page to run: `python` or `shell`, and what the comment above says."""
 
@@ -189,7 +191,7 @@ def check_exists(words: list[str]) -> None:
     if not script.startswith("benchmarks/"):
         for word in arguments:
             flag = word.partition("=")[0]
-            assert not word.startswith("--") or flag[2:] in FIELDS or f'"{flag}"' in source, f"{flag} in {words}"
+            assert not word.startswith("--") or flag in FLAGS or f'"{flag}"' in source, f"{flag} in {words}"
 
 
 def run_line(words: list[str], extra: tuple[str, ...]) -> None:
@@ -243,7 +245,7 @@ def test_what_a_page_shows_runs(page: Path) -> None:
             exec(compile(block.text, name_of(page), "exec"), {})
             continue
         for words in command_lines(block):
-            if block.needs:
+            if block.needs or "cuda" in words or "torchrun" in words:
                 check_exists(words)
             else:
                 run_line(words, block.extra)

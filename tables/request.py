@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from evaluation.plots import save_figure
 from evaluation.run_rows import to_markdown
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import FIELDS, STAGE1, STAGE2
-from settings.presets import NATURAL
 from utils.files import make_folder, write_text
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
@@ -56,7 +55,7 @@ class Request:
     def stage1(self, seed: int, **more: Any) -> Path:
         """Return the folder of the stage-1 run that the flags describe, after training what is missing of it."""
         argv = self.flags(STAGE1, seed=seed, **more)
-        folder = stage1_folder(parse_command(STAGE1, "", argv))
+        folder = run_path(parse_command(STAGE1, "", argv))
         if not (folder / "metrics.json").exists():
             print(f"missing stage 1: python main_stage1.py {shlex.join(argv)}", flush=True)
         self.train_stage1([*argv, "--reuse"])
@@ -76,7 +75,8 @@ class Request:
         """
         if "features" in self.given:  # what was trained on them has not seen the file's own held-out rows
             return [self.flags(STAGE2, seed=self.seeds[0])]
-        like = {name: value for name, value in like.items() if value != NATURAL}  # what is had without a flag
+        # Without a factor the imbalance is the data's own, and `--imb_type` has no name for it.
+        like = {name: value for name, value in like.items() if name != "imb_type" or "imb_ratio" in like}
         paths = self.holdout_pth or [str(self.stage1(seed, **{**like, "holdout": HOLDOUT})) for seed in SPLITS]
         return [self.flags(STAGE2, pretrained_pth=path, weights=None, seed=seed) for seed, path in enumerate(paths)]
 

@@ -5,7 +5,8 @@ from typing import Any
 from datasets import DATASETS
 from datasets.features import OWN
 from methods.recipes import find_recipe
-from settings.fields import FIELDS, STAGE1, STAGE2
+from settings.declare import STAGE1, STAGE2
+from settings.fields import FLAGS
 from utils.errors import UserError
 
 # What the presets of images on disk share. That colours are jittered, that stage 2 has the numbers of CIFAR and that it
@@ -61,9 +62,9 @@ METHOD_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 # Features that any model made. Stage 1 is then a classifier alone (`methods.linear_probe`), and its weight decay is
-# that
-# of features scaled to a mean squared distance of 1 from their mean. Of 1e-2, 1e-3, ... it is the largest that fits all
-# training rows of digits' pixels, of a ResNet's features and of synthetic ones of unit norm, which are all separable.
+# that of features scaled to a mean squared distance of 1 from their mean. Of 1e-2, 1e-3, ... it is the largest that
+# fits all training rows of digits' pixels, of a ResNet's features and of synthetic ones of unit norm, which are all
+# separable.
 FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain"}
 
 
@@ -83,9 +84,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 
 
-PROTOCOL_SWITCHES = ("start", "bn_mode", "views")
-
-
 NATURAL = "natural"  # the `imb_type` of data that are long-tailed of themselves
 
 
@@ -94,22 +92,27 @@ def stage_preset(script: str, dataset: str, given: dict[str, Any]) -> dict[str, 
     preset = preset_of(dataset)
     if script == STAGE1:
         probe = {"wd": FEATURES_PRESET["wd"]} if given.get("epochs") == 0 else {}  # of features, not of steps
-        return {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {}), **probe}
+        return {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FLAGS["loss"].default)), {}), **probe}
     if script == STAGE2:
         preset = {**preset, **STAGE2_PRESETS.get(dataset, {})}
-    method = given.get("method", FIELDS["method"].default)
+    method = given.get("method", FLAGS["method"].default)
     if find_recipe(method).own_budget:
         preset = {name: value for name, value in preset.items() if not name.startswith("finetune_")}
     return {**preset, **METHOD_PRESETS.get((dataset, method), {})} if script == STAGE2 else preset
 
 
 def preset_of(dataset: str) -> dict[str, Any]:
-    """Return what a data set's settings default to; a UserError lists the known ones."""
-    if dataset not in PRESETS and not dataset.startswith(OWN):
+    """Return what a data set's settings default to; one without a preset has the defaults of `Settings`.
+
+    Raises UserError, with the known ones, for a data set that there is not.
+    """
+    if dataset.startswith(OWN):
+        return FEATURES_PRESET
+    if dataset not in DATASETS:
         raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
-    return PRESETS.get(dataset, FEATURES_PRESET)
+    return PRESETS.get(dataset, {})
 
 
 def preset_flags(dataset: str) -> list[str]:
     """Return the flags that give stage 2 the preset of a data set; that of anyone's features is the recipes' own."""
-    return ["--dataset", dataset] if dataset in PRESETS else []
+    return ["--dataset", dataset] if dataset in DATASETS else []

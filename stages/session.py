@@ -19,7 +19,7 @@ from models.network import Network
 from models.torchvision_networks import check_image_size
 from runs.checkpoint import Checkpoint
 from runs.run_record import image_sizes
-from settings.fields import FIELDS, Settings
+from settings.fields import FLAGS, Settings
 from settings.resolve import Command, report_unused
 from stages.data import device_images, loader_processes
 from utils.device import Execution, choose_execution
@@ -38,7 +38,7 @@ def settle_execution(command: Command) -> Execution:
     if launch.count > 1 and command.given.get("seed", 0) is None:
         raise UserError("--seed None draws a seed in each of the processes: give them a number")
     # Only stage 1 runs a network often enough to repay compiling it.
-    compile_mode = settings.compile if command.script in FIELDS["compile"].metadata["used_by"] else "off"
+    compile_mode = settings.compile if command.script in FLAGS["compile"].read_by else "off"
     if launch.count > 1 and compile_mode == "auto":
         compile_mode = "off"  # the collectives of synchronised batch norm would break the graph at every layer
     on_disk = settings.dataset in ON_DISK and settings.features is None

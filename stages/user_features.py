@@ -18,10 +18,10 @@ from runs.run_folder import open_run, read_metrics
 from runs.run_names import find_run, seed_folder, stage1_folder, stage1_tags
 from runs.run_record import describe
 from settings.command_line import parse_command
-from settings.fields import FIELDS, PARAMETERS, STAGE1
+from settings.fields import FLAGS, STAGE1, TRAINING
 from settings.resolve import Command
 from stages.checkpoints import (
-    FROM_CHECKPOINT,
+    FROM_FEATURES,
     adopt_checkpoint,
     adopt_report,
     checkpoint_files,
@@ -44,7 +44,7 @@ def open_features(command: Command) -> tuple[Command, Checkpoint]:
     digest, content = read_features(path)
     own = Checkpoint(path, digest, OWN_FEATURES, content["model"], content)
     known = own.settings()
-    return command.replace(**{name: known[name] for name in FROM_CHECKPOINT}), own
+    return command.replace(**{name: known[name] for name in FROM_FEATURES}), own
 
 
 def find_start(command: Command) -> tuple[Command, Checkpoint]:
@@ -87,10 +87,8 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
 
 def probe_command(command: Command) -> Command:
     """Return the command of the stage 1 of no epochs on the `--weights` of a stage 2."""
-    of_stage2 = (
-        "seed", "label_smooth", "batch_size", "momentum", "nesterov", "eval_every", "resume", "overwrite", "reuse",
-        "tensorboard", *PARAMETERS,
-    )  # fmt: skip
+    # Of what both stages read, and a report does not, the flags given are stage 2's.
+    of_stage2 = ("seed", "label_smooth", *(name for name, flag in FLAGS.items() if flag.read_by == TRAINING))
     flags = flags_of(command, STAGE1, without=of_stage2)
     seed = stage1_seed(command.settings)
     return parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])
@@ -107,7 +105,7 @@ def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> li
     """Return the flags given to a command that another script reads too."""
     words = []
     for name, value in command.given.items():
-        if script in FIELDS[name].metadata["used_by"] and name not in (*without, "cur_stage"):
+        if script in FLAGS[name].read_by and name not in (*without, "cur_stage"):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words
 
@@ -159,7 +157,7 @@ def train_classifier(command: Command, own: Checkpoint | None = None) -> dict[st
     if own.state:
         raise UserError(f"{own.path} has a classifier already: main_stage2.py --features {own.path} starts from it")
     # No epoch of steps: the classifier is computed, as those of `tau_norm` and its like are.
-    known = {**{name: own.settings()[name] for name in FROM_CHECKPOINT}, "epochs": 0}
+    known = {**{name: own.settings()[name] for name in FROM_FEATURES}, "epochs": 0}
     command = command.settled(**known)
     settings = command.settings
     data = load_data(settings, settings.seed, own)

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import Bench, Trained, train_heads
 from evaluation.measure import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
 from losses.los import ONE_HOT
-from methods.plan import Plan
+from methods.plan import Plan, plan_key
 from runs.checkpoint import Checkpoint, load_weights
 from runs.run_names import experiment_name, stage2_tags
 from runs.run_record import describe
@@ -172,7 +172,7 @@ def _place(lab: Laboratory, command: Command, plan: Plan) -> Path:
     """Return the file of a row, named by everything that its numbers depend on."""
     settings = command.settings
     depends = {
-        "format": FORMAT, "identity": lab.bench.frozen.identity, "plan": asdict(plan), "seed": settings.seed,
+        "format": FORMAT, "identity": lab.bench.frozen.identity, "plan": plan_key(plan), "seed": settings.seed,
         "views": settings.views, "batch_size": settings.batch_size, "momentum": settings.momentum,
         "temperature": settings.temperature, "rebalance_tau": settings.rebalance_tau,
         "counts": lab.bench.class_counts,

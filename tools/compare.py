@@ -53,7 +53,12 @@ def refuse(message: str) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     for flag in ("csv", "markdown", "figure"):

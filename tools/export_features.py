@@ -82,7 +82,12 @@ def refuse(message: str) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.export_features", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.export_features",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("run", type=Path, help="folder of a finished stage-1 run")
     parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")

@@ -40,7 +40,8 @@ from runs.checkpoint import Checkpoint
 from runs.run_names import stage1_folder, stage1_tags, stage2_folder, stage2_tags
 from runs.shards import PART_MIB
 from settings.command_line import make_parser, parse_command
-from settings.fields import FIELDS, PARAMETERS, STAGE1, STAGE2, Settings
+from settings.declare import Facet
+from settings.fields import FLAGS, STAGE1, STAGE2, Settings, with_facet
 from settings.resolve import Command
 from stages.checkpoints import adopt_checkpoint
 from tables.request import HOLDOUT, SPLITS, STAGE1_ONLY
@@ -61,8 +62,8 @@ QUICK = {"dataset": "digits", "epochs": 3, "finetune_epoch": 2, "width": 4}
 QUICK_LARGEST_RATIO = 100  # the digits' largest class has 124 images
 # Every item sets these itself, or no script that is run here reads them.
 NOT_GIVEN = {
-    "imb_ratio", "seed", "loss", "holdout", "subset", "subset_seed", "stage1_seed", "cur_stage", "method", "protocol",
-    "pretrained_pth", "label_smooth", "loma_target", "temperature", "resume", "overwrite", "reuse", "json", *PARAMETERS,
+    "imb_ratio", "loss", "subset", "subset_seed", "stage1_seed", "protocol", "pretrained_pth", "json",
+    *with_facet(Facet.ROW),
 }  # fmt: skip
 
 RESERVE = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is brought home
@@ -169,7 +170,7 @@ def script_command(script: str, values: dict[str, Any]) -> tuple[Command, tuple[
     """Return a script's command with those of the settings that it reads: parsed, and in words."""
     argv: list[str] = []
     for name, value in values.items():
-        if script in FIELDS[name].metadata["used_by"]:
+        if script in FLAGS[name].read_by:
             argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return parse_command(script, "", argv), (sys.executable, str(ROOT / f"{script}.py"), *argv, "--reuse")
 
@@ -357,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for item, group in groupby(steps, key=lambda step: step.item):
             print(f"{item}: {', '.join(map(describe, group))}")
         return
-    folder = Path(given.get("out", FIELDS["out"].default)) / RECORDS
+    folder = Path(given.get("out", FLAGS["out"].default)) / RECORDS
     make_folder(folder / "exports")
     home = None
     if own.bring_home is not None:

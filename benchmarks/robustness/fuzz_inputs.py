@@ -67,7 +67,7 @@ from datasets.decode import decode_rgb
 from datasets.lists import read_json_list, read_list
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
 from runs.feature_files import read_features
-from settings.fields import EVALUATE, FIELDS, STAGE1, STAGE2
+from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2
 from settings.resolve import Command
 from utils.command import run_command
 from utils.errors import UserError
@@ -925,7 +925,7 @@ CHOICES: dict[str, list[str]] = {
 
 def flags_of(script: str) -> dict[str, Any]:
     """Return the flags of a script with the types of their values; `bool` has none."""
-    settings = {name: field.metadata["kind"] for name, field in FIELDS.items()} if script in SETTING_FLAGS else {}
+    settings = {name: flag.kind for name, flag in FLAGS.items()} if script in SETTING_FLAGS else {}
     return settings | OWN_FLAGS.get(script, {})
 
 
@@ -937,7 +937,7 @@ def values_of(name: str, kind: Any) -> SearchStrategy[str]:
         return st.sampled_from(PATHS)
     if name == "workers":  # as many threads as one asks for are started, and processes
         return st.sampled_from(["0", "1", "2", "-1", "two", "1000001", "", "1.5"])
-    known = CHOICES.get(name) or (FIELDS[name].metadata["choices"] if name in FIELDS else None) or []
+    known = CHOICES.get(name) or (FLAGS[name].choices if name in FLAGS else None) or []
     pool = {int: INTEGERS, float: FLOATS}.get(kind, WORDS + INTEGERS[:4])
     letters = st.characters(exclude_characters="\0/", codec="utf-8")
     return st.sampled_from([*known, *pool]) | st.text(letters, max_size=6)
@@ -1039,7 +1039,7 @@ def check_command(script: str, argv: Sequence[str], command: Command | None) -> 
         said = last_values(script, argv)
         for name, value in command.given.items():
             if name in said:
-                kind = FIELDS[name].metadata["kind"]
+                kind = FLAGS[name].kind
                 wanted = True if kind is bool else None if name == "seed" and value is None else kind(said[name])
                 assert value == wanted, (name, value, said[name])
     for name, value in dataclasses.asdict(command.settings).items():

@@ -134,7 +134,7 @@ def test_a_bank_ends_where_each_head_ends_alone(method: str, bench: Bench) -> No
 
 def test_methods_of_one_kind_share_a_bank_and_keep_their_places(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     banks = noted_losses(monkeypatch)
-    plans = [plan("los", smoothing=0.98), plan("lws"), plan("ce"), plan("tau_norm"), plan("label_smooth", lr=0.3)]
+    plans = [plan("los", label_smooth=0.98), plan("lws"), plan("ce"), plan("tau_norm"), plan("label_smooth", lr=0.3)]
     results = train_heads(bench, plans)
     assert [result.plan for result in results] == plans
     assert len({tuple(len(values) for values in bank.stacked_buffers.values()) for bank in banks}) == 2

@@ -19,7 +19,7 @@ from losses.los import ONE_HOT, CrossEntropy, Target, optimal_gap, rest_target, 
 from methods.recipes import RECIPES, find_recipe, resolve_smoothing, resolve_target
 from tests.formulas import FORMULAS, ce_formula, effective_weights, ldam_formula, value_and_gradient
 from utils.errors import UserError
-from utils.parameters import PARAMETER_CHOICES, PARAMETER_RANGES, check_parameter
+from utils.parameters import HYPERPARAMETERS, Range, check_parameter
 
 BATCH, CLASSES = 12, 100
 
@@ -580,6 +580,10 @@ def test_class_counts_of_any_integer_type(counts: Any) -> None:
     loss = build_loss("ldam", counts)
     assert_equal_losses(loss, build_loss("ldam", COUNTS))
     assert not list(loss.parameters())
+
+
+PARAMETER_RANGES = {name: own.values for name, own in HYPERPARAMETERS.items() if isinstance(own.values, Range)}
+PARAMETER_CHOICES = {name: own.values for name, own in HYPERPARAMETERS.items() if not isinstance(own.values, Range)}
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -91,7 +91,7 @@ def stage1_folder(command: Command) -> Path:
 
 
 def _differing(command: Command, names: list[str]) -> list[str]:
-    values = {name: getattr(command.settings, name) for name in names}
+    values = {name: vars(command.settings)[name] for name in names}
     return [
         tag(name, value)
         for name, value in values.items()
@@ -140,7 +140,7 @@ def _command_for(command: Command, stage: str, seed: int) -> str:
     names = [*with_facet(Facet.ADDRESS)]
     names += ["method", "protocol"] if stage == "stage2" else []
     names += ["label_smooth"] if stage == command.settings.cur_stage else []
-    flags = [f"--{name} {shlex.quote(str(getattr(command.settings, name)))}" for name in names if name in command.given]
+    flags = [f"--{name} {shlex.quote(str(vars(command.settings)[name]))}" for name in names if name in command.given]
     if seed != command.defaults.seed:
         flags.append(f"--seed {seed}")
     return " ".join(["python", f"main_{stage}.py", *flags])

@@ -26,12 +26,15 @@ class Range(NamedTuple):
         above = number >= self.low if self.ends[0] == "[" else number > self.low
         return bool(above and (number <= self.high if self.ends[1] == "]" else number < self.high))
 
+    def lower_end(self) -> str:
+        """Return the lower end in words."""
+        return f"{'at least' if self.ends[0] == '[' else 'above'} {self.low:g}"
+
     def __str__(self) -> str:
-        low = "at least" if self.ends[0] == "[" else "above"
         if self.high == float("inf"):
-            return f"a finite number {low} {self.low:g}"
+            return f"a finite number {self.lower_end()}"
         high = "at most" if self.ends[1] == "]" else "below"
-        return f"{low} {self.low:g} and {high} {self.high:g}"
+        return f"{self.lower_end()} and {high} {self.high:g}"
 
 
 class Hyperparameter(NamedTuple):

@@ -26,12 +26,12 @@ from datasets import DATASETS, IN_MEMORY
 from datasets.cifar import load_cifar
 from methods.recipes import RECIPES
 from models import NETWORKS, build_model
-from tests.bad_input.test_images import refused
 from tests.helpers import (
     SMALL_CIFAR,
     contents,
     folder_of,
     read,
+    refused,
     run,
     same,
     stage1,

@@ -8,7 +8,7 @@ A test compares the page with them.
 from collections.abc import Sequence
 from pathlib import Path
 
-from settings.command_line import flag_help
+from settings.command_line import flag_help, is_listed
 from settings.declare import EVERYWHERE, Facet, Flag, Group
 from settings.fields import FLAGS
 from utils.arguments import CommandParser
@@ -50,7 +50,7 @@ def row(flag: Flag) -> str:
         text += f": {', '.join(flag.choices or ())}"
     name = flag.name if value is None or value.startswith("{") else f"{flag.name} {value}"
     default = "off" if flag.kind is bool else "" if flag.default is None else f"`{flag.default}`"
-    readers = " ".join(SHORT[script] for script in EVERYWHERE if script in flag.read_by)
+    readers = " ".join(SHORT[script] for script in EVERYWHERE if is_listed(flag, script))
     return f"| `--{name}` | {default} | {readers} | {text}{bounds_of(flag)} |"
 
 

@@ -81,7 +81,7 @@ def test_help_lists_what_the_script_reads_in_groups_and_help_all_the_rest(script
     assert "--help-all" in shown.splitlines()[-1]
     for name in ("dataset", "method", "sampler"):
         if name in listed:
-            text = " ".join(shown.split(f"--{name} ")[1].split("  --")[0].split())
+            text = " ".join(shown.split(f"\n  --{name} ")[1].split("  --")[0].split())
             assert all(choice in text for choice in FLAGS[name].choices or ())
 
 

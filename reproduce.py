@@ -112,12 +112,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         find_recipe(method)
     make_folder(own.results)
     request = Request(
-        table=own.table, seeds=once(own.seeds) or [0], imb_ratios=once(own.imb_ratio),
-        methods=once(own.methods), select=own.select, holdout_pth=own.holdout_pth,
-        results=own.results, given=given,
+        table=own.table,
+        seeds=once(own.seeds) or [0],
+        imb_ratios=once(own.imb_ratio),
+        methods=once(own.methods),
+        select=own.select,
+        holdout_pth=own.holdout_pth,
+        results=own.results,
+        given=given,
         command=shlex.join(["python", "reproduce.py", *arguments]),
-        train_stage1=main_stage1.main, train_stage2=main_stage2.main,
-    )  # fmt: skip
+        train_stage1=main_stage1.main,
+        train_stage2=main_stage2.main,
+    )
     TABLES[own.table].make(request)
 
 

@@ -14,6 +14,7 @@ from settings.declare import STAGE1, STAGE2, Facet, Flag, Group
 from settings.fields import FLAGS, STAGE1_LOSSES
 from settings.resolve import Command, report_unused, resolve
 from utils.arguments import CommandParser, first_and_examples
+from utils.parameters import HYPERPARAMETERS
 
 CLOSING = "Flags of the other scripts are accepted too, and named as not used; --help-all lists them."
 SHOWN_CHOICES = 26  # columns that a flag may take with its choices in place of a value; others follow the help text
@@ -24,11 +25,12 @@ def seed_value(text: str) -> int | None:
     return None if text == "None" else int(text)
 
 
-def is_listed(flag: Flag, script: str) -> bool:
-    """Tell whether the help of a script lists a flag: one that it reads and does not always refuse."""
-    if script == STAGE1 and Facet.HYPERPARAMETER in flag.facets:
-        return any(flag.name in loss_parameters(loss) for loss in STAGE1_LOSSES)
-    return script in flag.read_by
+def listed_flags(script: str) -> set[str]:
+    """Return the flags that the help of a script lists: those that it reads and does not always refuse."""
+    read = {name for name, flag in FLAGS.items() if script in flag.read_by}
+    if script != STAGE1:
+        return read
+    return read - set(HYPERPARAMETERS) | {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
 
 
 def group_of(flag: Flag, script: str) -> Group:
@@ -59,8 +61,9 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
     parser = CommandParser(f"{script}.py", first_and_examples(description), usage=usage, epilog=CLOSING, add_help=False)
     groups = {group: parser.add_argument_group(group.value) for group in Group}
     others = parser.add_argument_group("accepted, not used here") if everything else parser
+    shown = listed_flags(script)
     for flag in sorted(FLAGS.values(), key=lambda flag: Facet.HYPERPARAMETER in flag.facets):
-        listed = is_listed(flag, script)
+        listed = flag.name in shown
         metavar, text = flag_help(flag)
         arguments: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS}
         arguments["help"] = text if listed or everything else argparse.SUPPRESS

@@ -13,8 +13,13 @@ from utils.errors import UserError
 # trains on one view is inferred: there is no code of the paper for them. One view cost CIFAR less than a tenth of a
 # point, and every view of iNaturalist 2018 is 3.6 GB of features.
 LARGE: dict[str, Any] = {
-    "stem": "imagenet", "image_size": 224, "imb_ratio": None, "augment": "jitter", "views": "1", "eval_every": 5,
-}  # fmt: skip
+    "stem": "imagenet",
+    "image_size": 224,
+    "imb_ratio": None,
+    "augment": "jitter",
+    "views": "1",
+    "eval_every": 5,
+}
 
 
 # CIFAR runs on the released recipe, which is what `Settings` defaults to. Epochs, batches and learning rates of
@@ -27,7 +32,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar100": {},
     "cifar10": {},
     "digits": {
-        "imb_ratio": 25.0, "network": "resnet8", "epochs": 60, "batch_size": 32, "lr": 0.05, "wd": 5e-3,
+        "imb_ratio": 25.0,
+        "network": "resnet8",
+        "epochs": 60,
+        "batch_size": 32,
+        "lr": 0.05,
+        "wd": 5e-3,
         "finetune_lr": 1e-4,
         "workers": 1,  # on more threads than one, work this small waits for its threads
     },
@@ -36,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "inaturalist2018": {**LARGE, "network": "resnet50", "epochs": 200, "batch_size": 512, "wd": 1e-4},
     "list": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
     "folder": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
-}  # fmt: skip
+}
 
 
 # Where stage 2 has a preset of its own: the head is re-trained in batches of 64 whatever stage 1 had.
@@ -50,15 +60,20 @@ STAGE2_PRESETS: dict[str, dict[str, Any]] = {
 # leaves traces of ImageNet-LT's and iNaturalist's settings; those of Places-LT are inferred from ImageNet-LT's.
 METHOD_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("imagenet_lt", "gala"): {
-        "finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"
+        "finetune_lr": 0.12,
+        "batch_size": 512,
+        "finetune_epoch": 10,
+        "sampler": "class_balanced",
     },
-    ("places_lt", "gala"): {
-        "finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"
-    },
+    ("places_lt", "gala"): {"finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"},
     ("inaturalist2018", "gala"): {
-        "finetune_lr": 0.2, "batch_size": 512, "finetune_epoch": 30, "finetune_wd": 1e-4, "sampler": "class_balanced",
+        "finetune_lr": 0.2,
+        "batch_size": 512,
+        "finetune_epoch": 30,
+        "finetune_wd": 1e-4,
+        "sampler": "class_balanced",
     },
-}  # fmt: skip
+}
 
 
 # Features that any model made. Stage 1 is then a classifier alone (`methods.linear_probe`), and its weight decay is
@@ -71,11 +86,15 @@ FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain"}
 # What stage 1 defaults to with a loss, where that was published with a recipe of its own: GALA's code for CIFAR.
 LOSS_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     (dataset, "gala"): {
-        "network": "resnet32", "lr": 0.1, "wd": 5e-4, "augment": "autoaugment", "schedule": "warmup_cosine",
+        "network": "resnet32",
+        "lr": 0.1,
+        "wd": 5e-4,
+        "augment": "autoaugment",
+        "schedule": "warmup_cosine",
         "drop_last": True,
     }
     for dataset in ("cifar100", "cifar10")
-}  # fmt: skip
+}
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {

@@ -80,8 +80,12 @@ def python(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_a_loss_a_method_a_data_set_and_a_table_are_added_by_the_documented_steps(project: Path) -> None:
     every = steps()
     assert [dictionary for dictionary, _, _ in every if dictionary] == [
-        "LOSSES", "HYPERPARAMETERS", "RECIPES", "IN_MEMORY", "TABLES"
-    ]  # fmt: skip
+        "LOSSES",
+        "HYPERPARAMETERS",
+        "RECIPES",
+        "IN_MEMORY",
+        "TABLES",
+    ]
     for step in every:
         follow(project, step)
     outcome = python(project, "-c", TRAIN)

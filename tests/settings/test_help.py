@@ -13,7 +13,7 @@ import pytest
 
 import predict
 import reproduce
-from settings.command_line import is_listed, make_parser
+from settings.command_line import listed_flags, make_parser
 from settings.declare import EVERYWHERE
 from settings.fields import FLAGS
 from tests.helpers import ROOT, SCRIPTS, succeed
@@ -72,7 +72,7 @@ def test_help_fits_two_screens(command: str) -> None:
 def test_help_lists_what_the_script_reads_in_groups_and_help_all_the_rest(script: str) -> None:
     shown, everything = (succeed(script, word).out for word in ("--help", "--help-all"))
     listed = set(re.findall(r"^  --(\w+)(?!-)\b", shown, re.MULTILINE))
-    assert listed == {name for name, flag in FLAGS.items() if is_listed(flag, script)}
+    assert listed == listed_flags(script)
     assert listed <= {name for name, flag in FLAGS.items() if script in flag.read_by}
     assert set(re.findall(r"^  --(\w+)(?!-)\b", everything, re.MULTILINE)) == set(FLAGS)
     headings = re.findall(r"^([a-z]+(?: \d)?)\b.*:$", shown, re.MULTILINE)

@@ -58,7 +58,9 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
     Its help lists the flags that the script reads or, asked for `everything`, the others too.
     """
     usage = f"python {script}.py [flags]"
-    parser = CommandParser(f"{script}.py", first_and_examples(description), usage=usage, epilog=CLOSING, add_help=False)
+    parser = CommandParser(
+        f"{script}.py", first_and_examples(description or ""), usage=usage, epilog=CLOSING, add_help=False
+    )
     groups = {group: parser.add_argument_group(group.value) for group in Group}
     others = parser.add_argument_group("accepted, not used here") if everything else parser
     shown = listed_flags(script)
@@ -71,9 +73,11 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
             arguments["action"] = "store_true"
         else:
             arguments |= {"type": seed_value if flag.name == "seed" else flag.kind, "metavar": metavar}
-        (groups[group_of(flag, script)] if listed else others).add_argument(f"--{flag.name}", **arguments)
+        group = groups[group_of(flag, script)] if listed else others
+        group.add_argument(f"--{flag.name}", **arguments)
         if flag.alias is not None:
-            parser.add_argument(flag.alias, **{**arguments, "help": argparse.SUPPRESS})
+            arguments["help"] = f"the same as --{flag.name}" if everything else argparse.SUPPRESS
+            group.add_argument(flag.alias, **arguments)
     groups[Group.RUN].add_argument("-h", "--help", action="help", help="print this and exit")
     groups[Group.RUN].add_argument("--help-all", action=HelpAll, script=script, help="the same with all other flags")
     return parser

@@ -621,7 +621,17 @@ OUTSIDE: dict[str, list[Any]] = {
 def test_a_value_outside_its_range_is_refused(parameter: str) -> None:
     name = next(name for name in LOSSES if parameter in loss_parameters(name))
     bounds = PARAMETER_RANGES[parameter]
-    for value in [*OUTSIDE[parameter], math.nan, math.inf, -math.inf, "half", None, True]:
+    for value in [
+        *OUTSIDE.get(parameter, []),
+        bounds.low - 0.1,
+        bounds.high + 1,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "half",
+        None,
+        True,
+    ]:
         message = refusal(lambda value=value: build_loss(name, COUNTS, **{parameter: value}))
         assert message.startswith(f"--{parameter} must be at least") or message.startswith(
             f"--{parameter} must be above"

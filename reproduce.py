@@ -49,7 +49,7 @@ def refuse(message: str) -> NoReturn:
 def make_table_parser() -> argparse.ArgumentParser:
     usage = "python reproduce.py TABLE [flags]"
     parser = CommandParser("reproduce.py", __doc__, ADVICE, usage=usage, epilog=wrapped(CLOSING))
-    parser.add_argument("table", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("table", help=", ".join(TABLES))
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds; each has its own stage 1 [0]"
     )

@@ -8,6 +8,7 @@ test_recipes.py says that another value has an effect.
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import utils.files
 from datasets import DATASETS
 from losses import LOSSES, loss_parameters
 from methods.closed_form import CLOSED_FORM, closed_form_parameters
+from methods.recipes import RECIPES
 from models import build_model
 from models.heads import HEADS, head_parameters
 from settings.checks import check_domains
@@ -66,6 +68,11 @@ def run_noting(used: set[str], script: str, *arguments: object) -> None:
         succeed(script, *arguments)
 
 
+def owners(table: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Names of a table that have all its hyper-parameters between them."""
+    return sorted({next(name for name in table if own in table[name]) for names in table.values() for own in names})
+
+
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """What each script uses, found by running it in several ways."""
@@ -73,8 +80,8 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     plain = out / "plain.pth"
     torch.save(build_model("resnet8", 10, width=2).state_dict(), plain)
     small = ("--dataset", "digits", "--width", 2, "--out", out)
-    losses = ("focal", "cb_ce", "reweighted_ce", "logit_adjust", "las", "gala")
-    methods = ("focal", "cb_ce", "vs", "las", "gcl", "ldam", "gala", "marc", "tau_norm")
+    losses = owners({loss: loss_parameters(loss) for loss in STAGE1_LOSSES})
+    methods = owners({method: recipe.own_parameters() for method, recipe in RECIPES.items()})
     tree = image_tree(out / "tree", classes=3, train=4)
     on_disk = ("--dataset", "folder", "--data_dir", tree, "--stem", "cifar", "--network", "resnet8", "--width", 2)
     on_disk += ("--image_size", 8, "--resize", 8, "--workers", 0, "--out", out)

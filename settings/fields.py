@@ -42,6 +42,7 @@ RATE = Range(0, 1e6)
 SHARE = Range(0, 1)
 SEED = Range(0, 2**32 - 1)
 
+# Facets that go together.
 PLACE = Facet.PLACE | Facet.OF_IMAGES | Facet.ADDRESS
 IDENTITY = Facet.FROM_CHECKPOINT | Facet.ADDRESS
 DATA = Facet.FROM_FEATURES | Facet.OF_IMAGES | IDENTITY
@@ -120,7 +121,7 @@ class _BeforeHyperparameters:
     seed: int = option(
         0, Group.RUN, "random seed; None draws one and records it", facets=Facet.LOOKUP | Facet.ROW, bounds=SEED
     )
-    gpu: int = option(0, Group.MACHINE, "number of the CUDA device", bounds=RATE)
+    gpu: int = option(0, Group.MACHINE, "number of the CUDA device", bounds=Range(0, 1e6))
 
     train_list: str | None = option(
         None, Group.DATA, "training images: a list of 'path label', or COCO's .json", facets=PLACE, metavar="FILE"

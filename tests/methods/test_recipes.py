@@ -11,7 +11,7 @@ from datasets.sampling import SAMPLERS
 from losses import LOSSES, loss_parameters
 from losses.los import ONE_HOT, TARGETS, torch_target
 from methods.closed_form import CLOSED_FORM, closed_form_parameters
-from methods.plan import Plan, build_losses, compute_head, start_head
+from methods.plan import Plan, build_losses, compute_head, plan_key, start_head
 from methods.recipes import RECIPES, Recipe, find_recipe, resolve_parameters, resolve_target
 from models.heads import FROZEN_WEIGHT, HEADS, head_parameters
 from settings.command_line import parse_command
@@ -124,6 +124,20 @@ def test_the_defaults_of_a_row_are_those_of_a_bare_command_line(method: str) -> 
         recipe.epochs if recipe.trains else 0, recipe.lr, recipe.weight_decay
     )  # fmt: skip
     assert plan.recipe is recipe and settings.label_smooth == recipe.label_smooth
+
+
+def test_rows_that_are_kept_know_a_plan_by_names_that_stay() -> None:
+    assert plan_key(parsed_plan("--method", "los")) == {
+        "method": "los",
+        "epochs": 20,
+        "lr": 5e-4,
+        "weight_decay": 0.0,
+        "smoothing": 0.98,
+        "sampler": "instance",
+        "max_norm": None,
+        "reinit": False,
+        "parameters": {},
+    }
 
 
 @pytest.mark.parametrize(("method", "base"), PLUG_INS.items())

@@ -18,7 +18,7 @@ import torch
 import runs.run_record
 import utils.files
 from datasets import DATASETS
-from losses import LOSSES, loss_parameters
+from losses import LOSSES, loss_parameters, takes_plain_logits
 from methods.closed_form import CLOSED_FORM, closed_form_parameters
 from methods.recipes import RECIPES
 from models import build_model
@@ -137,6 +137,13 @@ def test_a_hyper_parameter_that_no_flag_can_set_is_named() -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="'toy' takes 'tau', which is neither"):
         patch.setitem(LOSSES, "toy", positional)
         loss_parameters("toy")
+
+
+def test_a_loss_says_whether_it_takes_plain_logits() -> None:
+    assert not {"ldam", "ldam_weighted", "gcl"} & set(STAGE1_LOSSES)  # those of a cosine head
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="'toy' must say whether it takes plain"):
+        patch.setitem(LOSSES, "toy", torch.nn.CrossEntropyLoss)
+        takes_plain_logits("toy")
 
 
 def test_every_setting_is_declared_whole() -> None:

@@ -15,13 +15,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
-from settings.fields import Settings
+from settings.checks import check_value
+from settings.fields import FLAGS, Settings
 from settings.resolve import report_unused
 from stages.data import loader_processes
 from stages.prediction import (
-    TEMPERATURES,
     find_images,
     leave_out_unreadable,
     logit_blocks,
@@ -37,6 +37,7 @@ from stages.prediction_csv import (
     write_predictions,
     write_to,
 )
+from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.device import choose_execution
 from utils.distributed import launch_of
@@ -44,42 +45,42 @@ from utils.errors import UserError
 from utils.text import shown, utf8_text
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; --help lists the flags")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this script; flags that other scripts have mean what they mean there."""
-    parser = argparse.ArgumentParser(
-        prog="predict.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("--pretrained_pth", required=True, help="run folder (its last epoch) or checkpoint file")
+    usage = "python predict.py --pretrained_pth PATH --images PATH [PATH ...] [flags]"
+    parser = CommandParser("predict.py", __doc__, usage=usage)
+    parser.add_argument("--pretrained_pth", required=True, metavar="PATH", help="run folder (last epoch) or checkpoint")
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files, or folders of them")
-    parser.add_argument("--csv", default="predictions.csv", help="file to write, - for the screen [predictions.csv]")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file where it is there")
-    parser.add_argument("--top", type=int, help="write the N most probable classes of each image, with their rank")
-    parser.add_argument("--temperature", type=float, help="divide the logits by this [the checkpoint's, else 1]")
-    parser.add_argument("--flip", action="store_true", help="average logits with those of the mirrored image")
-    parser.add_argument("--skip_bad", type=int, default=0, help="leave out up to N images that cannot be read [0]")
-    parser.add_argument("--batch_size", type=int, help="images that pass the network at once [by device and size]")
-    parser.add_argument("--workers", type=int, help="processes that read images, 0 for none [by the machine's cores]")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to compute [auto]")
-    parser.add_argument("--gpu", type=int, help="number of the CUDA device [0]")
-    parser.add_argument("--amp", default="auto", choices=["auto", "off", "bf16"], help="bf16 autocast [auto]")
     parser.add_argument("--trust_pickle", action="store_true", help="load pickled modules, which can run any code")
+    parser.add_argument(
+        "--csv", default="predictions.csv", metavar="FILE", help="file to write, - for the screen [predictions.csv]"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file where it is there")
+    for name, kind, text in (
+        ("top", int, "write the N most probable classes of each image, with their rank"),
+        ("temperature", float, "divide the logits by this [the checkpoint's, else 1]"),
+        ("skip_bad", int, "leave out up to N images that cannot be read [0]"),
+        ("batch_size", int, "images that pass the network at once [by device and size]"),
+        ("workers", int, "processes that read images, 0 for none [by the machine's cores]"),
+        ("gpu", int, "number of the CUDA device [0]"),
+    ):
+        metavar = "N" if kind is int else "X"
+        default = 0 if name == "skip_bad" else None
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+    parser.add_argument("--flip", action="store_true", help="average logits with those of the mirrored image")
+    for name in ("device", "amp"):
+        flag = FLAGS[name]
+        parser.add_argument(f"--{name}", default=flag.default, choices=flag.choices, help=f"{flag.help} [auto]")
     return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value outside its domain."""
-    low, high = TEMPERATURES
-    bounds = {"top": (1, 1e9), "temperature": (low, high), "skip_bad": (0, 1e9), "batch_size": (1, 1e9),
-              "workers": (0, 1e6), "gpu": (0, 1e6)}  # fmt: skip
-    for name, (least, most) in bounds.items():
-        value = getattr(arguments, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name} must be between {least:g} and {most:g}, not {value:g}")
+    for name in ("temperature", "skip_bad", "batch_size", "workers", "gpu"):
+        if getattr(arguments, name) is not None:
+            check_value(name, getattr(arguments, name))
+    if arguments.top is not None and arguments.top < 1:
+        raise UserError(f"--top must be at least 1, not {arguments.top}")
     if launch_of().count > 1:
         raise UserError("predict.py is one process: start it without torchrun")
     check_target(arguments.csv, arguments.overwrite)

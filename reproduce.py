@@ -2,13 +2,13 @@
 
     python reproduce.py unified --select
     python reproduce.py cifar --seeds 0 1 2
-    python reproduce.py delta --pretrained_pth checkpoints/released/cifar100_expIF100_resnet18w24_seed0.safetensors
+    python reproduce.py delta --pretrained_pth RUN_FOLDER_OR_FILE
 
 Tables: unified (every re-training method on one feature), cifar, delta (LOS over its smoothing), path (LOS over its
 steps), gala, ablation, stress (imbalance factors 200 and 500), imagenet_lt, inaturalist2018, places_lt. Each writes a
-CSV, a Markdown table and figures into `results/`. Stopped, it goes on where it was when it is started again. All other
-flags are those of main_stage1.py and main_stage2.py: the stage 1 of a table is the run that they describe, trained if
-it is missing, or the one that --pretrained_pth names, or that of features that any model made: --features.
+CSV, a Markdown table and figures into `results/`. Stopped, it goes on where it was when it is started again. The stage
+1 of a table is the run that the flags of main_stage1.py describe, trained if it is missing, or the one that
+--pretrained_pth names, or that of features that any model made: --features.
 """
 
 import argparse
@@ -22,9 +22,11 @@ import main_stage1
 import main_stage2
 from methods.recipes import find_recipe
 from settings.command_line import make_parser
-from settings.fields import FIELDS, PARAMETERS, STAGE1
+from settings.declare import STAGE1, Facet
+from settings.fields import FLAGS, with_facet
 from tables import TABLES
 from tables.request import STAGE1_ONLY, Request
+from utils.arguments import CommandParser, wrapped
 from utils.command import run_command
 from utils.distributed import launch_of
 from utils.errors import UserError
@@ -33,42 +35,41 @@ from utils.files import make_folder
 INTERRUPTED = ": what was finished is kept; the same command goes on from there"
 
 
+ADVICE = "usage: python reproduce.py TABLE [--help]"
+CLOSING = (
+    "All other flags are those of the two stages, which `python main_stage1.py --help-all` lists; the table sets some "
+    "of them itself, and says so."
+)
+
+
 def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; usage: python reproduce.py TABLE [--help]")
+    raise UserError(f"{message}; {ADVICE}")
 
 
 def make_table_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="reproduce.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse  # type: ignore[method-assign]
+    usage = "python reproduce.py TABLE [flags]"
+    parser = CommandParser("reproduce.py", __doc__, ADVICE, usage=usage, epilog=wrapped(CLOSING))
     parser.add_argument("table", help=", ".join(TABLES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds; each has its own stage 1 [0]")
-    parser.add_argument("--imb_ratio", type=float, nargs="+", help="imbalance factors [the table's]")
-    parser.add_argument("--methods", nargs="+", help="methods of main_stage2.py [the table's]")
     parser.add_argument(
-        "--select", action="store_true",
-        help="unified: choose each method's numbers on held-out images, on three stage 1s trained without them",
-    )  # fmt: skip
-    parser.add_argument("--holdout_pth", nargs="+", default=[], help="those stage 1s: run folders [trained if missing]")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds; each has its own stage 1 [0]"
+    )
+    parser.add_argument("--imb_ratio", type=float, nargs="+", metavar="X", help="imbalance factors [the table's]")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="methods of main_stage2.py [the table's]")
+    select = "unified: choose each method's numbers on held-out images, on three stage 1s trained without them"
+    parser.add_argument("--select", action="store_true", help=select)
+    parser.add_argument(
+        "--holdout_pth", nargs="+", default=[], metavar="PATH", help="those stage 1s: run folders [trained if missing]"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="FOLDER", help="where to write [results]"
+    )
     return parser
-
-
-# Flags of the two stages that every table sets itself, row by row.
-ROW_FLAGS = {
-    "seed", "method", "cur_stage", "resume", "overwrite", "reuse", "holdout", "label_smooth", "loma_target",
-    "temperature",
-}  # fmt: skip
 
 
 def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     """Raise UserError for flags that the table sets itself or has no use for: none is ignored silently."""
     table = TABLES[own.table]
-    sets = sorted(ROW_FLAGS | set(PARAMETERS) | table.sets)
+    sets = sorted({*with_facet(Facet.ROW), *table.sets})
     taken = [f"--{name}" for name in sets if name in given]
     if taken:
         refuse(f"{', '.join(taken)} cannot be given here: the table {own.table} sets them")
@@ -79,7 +80,7 @@ def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     for source in [name for name in ("pretrained_pth", "features") if name in given]:
         if source not in table.uses:
             refuse(f"--{source} has no use in the table {own.table}, which needs several stage 1s")
-        stage1 = [name for name, field in FIELDS.items() if field.metadata["used_by"] == (STAGE1,)]
+        stage1 = [name for name, flag in FLAGS.items() if flag.read_by == (STAGE1,)]
         idle = [f"--{name}" for name in (*stage1, *STAGE1_ONLY) if name in given]
         if idle:
             refuse(f"{', '.join(idle)} would be stage 1's, and --{source} names one")
@@ -111,12 +112,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         find_recipe(method)
     make_folder(own.results)
     request = Request(
-        table=own.table, seeds=once(own.seeds) or [0], imb_ratios=once(own.imb_ratio),
-        methods=once(own.methods), select=own.select, holdout_pth=own.holdout_pth,
-        results=own.results, given=given,
+        table=own.table,
+        seeds=once(own.seeds) or [0],
+        imb_ratios=once(own.imb_ratio),
+        methods=once(own.methods),
+        select=own.select,
+        holdout_pth=own.holdout_pth,
+        results=own.results,
+        given=given,
         command=shlex.join(["python", "reproduce.py", *arguments]),
-        train_stage1=main_stage1.main, train_stage2=main_stage2.main,
-    )  # fmt: skip
+        train_stage1=main_stage1.main,
+        train_stage2=main_stage2.main,
+    )
     TABLES[own.table].make(request)
 
 

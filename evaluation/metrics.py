@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.parameters import Range
+
 MANY_ABOVE = 100
 FEW_BELOW = 20
 SHOTS = ["many", "medium", "few"]
@@ -23,6 +25,8 @@ CALIBRATION_BINS = 15
 CPU_BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
 
 Report = dict[str, Any]
+
+TEMPERATURES = Range(1e-4, 1e4)  # those that can be given and fitted
 
 
 def row_blocks(values: Tensor, device: torch.device | None = None) -> Iterator[slice]:
@@ -173,7 +177,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
             total += weight[rows] @ (expected - true)
         return total
 
-    low, high = math.log(1e-4), math.log(1e4)  # of 1 / T
+    low, high = -math.log(TEMPERATURES.high), -math.log(TEMPERATURES.low)  # of 1 / T
     for _ in range(50):
         middle = (low + high) / 2
         if float(excess(math.exp(middle))) > 0:
@@ -181,7 +185,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
         else:
             low = middle
     temperature = math.exp(-(low + high) / 2)
-    return temperature if 1.001e-4 < temperature < 0.999e4 else None
+    return temperature if 1.001 * TEMPERATURES.low < temperature < 0.999 * TEMPERATURES.high else None
 
 
 def finite_or_none(value: float) -> float | None:

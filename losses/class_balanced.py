@@ -1,6 +1,7 @@
 """Class-balanced losses: samples weighted by the inverse of their class's effective number of images."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ def effective_number_weights(class_counts: Sequence[int], beta: float) -> Tensor
 class ClassBalancedCrossEntropy(nn.Module):
     """Mean over the batch of w_y * cross-entropy, w from `effective_number_weights` (Cui et al., CVPR 2019)."""
 
+    plain_logits: ClassVar[bool] = True
     weights: Tensor
 
     def __init__(self, class_counts: Sequence[int], *, beta: float = 0.9999) -> None:
@@ -51,6 +53,7 @@ class InverseFrequencyCrossEntropy(nn.Module):
     The generalised re-weighting of DisAlign (Zhang et al., CVPR 2021), which MARC (Wang et al., ACML 2022) shares.
     """
 
+    plain_logits: ClassVar[bool] = True
     weights: Tensor
 
     def __init__(self, class_counts: Sequence[int], *, rho: float = 1.2) -> None:
@@ -78,6 +81,7 @@ class ClassBalancedBinary(nn.Module):
     sample's class, averaged over all B * K outputs. Torch clamps such logarithms at -100; here they are exact.
     """
 
+    plain_logits: ClassVar[bool] = True
     weights: Tensor
 
     def __init__(self, class_counts: Sequence[int], *, beta: float = 0.9999) -> None:

@@ -1,5 +1,7 @@
 """Focal loss: easy samples count less."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from losses.functional import add_constants, log_rest, true_class
@@ -11,6 +13,7 @@ class Focal(nn.Module):
     p is the softmax of the logits, as in the long-tailed literature; the paper itself is about one sigmoid.
     """
 
+    plain_logits: ClassVar[bool] = True
     gamma: Tensor
 
     def __init__(self, *, gamma: float = 2.0) -> None:

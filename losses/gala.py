@@ -1,6 +1,7 @@
 """GALA: margins from the gradients that each class's classifier has gathered so far (arXiv 2403.09036, ICASSP 2024)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class GALA(nn.Module):
     released code does, so that the gradient of step s weighs T - s + 1 at step T.
     """
 
+    plain_logits: ClassVar[bool] = True
     lambda1: Tensor
     lambda2: Tensor
     on_target: Tensor

@@ -1,6 +1,7 @@
 """Gaussian clouded logits: random margins, the larger the rarer the class."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ class GaussianClouded(nn.Module):
     alone.
     """
 
+    plain_logits: ClassVar[bool] = False
     clouds: Tensor
 
     def __init__(self, class_counts: Sequence[int], *, scale: float = 30.0, noise: float = 0.5) -> None:

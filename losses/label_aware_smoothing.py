@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ class LabelAwareSmoothing(nn.Module):
     have the same count each is as large as the largest: eps = smooth_head.
     """
 
+    plain_logits: ClassVar[bool] = True
     smoothing: Tensor
 
     def __init__(self, class_counts: Sequence[int], *, smooth_head: float = 0.4, smooth_tail: float = 0.1) -> None:

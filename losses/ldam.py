@@ -1,6 +1,7 @@
 """Label-distribution-aware margins: the rarer the class, the larger the margin its samples must keep."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ class LDAM(nn.Module):
     already multiplied by its `scale`; the margin is given before that scale.
     """
 
+    plain_logits: ClassVar[bool] = False
     margins: Tensor
 
     def __init__(self, class_counts: Sequence[int], *, max_margin: float = 0.5, scale: float = 30.0) -> None:

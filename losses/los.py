@@ -43,16 +43,21 @@ An example, for three classes:
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from losses.functional import add_constants
 from utils.errors import UserError
+from utils.parameters import Range
 
 Target = tuple[float, float]  # (y_true, y_other)
 
 ONE_HOT: Target = (1.0, 0.0)  # plain cross-entropy
+
+SMOOTHING = Range(0, 1, "[)")  # values of --label_smooth; `rest_target` takes fewer
+GAP = Range(1e-6, 100)  # values of --loma_target
 
 
 def torch_target(smoothing: float, num_classes: int) -> Target:
@@ -60,8 +65,8 @@ def torch_target(smoothing: float, num_classes: int) -> Target:
 
     Raises UserError for an s that is not in [0, 1).
     """
-    if not 0 <= smoothing < 1:
-        raise UserError(f"--label_smooth must be at least 0 and below 1, not {smoothing:g}")
+    if smoothing not in SMOOTHING:
+        raise UserError(f"--label_smooth must be {SMOOTHING}, not {smoothing:g}")
     return 1 - smoothing + smoothing / num_classes, smoothing / num_classes
 
 
@@ -97,8 +102,8 @@ def smoothing_for_gap(gap: float, num_classes: int, convention: str = "torch") -
     `torch`: s = K / (K + exp(gap) - 1), the inverse of gap = ln(1 + K (1 - s) / s). `rest`: d = s (K - 1) / K.
     Raises UserError for a gap that is not in [1e-6, 100].
     """
-    if not 1e-6 <= gap <= 100:
-        raise UserError(f"--loma_target must be between 1e-06 and 100, not {gap:g}")
+    if gap not in GAP:
+        raise UserError(f"--loma_target must be {GAP}, not {gap:g}")
     smoothing = num_classes / (num_classes + math.expm1(gap))
     return smoothing if convention == "torch" else smoothing * (num_classes - 1) / num_classes
 
@@ -111,6 +116,7 @@ class CrossEntropy(nn.Module):
     `torch_target(s, K)` it equals `nn.CrossEntropyLoss(label_smoothing=s)`, value and gradient.
     """
 
+    plain_logits: ClassVar[bool] = True
     true: Tensor
     other: Tensor
 

@@ -1,6 +1,7 @@
 """Vector scaling: logits multiplied and shifted by functions of the class counts."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ class VectorScaling(nn.Module):
     The defaults are the values for CIFAR100-LT with an imbalance factor of 100.
     """
 
+    plain_logits: ClassVar[bool] = True
     factor: Tensor
     shift: Tensor
 

@@ -5,7 +5,8 @@ A `Plan` is a `Recipe` with every number settled. `main_stage2.py` makes one fro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Plan:
     epochs: int
     lr: float
     weight_decay: float
-    smoothing: float | None
+    label_smooth: float | None
     sampler: str
     max_norm: float | None
     reinit: bool
@@ -39,7 +40,16 @@ class Plan:
 
     def target(self, num_classes: int) -> Target:
         """Return (y_true, y_other)."""
-        return resolve_target(self.recipe, self.smoothing, num_classes)
+        return resolve_target(self.recipe, self.label_smooth, num_classes)
+
+
+def plan_key(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain values, by which a table finds a row that it has kept.
+
+    Files that are kept know the smoothing as `smoothing`: this name stays.
+    """
+    key = asdict(plan)
+    return {"smoothing": key.pop("label_smooth"), **key}
 
 
 def describe_parameters(plan: Plan) -> str:

@@ -25,14 +25,14 @@ class Recipe:
 
     `loss` is a key of `losses.LOSSES`, and `late_loss`, where there is one, takes its place for the last fifth of the
     epochs; `target` is the convention that softens the labels (a key of `losses.los.TARGETS`, None for one-hot labels)
-    with its default `smoothing`; `head` a key of `models.heads.HEADS`, warm from stage 1 or `fresh`; `sampler` a value
+    with its default `label_smooth`; `head` a key of `models.heads.HEADS`, warm from stage 1 or `fresh`; `sampler` one
     of `datasets.sampling.SAMPLERS`; `max_norm` the share s of Weight Balancing's constraint, which holds every weight
     row to min + s (max - min) of the norms of stage 1, projected after every epoch. `closed_form`, a key of
     `methods.closed_form.CLOSED_FORM`, computes the classifier instead of training it. `parameters` are the method's own
     hyper-parameters where they differ from the loss's and the head's defaults. Epochs, learning rate and weight decay
     are the published ones of stage 2 (learning rates for larger batches scaled in proportion to one of 64 images),
-    LOS's where a method was not published for stage 2. `tuned` names the own parameter that a search varies, and its
-    values.
+    LOS's where a method was not published for stage 2. `tuned` is the flag of the own parameter that a search
+    varies, and its values.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Recipe:
     loss: str = "ce"
     late_loss: str | None = None
     target: str | None = None
-    smoothing: float | None = None
+    label_smooth: float | None = None
     head: str = "linear"
     fresh: bool = False
     sampler: str = "instance"
@@ -80,12 +80,12 @@ COSINE = "Gidaris and Komodakis, CVPR 2018, arXiv 1804.09458"
 DISALIGN = "Zhang et al., CVPR 2021, arXiv 2103.16370"
 LDAM = "Cao et al., NeurIPS 2019, arXiv 1906.07413"
 
-SMOOTHINGS = ("smoothing", (0.9, 0.98, 0.99))
+SMOOTHINGS = ("label_smooth", (0.9, 0.98, 0.99))
 TAUS = ("tau", (0.5, 1.0, 1.5))
 MANY_TAUS = ("tau", tuple(0.125 * i for i in range(1, TRIALS + 1)))
 BETAS = ("beta", (0.99, 0.999, 0.9999))
 RHOS = ("rho", (0.8, 1.0, 1.2))
-DECAYS = ("weight_decay", (0.01, 0.1, 0.5))
+DECAYS = ("finetune_wd", (0.01, 0.1, 0.5))
 MARGINS = ("max_margin", (0.2, 0.5, 0.8))
 
 RECIPES = {
@@ -94,16 +94,16 @@ RECIPES = {
         "label smoothing",
         "Szegedy et al., CVPR 2016, arXiv 1512.00567",
         target="torch",
-        smoothing=0.1,
-        tuned=("smoothing", (0.05, 0.1, 0.2)),
+        label_smooth=0.1,
+        tuned=("label_smooth", (0.05, 0.1, 0.2)),
     ),
-    "los": Recipe("label over-smoothing", LOS_PAPER, target="torch", smoothing=0.98, tuned=SMOOTHINGS),
+    "los": Recipe("label over-smoothing", LOS_PAPER, target="torch", label_smooth=0.98, tuned=SMOOTHINGS),
     "lort": Recipe(
         "label over-smoothing, (1 - d, d / (K - 1))",
         LOS_PAPER,
         target="rest",
-        smoothing=0.98,
-        tuned=("smoothing", (0.9, 0.95, 0.98)),
+        label_smooth=0.98,
+        tuned=("label_smooth", (0.9, 0.95, 0.98)),
     ),
     "focal": Recipe(
         "focal loss", "Lin et al., ICCV 2017, arXiv 1708.02002", loss="focal", tuned=("gamma", (0.5, 1.0, 2.0))
@@ -228,14 +228,14 @@ RECIPES = {
         tuned=MANY_TAUS,
     ),
     "logit_adjust_los": Recipe(
-        "LOS on logit adjustment", LOS_PAPER, loss="logit_adjust", target="torch", smoothing=0.98, tuned=SMOOTHINGS
+        "LOS on logit adjustment", LOS_PAPER, loss="logit_adjust", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
     ),
-    "lws_los": Recipe("LOS on LWS", LOS_PAPER, head="lws", target="torch", smoothing=0.98, tuned=SMOOTHINGS),
+    "lws_los": Recipe("LOS on LWS", LOS_PAPER, head="lws", target="torch", label_smooth=0.98, tuned=SMOOTHINGS),
     "cosine_los": Recipe(
-        "LOS on a cosine classifier", LOS_PAPER, head="cosine", target="torch", smoothing=0.98, tuned=SMOOTHINGS
+        "LOS on a cosine classifier", LOS_PAPER, head="cosine", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
     ),
     "disalign_los": Recipe(
-        "LOS on DisAlign's head", LOS_PAPER, head="disalign", target="torch", smoothing=0.98, tuned=SMOOTHINGS
+        "LOS on DisAlign's head", LOS_PAPER, head="disalign", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
     ),
 }
 
@@ -247,32 +247,36 @@ def find_recipe(method: str) -> Recipe:
     return RECIPES[method]
 
 
+def check_smoothing(method: str, label_smooth: float | None, loma_target: float | None) -> None:
+    """Raise UserError where a smoothing is given to a method without one, or is given twice."""
+    if label_smooth is not None and loma_target is not None:
+        raise UserError("--label_smooth and --loma_target both set the target's smoothing; give one of them")
+    given = label_smooth is not None or loma_target is not None
+    if given and find_recipe(method).target is None:
+        flag = "--label_smooth" if label_smooth is not None else "--loma_target"
+        users = ", ".join(name for name, row in RECIPES.items() if row.target)
+        raise UserError(f"{flag} has no meaning for --method {method}; it belongs to {users}")
+
+
 def resolve_smoothing(
     method: str, num_classes: int, label_smooth: float | None, loma_target: float | None
 ) -> float | None:
     """Return the smoothing that `method` uses: given, derived from the wanted logit gap, or the recipe's own.
 
-    Raises UserError where a value is given to a method without smoothing, or both values are given.
+    Raises UserError where `check_smoothing` does, and for a gap that cannot be.
     """
+    check_smoothing(method, label_smooth, loma_target)
     recipe = find_recipe(method)
-    if label_smooth is not None and loma_target is not None:
-        raise UserError("--label_smooth and --loma_target both set the target's smoothing; give one of them")
-    if recipe.target is None:
-        if label_smooth is not None or loma_target is not None:
-            flag = "--label_smooth" if label_smooth is not None else "--loma_target"
-            users = ", ".join(name for name, row in RECIPES.items() if row.target)
-            raise UserError(f"{flag} has no meaning for --method {method}; it belongs to {users}")
-        return None
-    if loma_target is not None:
+    if recipe.target is not None and loma_target is not None:
         return smoothing_for_gap(loma_target, num_classes, recipe.target)
-    return recipe.smoothing if label_smooth is None else label_smooth
+    return recipe.label_smooth if label_smooth is None else label_smooth
 
 
-def resolve_target(recipe: Recipe, smoothing: float | None, num_classes: int) -> Target:
-    """Return (y_true, y_other) for a recipe's convention and smoothing."""
-    if recipe.target is None or smoothing is None:
+def resolve_target(recipe: Recipe, label_smooth: float | None, num_classes: int) -> Target:
+    """Return (y_true, y_other) for a recipe's convention and smoothing; a UserError says which K it does not fit."""
+    if recipe.target is None or label_smooth is None:
         return ONE_HOT
-    return TARGETS[recipe.target](smoothing, num_classes)
+    return TARGETS[recipe.target](label_smooth, num_classes)
 
 
 def resolve_parameters(method: str, given: Mapping[str, Value]) -> dict[str, Value]:

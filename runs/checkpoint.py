@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
@@ -31,6 +30,8 @@ from runs.feature_files import USER_FEATURES, read_features, refuse_zip_bomb
 from runs.pretrained_weights import with_network_names
 from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
+from settings.declare import Facet
+from settings.fields import FLAGS, with_facet
 from utils.errors import UserError
 from utils.files import refuse_pipe, sha256_file, write_atomically
 
@@ -38,11 +39,7 @@ FORMAT = 1
 CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
 # What the settings that a checkpoint of ours settles for others are made of.
 SETTINGS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("dataset", "imb_type", "subset", "network", "stem", "protocol", "data_dir"), (str,)),
-    **dict.fromkeys(("subset_seed", "seed", "epochs"), (int,)),
-    **dict.fromkeys(("width", "image_size", "resize", "stage1_seed"), (int, NoneType)),
-    "holdout": (int, float),
-    "imb_ratio": (int, float, NoneType),
+    name: FLAGS[name].types for name in (*with_facet(Facet.FROM_CHECKPOINT), "seed", "epochs", "protocol", "data_dir")
 }
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.plots import PLOTS
-from settings.fields import FIELDS
-from settings.presets import PROTOCOL_SWITCHES
+from settings.fields import FLAGS, PROTOCOL_SWITCHES
 from utils.distributed import from_main, is_main
 from utils.errors import UserError
 from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
@@ -126,9 +125,9 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     if not all(isinstance(before.get(name) or {}, dict) for name in ("settings", "weights", "backbone", "environment")):
         raise UserError(f"{folder / 'config.json'} is damaged, so what the run was is unknown; --overwrite replaces it")
     script = f"main_{now['stage']}"
-    weighty = [name for name, field in FIELDS.items() if field.metadata["folder"]] + ["eval_every", *PROTOCOL_SWITCHES]
+    weighty = [name for name, flag in FLAGS.items() if flag.named_by] + ["eval_every", *PROTOCOL_SWITCHES]
     # A file of weights may be named by another path: its sha256 decides.
-    keys = [name for name in weighty if name != "weights" and script in FIELDS[name].metadata["used_by"]]
+    keys = [name for name in weighty if name != "weights" and script in FLAGS[name].read_by]
     old, new = before.get("settings", {}), now["settings"]
     # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name.
     differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]

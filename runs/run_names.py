@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from runs.checkpoint import Checkpoint
-from settings.fields import FIELDS, STAGE1, STAGE2, TRAINING, Settings
-from settings.presets import PROTOCOL_SWITCHES, PROTOCOLS
+from settings.declare import STAGE1, STAGE2, TRAINING, Facet
+from settings.fields import FLAGS, IDENTITY_TAGS, PROTOCOL_SWITCHES, Settings, with_facet
+from settings.presets import PROTOCOLS
 from settings.resolve import Command
 from utils.errors import UserError
 from utils.files import read_json
 from utils.text import plain_name
-
-# Settings by which a default lookup tells runs of one data set, imbalance, network and seed apart.
-IDENTITY = ("subset", "subset_seed", "holdout", "stem", "image_size", "resize", "weights", "width")
 
 
 def seed_folder(settings: Settings, seed: int) -> Path:
@@ -48,7 +46,7 @@ def tag(name: str, value: Any) -> str:
 
 def stage1_tags(command: Command) -> list[str]:
     """Return the settings of a stage-1 run that differ from the preset, in the order of `Settings`."""
-    return _differing(command, [name for name, field in FIELDS.items() if STAGE1 in field.metadata["folder"]])
+    return _differing(command, [name for name, flag in FLAGS.items() if STAGE1 in flag.named_by])
 
 
 def inherited_tags(stage1: Checkpoint) -> list[str]:
@@ -57,9 +55,7 @@ def inherited_tags(stage1: Checkpoint) -> list[str]:
     Settings that both stages have (such as the batch size) are marked as stage 1's. A file that is neither last.pth nor
     best.pth of a run is told by its sha256.
     """
-    shared = tuple(
-        name for name, field in FIELDS.items() if field.metadata["folder"] == TRAINING and name not in IDENTITY
-    )
+    shared = tuple(name for name, flag in FLAGS.items() if flag.named_by == TRAINING and name not in IDENTITY_TAGS)
     tags = [f"stage1_{name}" if name.startswith(shared) else name for name in stage1.config.get("tags", [])]
     if stage1.content is None or stage1.path.name not in ("last.pth", "best.pth"):
         tags.append(f"from{stage1.sha256[:8]}")
@@ -70,7 +66,7 @@ def stage2_tags(command: Command, stage1: Checkpoint) -> list[str]:
     """Return what tells a stage-2 run from others: its stage 1, and what differs from recipe and protocol."""
     settings = command.settings
     tags = inherited_tags(stage1) + _stage1_seed_tag(settings)
-    own = [name for name, field in FIELDS.items() if STAGE2 in field.metadata["folder"]]
+    own = [name for name, flag in FLAGS.items() if STAGE2 in flag.named_by]
     tags += [name for name in _differing(command, own) if name not in tags]
     if settings.protocol != "honest":
         tags.append(settings.protocol)
@@ -96,7 +92,7 @@ def run_path(command: Command, start: Checkpoint | None = None) -> Path:
 
 
 def _differing(command: Command, names: list[str]) -> list[str]:
-    values = {name: getattr(command.settings, name) for name in names}
+    values = {name: vars(command.settings)[name] for name in names}
     return [
         tag(name, value)
         for name, value in values.items()
@@ -111,7 +107,7 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
     """
     settings = command.settings
     parent = seed_folder(settings, seed)
-    wanted = _differing(command, list(IDENTITY))
+    wanted = _differing(command, list(IDENTITY_TAGS))
     if stage == settings.cur_stage:  # stage 2's smoothing says nothing of the stage 1 that it looks for
         wanted += _differing(command, ["label_smooth"])
     prefix = "stage1"
@@ -142,11 +138,10 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
 
 
 def _command_for(command: Command, stage: str, seed: int) -> str:
-    names = ["features", "data_dir", "dataset", "train_list", "val_list", "test_list", "image_root", "imb_ratio"]
-    names += ["imb_type", "network", "out", *IDENTITY]
+    names = [*with_facet(Facet.ADDRESS)]
     names += ["method", "protocol"] if stage == "stage2" else []
     names += ["label_smooth"] if stage == command.settings.cur_stage else []
-    flags = [f"--{name} {shlex.quote(str(getattr(command.settings, name)))}" for name in names if name in command.given]
+    flags = [f"--{name} {shlex.quote(str(vars(command.settings)[name]))}" for name in names if name in command.given]
     if seed != command.defaults.seed:
         flags.append(f"--seed {seed}")
     return " ".join(["python", f"main_{stage}.py", *flags])

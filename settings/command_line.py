@@ -1,17 +1,23 @@
-"""Every setting of the three scripts: one typed record, one parser made from it, presets, protocols.
+"""From the command line of a script to its settings, and the help that it prints.
 
 A value comes from the command line, else from the protocol, else from the data set's preset, else from the default
-below. Method-dependent values of stage 2 left at None come from the method's `Recipe`.
+of `Settings`. Method-dependent values of stage 2 left at None come from the method's `Recipe`.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from settings.fields import FIELDS
+from losses import loss_parameters
+from settings.declare import STAGE1, STAGE2, Facet, Flag, Group
+from settings.fields import FLAGS, STAGE1_LOSSES
 from settings.resolve import Command, report_unused, resolve
-from utils.errors import UserError
+from utils.arguments import CommandParser, first_and_examples
+from utils.parameters import HYPERPARAMETERS
+
+CLOSING = "Flags of the other scripts are accepted too, and named as not used; --help-all lists them."
+SHOWN_CHOICES = 26  # columns that a flag may take with its choices in place of a value; others follow the help text
 
 
 def seed_value(text: str) -> int | None:
@@ -19,30 +25,74 @@ def seed_value(text: str) -> int | None:
     return None if text == "None" else int(text)
 
 
-def make_parser(script: str, description: str) -> argparse.ArgumentParser:
-    """Make the parser of a script. All three accept every flag; one that a script does not read is reported."""
-    parser = argparse.ArgumentParser(prog=f"{script}.py", description=description, allow_abbrev=False)
-    parser.error = _refuse  # type: ignore[method-assign]  # one line, like every other user error
-    groups = {
-        used: parser.add_argument_group("settings" if used else "accepted, not used here") for used in (True, False)
-    }
-    for field in FIELDS.values():
-        meta = field.metadata
-        shown = "" if field.default is None or meta["kind"] is bool else f" [{field.default}]"
-        arguments: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": meta["help"] + shown}
-        if meta["kind"] is bool:
+def listed_flags(script: str) -> set[str]:
+    """Return the flags that the help of a script lists: those that it reads and does not always refuse."""
+    read = {name for name, flag in FLAGS.items() if script in flag.read_by}
+    if script != STAGE1:
+        return read
+    return read - set(HYPERPARAMETERS) | {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
+
+
+def group_of(flag: Flag, script: str) -> Group:
+    """Return the group that the help of a script lists a flag in: steps of both stages are those of its own."""
+    return Group.STAGE2 if script == STAGE2 and flag.group is Group.STAGE1 else flag.group
+
+
+def flag_help(flag: Flag) -> tuple[str | None, str]:
+    """Return how the value of a flag is shown, None for a switch, and its help text with choices and default."""
+    if flag.kind is bool:
+        return None, flag.help
+    default = "" if flag.default is None else f" [{flag.default}]"
+    if flag.choices is None:
+        return flag.metavar, flag.help + default
+    braces = "{" + ",".join(flag.choices) + "}"
+    if len(f"--{flag.name} {braces}") <= SHOWN_CHOICES:
+        return braces, flag.help + default
+    names = "" if all(choice in flag.help for choice in flag.choices) else f": {', '.join(flag.choices)}"
+    return flag.metavar, flag.help + names + default
+
+
+def make_parser(script: str, description: str, *, everything: bool = False) -> argparse.ArgumentParser:
+    """Make the parser of a script. All three accept every flag; one that a script does not read is reported.
+
+    Its help lists the flags that the script reads or, asked for `everything`, the others too.
+    """
+    usage = f"python {script}.py [flags]"
+    parser = CommandParser(
+        f"{script}.py", first_and_examples(description or ""), usage=usage, epilog=CLOSING, add_help=False
+    )
+    groups = {group: parser.add_argument_group(group.value) for group in Group}
+    others = parser.add_argument_group("accepted, not used here") if everything else parser
+    shown = listed_flags(script)
+    for flag in sorted(FLAGS.values(), key=lambda flag: Facet.HYPERPARAMETER in flag.facets):
+        listed = flag.name in shown
+        metavar, text = flag_help(flag)
+        arguments: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS}
+        arguments["help"] = text if listed or everything else argparse.SUPPRESS
+        if metavar is None:
             arguments["action"] = "store_true"
         else:
-            arguments["type"] = seed_value if field.name == "seed" else meta["kind"]
-            arguments["metavar"] = (
-                field.name.upper() if meta["choices"] is None else "{" + ",".join(meta["choices"]) + "}"
-            )
-        groups[script in meta["used_by"]].add_argument(f"--{field.name}", *meta["names"], **arguments)
+            arguments |= {"type": seed_value if flag.name == "seed" else flag.kind, "metavar": metavar}
+        group = groups[group_of(flag, script)] if listed else others
+        group.add_argument(f"--{flag.name}", **arguments)
+        if flag.alias is not None:
+            arguments["help"] = f"the same as --{flag.name}" if everything else argparse.SUPPRESS
+            group.add_argument(flag.alias, **arguments)
+    groups[Group.RUN].add_argument("-h", "--help", action="help", help="print this and exit")
+    groups[Group.RUN].add_argument("--help-all", action=HelpAll, script=script, help="the same with all other flags")
     return parser
 
 
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; --help lists the flags")
+class HelpAll(argparse.Action):
+    """`--help-all`: print the help with every flag, and exit."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, script: str, **more: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **more)
+        self.script = script
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        make_parser(self.script, parser.description or "", everything=True).print_help()
+        parser.exit()
 
 
 def parse_command(script: str, description: str, argv: Sequence[str] | None = None) -> Command:
@@ -50,5 +100,5 @@ def parse_command(script: str, description: str, argv: Sequence[str] | None = No
     arguments = tuple(sys.argv[1:] if argv is None else argv)
     given = vars(make_parser(script, description).parse_args(arguments))
     command = resolve(script, given, arguments)
-    report_unused(script, [f"--{name}" for name in FIELDS if name in given and name not in command.given])
+    report_unused(script, [f"--{name}" for name in FLAGS if name in given and name not in command.given])
     return command

@@ -1,221 +1,346 @@
-"""Every setting of the scripts, declared once."""
+"""Every setting of the scripts, declared once.
+
+Three layers, for the order of their fields: run folders are named in it, and config.json is written in it. The middle
+one is made from the table of hyper-parameters.
+"""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import DATASETS
 from datasets.augment.autoaugment import AUGMENTATIONS
 from datasets.long_tail import IMB_TYPES, SUBSETS
 from datasets.sampling import SAMPLERS
+from evaluation.metrics import TEMPERATURES
+from losses import LOSSES, takes_plain_logits
+from losses.los import GAP, SMOOTHING
 from methods.recipes import RECIPES
 from models import STEMS
+from settings.declare import (
+    EVALUATE,
+    STAGE1,
+    STAGE2,
+    TRAINING,
+    Facet,
+    Flag,
+    Group,
+    flag_of,
+    of_stage1,
+    of_stage2,
+    option,
+)
+from utils.parameters import HYPERPARAMETERS, Hyperparameter, Range
 from utils.schedules import SCHEDULES
 
-STAGE1, STAGE2, EVALUATE = "main_stage1", "main_stage2", "evaluate"
+# Losses that stage 1 can learn features with: its classifier is linear.
+STAGE1_LOSSES = [name for name in LOSSES if takes_plain_logits(name)]
 
+COUNT = Range(0, 1e9)
+FROM_ONE = Range(1, 1e9)
+RATE = Range(0, 1e6)
+SHARE = Range(0, 1)
+SEED = Range(0, 2**32 - 1)
 
-EVERYWHERE = (STAGE1, STAGE2, EVALUATE)
-
-
-TRAINING = (STAGE1, STAGE2)
-
-
-# Losses that stage 1 can learn features with: those that take the logits of a linear classifier.
-STAGE1_LOSSES = [
-    "ce", "focal", "cb_ce", "reweighted_ce", "wb_cb", "balanced_softmax", "logit_adjust", "las", "vs", "gala"
-]  # fmt: skip
-
-
-def option(
-    default: Any,
-    help_text: str,
-    used_by: Sequence[str] = EVERYWHERE,
-    *,
-    kind: Any = str,
-    choices: Sequence[str] | None = None,
-    names: Sequence[str] = (),
-    folder: Sequence[str] = (),
-) -> Any:
-    """Declare a setting: its help text, the scripts that read it, and the stages whose run folder names it."""
-    metadata = {
-        "help": help_text, "used_by": used_by, "kind": kind, "choices": choices, "names": names, "folder": folder
-    }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def switch(help_text: str, used_by: Sequence[str], folder: Sequence[str] = ()) -> Any:
-    """Declare a setting that is off unless its flag is given."""
-    return option(False, help_text, used_by, kind=bool, folder=folder)
-
-
-def parameter(help_text: str, kind: Any = float, choices: Sequence[str] | None = None) -> Any:
-    """Declare a hyper-parameter of some losses, heads and classifiers; None where the method has no such thing."""
-    return option(
-        None, f"{help_text} [the method's]", TRAINING, kind=kind, choices=choices, folder=TRAINING
-    )  # fmt: skip
+# Facets that go together.
+PLACE = Facet.PLACE | Facet.OF_IMAGES | Facet.ADDRESS
+IDENTITY = Facet.FROM_CHECKPOINT | Facet.ADDRESS
+DATA = Facet.FROM_FEATURES | Facet.OF_IMAGES | IDENTITY
+PROFILE = Facet.PROFILE | DATA
+SIZE = Facet.ON_DISK | Facet.OF_IMAGES | IDENTITY
+BOTH_STEPS = Facet.STAGE1_STEPS | Facet.STAGE2_STEPS
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All settings, resolved. The first block is the released code's, by name and meaning.
+class _BeforeHyperparameters:
+    """The first block is the released code's, by name and meaning."""
+
+    data_dir: str = option("data", Group.DATA, "folder of the data sets", facets=PLACE, metavar="FOLDER")
+    dataset: str = option("cifar100", Group.DATA, "data set", facets=DATA, choices=list(DATASETS))
+    num_class: int | None = option(
+        None, Group.DATA, "number of classes; checked against the data", bounds=Range(2, 1e9)
+    )
+    imb_ratio: float | None = option(
+        100.0, Group.DATA, "largest over smallest class; images on disk: their own", facets=PROFILE
+    )
+    network: str = option("resnet34", Group.NETWORK, "network; with --stem imagenet any of torchvision", facets=DATA)
+    epochs: int = of_stage1(200, "epochs", bounds=COUNT)
+    batch_size: int = option(
+        64,
+        Group.STAGE1,
+        "images a step, of all processes together",
+        TRAINING,
+        facets=BOTH_STEPS,
+        named_by=TRAINING,
+        bounds=FROM_ONE,
+    )
+    cur_stage: str | None = option(
+        None, Group.RUN, "which stage", facets=Facet.LOOKUP | Facet.ROW, choices=["stage1", "stage2"]
+    )
+    lr: float = of_stage1(0.01, "learning rate", bounds=RATE, alias="--learning-rate")
+    momentum: float = option(
+        0.9, Group.STAGE1, "momentum of SGD", TRAINING, facets=BOTH_STEPS, named_by=TRAINING, bounds=SHARE
+    )
+    wd: float = of_stage1(5e-3, "weight decay, on all parameters", facets=Facet.NONE, bounds=RATE)
+    nesterov: bool = option(False, Group.STAGE1, "Nesterov momentum", TRAINING, facets=BOTH_STEPS, named_by=TRAINING)
+    finetune_epoch: int = of_stage2(None, "epochs [the method's]", bounds=FROM_ONE)
+    finetune_lr: float = of_stage2(None, "learning rate [the method's]", bounds=RATE)
+    finetune_wd: float = of_stage2(None, "weight decay [the method's]", bounds=RATE)
+    label_smooth: float | None = option(
+        None,
+        Group.METHOD,
+        "label smoothing [stage 1: 0; stage 2: the method's, 0.98 for los]",
+        facets=Facet.STAGE1_STEPS | Facet.ROW | Facet.LOOKUP,
+        named_by=TRAINING,
+        bounds=SMOOTHING,
+    )
+    pretrained_pth: str | None = option(
+        None,
+        Group.NETWORK,
+        "run folder or checkpoint file to read [found by the other flags]",
+        (STAGE2, EVALUATE),
+        facets=Facet.OF_IMAGES,
+        metavar="PATH",
+    )
+    features: str | None = option(
+        None,
+        Group.DATA,
+        "features of any model, for data and network: .npz, .safetensors",
+        facets=Facet.ADDRESS,
+        metavar="FILE",
+    )
+    out: str = option(
+        "checkpoints", Group.RUN, "folder of the runs", facets=Facet.LOOKUP | Facet.ADDRESS, metavar="FOLDER"
+    )
+    workers: int | None = option(
+        None,
+        Group.MACHINE,
+        "processes that read images on disk; CPU threads for images in memory",
+        bounds=Range(0, 1024),
+    )
+    seed: int = option(
+        0, Group.RUN, "random seed; None draws one and records it", facets=Facet.LOOKUP | Facet.ROW, bounds=SEED
+    )
+    gpu: int = option(0, Group.MACHINE, "number of the CUDA device", bounds=Range(0, 1e6))
+
+    train_list: str | None = option(
+        None, Group.DATA, "training images: a list of 'path label', or COCO's .json", facets=PLACE, metavar="FILE"
+    )
+    val_list: str | None = option(
+        None, Group.DATA, "the same of images held out for tuning", facets=PLACE, metavar="FILE"
+    )
+    test_list: str | None = option(None, Group.DATA, "the same of test images", facets=PLACE, metavar="FILE")
+    image_root: str | None = option(
+        None, Group.DATA, "folder that paths in lists start from [that of the data set]", facets=PLACE, metavar="FOLDER"
+    )
+    stem: str = option(
+        "cifar",
+        Group.NETWORK,
+        "first layers: for images of some 32 or some 224 pixels",
+        facets=Facet.OF_IMAGES | IDENTITY,
+        choices=STEMS,
+        named_by=TRAINING,
+    )
+    image_size: int | None = option(
+        None,
+        Group.DATA,
+        "images on disk: side in pixels of what the network sees",
+        facets=SIZE,
+        named_by=TRAINING,
+        bounds=Range(1, 4096),
+    )
+    resize: int | None = option(
+        None,
+        Group.DATA,
+        "images on disk: shorter side before the crop [8/7 of --image_size]",
+        facets=SIZE,
+        named_by=TRAINING,
+        bounds=Range(1, 8192),
+    )
+    skip_bad: int = option(
+        0,
+        Group.DATA,
+        "images on disk: leave out at most N that cannot be read",
+        facets=Facet.ON_DISK | Facet.OF_IMAGES,
+        bounds=COUNT,
+    )
+    weights: str | None = option(
+        None,
+        Group.NETWORK,
+        "pre-trained weights to start from: torchvision's, ours, MoCo's, ...",
+        facets=Facet.OF_IMAGES | Facet.ADDRESS,
+        named_by=TRAINING,
+        metavar="FILE",
+    )
+    imb_type: str = option("exp", Group.DATA, "profile of the class sizes", facets=PROFILE, choices=IMB_TYPES)
+    subset: str = option(
+        "first", Group.DATA, "which images of a class are kept", facets=PROFILE, choices=SUBSETS, named_by=TRAINING
+    )
+    subset_seed: int = option(0, Group.DATA, "seed of --subset shuffle", facets=PROFILE, named_by=TRAINING, bounds=SEED)
+    holdout: float = option(
+        0.0,
+        Group.DATA,
+        "share of each class kept out of training, for tuning",
+        facets=PROFILE | Facet.ROW,
+        named_by=TRAINING,
+    )
+    width: int | None = option(
+        None,
+        Group.NETWORK,
+        "channels of the first stage; scales the network [its own]",
+        facets=DATA,
+        named_by=TRAINING,
+        bounds=Range(1, 1e5),
+    )
+    mixup: float = of_stage1(0.0, "alpha of mixup; 0 is off", bounds=RATE)
+    eval_every: int = option(
+        1, Group.STAGE1, "epochs between evaluations", TRAINING, facets=BOTH_STEPS, bounds=FROM_ONE
+    )
+    protocol: str = option("honest", Group.RUN, "headline, and switches of stage 2", choices=["honest", "released"])
+    loss: str = of_stage1("ce", "loss", choices=STAGE1_LOSSES)
+    augment: str = of_stage1(
+        "crop", "crop and mirror, jitter (colours too), autoaugment (Cutout too)", choices=AUGMENTATIONS
+    )
+    schedule: str = of_stage1(
+        "cosine", "of the learning rate: cosine, warmup_cosine (halves epoch 1)", choices=list(SCHEDULES)
+    )
+    warmup_epochs: int = of_stage1(0, "epochs before the schedule, in which the rate rises to --lr", bounds=COUNT)
+    clip_grad: float | None = of_stage1(
+        None, "clip the norm of the gradients at this", bounds=Range(0, float("inf"), "()")
+    )
+    sync_bn: str = of_stage1("on", "batch norm of many processes over the whole batch", choices=["on", "off"])
+    drop_last: bool = of_stage1(False, "leave out the last batch of an epoch where it is not full")
+    method: str = option(
+        "los",
+        Group.METHOD,
+        "how the classifier is re-trained",
+        (STAGE2, EVALUATE),
+        facets=Facet.LOOKUP | Facet.ROW,
+        choices=list(RECIPES),
+    )
+
+
+def _hyperparameter(name: str, declared: Hyperparameter) -> tuple[str, Any, Any]:
+    """Return the field of a hyper-parameter: None where the method has no such thing."""
+    choices = None if isinstance(declared.values, Range) else declared.values
+    setting = option(
+        None,
+        Group.METHOD,
+        declared.help,
+        TRAINING,
+        facets=Facet.HYPERPARAMETER | Facet.STAGE1_STEPS | Facet.ROW,
+        named_by=TRAINING,
+        choices=choices,
+    )
+    return name, (float if choices is None else str) | None, setting
+
+
+if TYPE_CHECKING:
+    _Hyperparameters = _BeforeHyperparameters  # that have no static names: they are read by those of the table
+else:
+    _Hyperparameters = dataclasses.make_dataclass(
+        "_Hyperparameters",
+        [_hyperparameter(name, declared) for name, declared in HYPERPARAMETERS.items()],
+        bases=(_BeforeHyperparameters,),
+        frozen=True,
+    )
+
+
+@dataclass(frozen=True)
+class Settings(_Hyperparameters):
+    """All settings, resolved.
 
     `finetune_*` default to the method's own values and `seed` may be drawn: `parse_command` fills them in.
     """
 
-    data_dir: str = option("data", "folder of the data sets")
-    dataset: str = option("cifar100", "data set", choices=list(DATASETS))
-    num_class: int | None = option(None, "number of classes; checked against the data", kind=int)
-    imb_ratio: float | None = option(
-        100.0, "imbalance factor: largest over smallest class [images on disk: their own]", kind=float
+    sampler: str | None = of_stage2(None, "sampling [the method's]", choices=SAMPLERS)
+    max_norm: float | None = of_stage2(
+        None, "row norms held to min + X (max - min) of stage 1's [the method's]", bounds=SHARE
     )
-    network: str = option("resnet34", "network; with --stem imagenet any classifier of torchvision")
-    epochs: int = option(200, "epochs of stage 1", (STAGE1,), kind=int, folder=(STAGE1,))
-    batch_size: int = option(64, "images a step, of all processes together", TRAINING, kind=int, folder=TRAINING)
-    cur_stage: str | None = option(None, "which stage", choices=["stage1", "stage2"])
-    lr: float = option(
-        0.01, "learning rate of stage 1", (STAGE1,), kind=float, names=["--learning-rate"], folder=(STAGE1,)
-    )
-    momentum: float = option(0.9, "momentum of SGD", TRAINING, kind=float, folder=TRAINING)
-    wd: float = option(5e-3, "weight decay of stage 1, on all parameters", (STAGE1,), kind=float, folder=(STAGE1,))
-    nesterov: bool = switch("Nesterov momentum", TRAINING, folder=TRAINING)
-    finetune_epoch: int = option(None, "epochs of stage 2 [the method's]", (STAGE2,), kind=int, folder=(STAGE2,))
-    finetune_lr: float = option(
-        None, "learning rate of stage 2 [the method's]", (STAGE2,), kind=float, folder=(STAGE2,)
-    )
-    finetune_wd: float = option(None, "weight decay of stage 2 [the method's]", (STAGE2,), kind=float, folder=(STAGE2,))
-    label_smooth: float | None = option(
-        None, "label smoothing [stage 1: 0; stage 2: the method's, 0.98 for los]", kind=float, folder=TRAINING
-    )
-    pretrained_pth: str | None = option(
-        None, "run folder or file: the checkpoint that this script reads [found by the other flags]", (STAGE2, EVALUATE)
-    )
-    features: str | None = option(
-        None, "file of features that any model made (.npz, .safetensors), in the place of data set and network"
-    )
-    out: str = option("checkpoints", "folder of the runs")
-    workers: int | None = option(
-        None, "images on disk: processes that read them, 0 for none; images in memory: threads that compute, on a CPU",
-        kind=int,
-    )  # fmt: skip
-    seed: int = option(0, "random seed; None draws one and records it", kind=int)
-    gpu: int = option(0, "number of the CUDA device", kind=int)
-
-    train_list: str | None = option(None, "list of the training images: lines of 'path label', or COCO's .json")
-    val_list: str | None = option(None, "list of images that are held out for tuning")
-    test_list: str | None = option(None, "list of the test images")
-    image_root: str | None = option(None, "folder that the paths in lists are relative to [that of the data set]")
-    stem: str = option("cifar", "the network's first layers: for images of some 32 or of some 224 pixels",
-        choices=STEMS, folder=TRAINING,
-    )  # fmt: skip
-    image_size: int | None = option(
-        None, "images on disk: side in pixels of what the network sees", kind=int, folder=TRAINING
-    )
-    resize: int | None = option(
-        None, "images on disk: shorter side in pixels before the crop of an evaluation [8/7 of --image_size]", kind=int,
-        folder=TRAINING,
-    )  # fmt: skip
-    skip_bad: int = option(
-        0, "images on disk: read all first and leave out those that cannot be, at most this many", kind=int
-    )
-    weights: str | None = option(
-        None, "pre-trained weights to start from: a state dict of torchvision, of this project, of MoCo and its like",
-        folder=TRAINING,
-    )  # fmt: skip
-    imb_type: str = option("exp", "profile of the class sizes", choices=IMB_TYPES)
-    subset: str = option("first", "which images of a class are kept", choices=SUBSETS, folder=TRAINING)
-    subset_seed: int = option(0, "seed of --subset shuffle", kind=int, folder=TRAINING)
-    holdout: float = option(0.0, "share of each class kept out of training, for tuning", kind=float, folder=TRAINING)
-    width: int | None = option(
-        None, "channels of the first stage; scales the network [its own]", kind=int, folder=TRAINING
-    )
-    mixup: float = option(0.0, "alpha of mixup; 0 is off", (STAGE1,), kind=float, folder=(STAGE1,))
-    eval_every: int = option(1, "epochs between evaluations", TRAINING, kind=int)
-    protocol: str = option(
-        "honest", "which headline, and what the stage-2 switches default to", choices=["honest", "released"]
-    )
-    loss: str = option("ce", "loss of stage 1", (STAGE1,), choices=STAGE1_LOSSES, folder=(STAGE1,))
-    augment: str = option(
-        "crop", "augmentation of stage 1: crop and mirror, or also colour jitter, or the AutoAugment policy and Cutout",
-        (STAGE1,), choices=AUGMENTATIONS, folder=(STAGE1,),
-    )  # fmt: skip
-    schedule: str = option(
-        "cosine", "learning rate of stage 1 over its epochs; warmup_cosine halves the first epoch's", (STAGE1,),
-        choices=list(SCHEDULES), folder=(STAGE1,),
-    )  # fmt: skip
-    warmup_epochs: int = option(
-        0, "epochs before the schedule in which the learning rate of stage 1 rises to --lr", (STAGE1,), kind=int,
-        folder=(STAGE1,),
-    )  # fmt: skip
-    clip_grad: float | None = option(
-        None, "clip the norm of stage 1's gradients at this", (STAGE1,), kind=float, folder=(STAGE1,)
-    )
-    sync_bn: str = option(
-        "on", "batch norm in stage 1 on many processes: over the whole batch, or over each process's part", (STAGE1,),
-        choices=["on", "off"], folder=(STAGE1,),
-    )  # fmt: skip
-    drop_last: bool = switch("stage 1 leaves out the last batch of an epoch where it is not full", (STAGE1,), (STAGE1,))
-    method: str = option("los", "classifier re-training method", (STAGE2, EVALUATE), choices=list(RECIPES))
-    tau: float | None = parameter("weight of the class prior, or exponent of the weight norm")
-    gamma: float | None = parameter("exponent of focal loss, or of vector scaling's factors")
-    beta: float | None = parameter("effective number of samples: (1 - beta^n) / (1 - beta)")
-    rho: float | None = parameter("exponent of inverse class frequencies as weights")
-    max_margin: float | None = parameter("LDAM's largest margin, before scaling")
-    scale: float | None = parameter("scale of a cosine classifier")
-    noise: float | None = parameter("largest width of GCL's clouds, before scaling")
-    smooth_head: float | None = parameter("label-aware smoothing of the largest class")
-    smooth_tail: float | None = parameter("label-aware smoothing of the smallest class")
-    lambda1: float | None = parameter("weight of GALA's margin for the class of the logit")
-    lambda2: float | None = parameter("weight of GALA's margin for the true class")
-    gala_margin: str | None = parameter(
-        "GALA's margins: on the other classes' logits, or the shift on every logit", str, ["paper", "released"]
-    )
-    gala_accumulation: str | None = parameter(
-        "GALA's gradients: summed, or their running sums summed again", str, ["single", "double"]
-    )
-    sampler: str | None = option(
-        None, "how stage 2 draws images [the method's]", (STAGE2,), choices=SAMPLERS, folder=(STAGE2,)
-    )
-    max_norm: float | None = option(
-        None, "hold every weight row of the classifier to min + MAX_NORM * (max - min) of stage 1's [the method's]",
-        (STAGE2,), kind=float, folder=(STAGE2,),
-    )  # fmt: skip
-    rebalance_tau: float = option(1.0, "exponent of the re-balanced predictions in the report", kind=float)
+    rebalance_tau: float = option(1.0, Group.REPORT, "exponent of the re-balanced predictions", bounds=Range(0, 100))
     temperature: float | None = option(
-        None, "divide logits by this where probabilities are shown [fitted on held-out images]", kind=float
+        None,
+        Group.REPORT,
+        "divides logits where probabilities are shown [fitted, held-out]",
+        facets=Facet.ROW,
+        bounds=TEMPERATURES,
     )
     loma_target: float | None = option(
-        None, "set the smoothing from the wanted logit gap", (STAGE2,), kind=float, folder=(STAGE2,)
+        None,
+        Group.METHOD,
+        "set the smoothing from the wanted logit gap",
+        (STAGE2,),
+        facets=Facet.ROW,
+        named_by=(STAGE2,),
+        bounds=GAP,
     )
-    start: str = option("last", "which stage-1 checkpoint stage 2 starts from", (STAGE2,), choices=["last", "best"])
-    bn_mode: str = option("eval", "batch norm of the frozen backbone in stage 2", (STAGE2,), choices=["eval", "train"])
+    start: str = option(
+        "last",
+        Group.STAGE2,
+        "which checkpoint of stage 1 it starts from",
+        (STAGE2,),
+        facets=Facet.PROTOCOL | Facet.OF_IMAGES,
+        choices=["last", "best"],
+    )
+    bn_mode: str = option(
+        "eval",
+        Group.STAGE2,
+        "batch norm of the frozen backbone",
+        (STAGE2,),
+        facets=Facet.PROTOCOL | Facet.STAGE2_STEPS,
+        choices=["eval", "train"],
+    )
     views: str = option(
-        "5", "views of each image whose features stage 2 trains on: N augmented ones, 'plain' (one, not augmented; all "
-        "that a file of features has), 'fresh' (another every epoch)", (STAGE2,),
-    )  # fmt: skip
-    reinit_classifier: bool = switch("stage 2 starts from a new classifier", (STAGE2,), folder=(STAGE2,))
+        "5",
+        Group.STAGE2,
+        "of an image: N augmented, 'plain' (as it is), 'fresh' every epoch",
+        (STAGE2,),
+        facets=Facet.PROTOCOL | Facet.STAGE2_STEPS,
+    )
+    reinit_classifier: bool = of_stage2(False, "start from a new classifier")
     stage1_seed: int | None = option(
-        None, "seed of the stage-1 run that stage 2 uses [--seed]", (STAGE2, EVALUATE), kind=int
+        None,
+        Group.STAGE2,
+        "seed of the stage-1 run that stage 2 uses [--seed]",
+        (STAGE2, EVALUATE),
+        facets=Facet.FROM_CHECKPOINT | Facet.LOOKUP,
+        bounds=SEED,
     )
-    device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    amp: str = option("auto", "bf16 autocast [on a CUDA device that has it]", choices=["auto", "off", "bf16"])
-    compile: str = option("auto", "torch.compile the network [on CUDA]", (STAGE1,), choices=["auto", "on", "off"])
-    deterministic: bool = switch("runs on a CUDA device repeat bit for bit, as those on a CPU do; slower", EVERYWHERE)
-    resume: bool = switch("go on with an interrupted run", TRAINING)
-    overwrite: bool = switch("replace a run that is there", TRAINING)
-    reuse: bool = switch("use a run that is finished as it is, go on with an interrupted one", TRAINING)
-    tensorboard: bool = switch("also write what log.csv has as events for TensorBoard", TRAINING)
-    trust_pickle: bool = switch(
-        "load pickled modules, which can run code: only from a source you trust", (STAGE2, EVALUATE)
+    device: str = option("auto", Group.MACHINE, "where to compute", choices=["auto", "cpu", "cuda"])
+    amp: str = option("auto", Group.MACHINE, "bf16 autocast [on CUDA that has it]", choices=["auto", "off", "bf16"])
+    compile: str = option(
+        "auto",
+        Group.MACHINE,
+        "torch.compile the network [on CUDA]",
+        (STAGE1,),
+        facets=Facet.STAGE1_STEPS,
+        choices=["auto", "on", "off"],
     )
-    json: str | None = option(None, "write the report to this file", (EVALUATE,))
+    deterministic: bool = option(False, Group.MACHINE, "runs on CUDA repeat bit for bit, as those on a CPU do; slower")
+    resume: bool = option(False, Group.RUN, "go on with an interrupted run", TRAINING, facets=Facet.ROW)
+    overwrite: bool = option(False, Group.RUN, "replace a run that is there", TRAINING, facets=Facet.ROW)
+    reuse: bool = option(
+        False, Group.RUN, "use a finished run as it is, go on with an interrupted one", TRAINING, facets=Facet.ROW
+    )
+    tensorboard: bool = option(False, Group.RUN, "also write log.csv as events for TensorBoard", TRAINING)
+    trust_pickle: bool = option(
+        False,
+        Group.NETWORK,
+        "load pickled modules, which can run code: only if you trust them",
+        (STAGE2, EVALUATE),
+        facets=Facet.OF_IMAGES,
+    )
+    json: str | None = option(None, Group.REPORT, "write the report to this file", (EVALUATE,), metavar="FILE")
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}
 
 
-PARAMETERS = [
-    "tau", "gamma", "beta", "rho", "max_margin", "scale", "noise", "smooth_head", "smooth_tail", "lambda1", "lambda2",
-    "gala_margin", "gala_accumulation",
-]  # fmt: skip
+def with_facet(facet: Facet) -> tuple[str, ...]:
+    """Return the names of the settings that have a facet, in the order of `Settings`."""
+    return tuple(name for name, flag in FLAGS.items() if facet in flag.facets)
+
+
+# Settings by which a lookup tells runs of one data set, imbalance, network and seed apart.
+IDENTITY_TAGS = tuple(name for name in with_facet(Facet.ADDRESS) if FLAGS[name].named_by == TRAINING)
+PROTOCOL_SWITCHES = with_facet(Facet.PROTOCOL)

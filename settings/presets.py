@@ -5,15 +5,21 @@ from typing import Any
 from datasets import DATASETS
 from datasets.features import USER_DATASET_PREFIX
 from methods.recipes import find_recipe
-from settings.fields import FIELDS, STAGE1, STAGE2
+from settings.declare import STAGE1, STAGE2
+from settings.fields import FLAGS
 from utils.errors import UserError
 
 # What the presets of images on disk share. That colours are jittered, that stage 2 has the numbers of CIFAR and that it
 # trains on one view is inferred: there is no code of the paper for them. One view cost CIFAR less than a tenth of a
 # point, and every view of iNaturalist 2018 is 3.6 GB of features.
 LARGE: dict[str, Any] = {
-    "stem": "imagenet", "image_size": 224, "imb_ratio": None, "augment": "jitter", "views": "1", "eval_every": 5,
-}  # fmt: skip
+    "stem": "imagenet",
+    "image_size": 224,
+    "imb_ratio": None,
+    "augment": "jitter",
+    "views": "1",
+    "eval_every": 5,
+}
 
 
 # CIFAR runs on the released recipe, which is what `Settings` defaults to. Epochs, batches and learning rates of
@@ -26,7 +32,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar100": {},
     "cifar10": {},
     "digits": {
-        "imb_ratio": 25.0, "network": "resnet8", "epochs": 60, "batch_size": 32, "lr": 0.05, "wd": 5e-3,
+        "imb_ratio": 25.0,
+        "network": "resnet8",
+        "epochs": 60,
+        "batch_size": 32,
+        "lr": 0.05,
+        "wd": 5e-3,
         "finetune_lr": 1e-4,
         "workers": 1,  # on more threads than one, work this small waits for its threads
     },
@@ -35,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "inaturalist2018": {**LARGE, "network": "resnet50", "epochs": 200, "batch_size": 512, "wd": 1e-4},
     "list": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
     "folder": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
-}  # fmt: skip
+}
 
 
 # Where stage 2 has a preset of its own: the head is re-trained in batches of 64 whatever stage 1 had.
@@ -49,41 +60,47 @@ STAGE2_PRESETS: dict[str, dict[str, Any]] = {
 # leaves traces of ImageNet-LT's and iNaturalist's settings; those of Places-LT are inferred from ImageNet-LT's.
 METHOD_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("imagenet_lt", "gala"): {
-        "finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"
+        "finetune_lr": 0.12,
+        "batch_size": 512,
+        "finetune_epoch": 10,
+        "sampler": "class_balanced",
     },
-    ("places_lt", "gala"): {
-        "finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"
-    },
+    ("places_lt", "gala"): {"finetune_lr": 0.12, "batch_size": 512, "finetune_epoch": 10, "sampler": "class_balanced"},
     ("inaturalist2018", "gala"): {
-        "finetune_lr": 0.2, "batch_size": 512, "finetune_epoch": 30, "finetune_wd": 1e-4, "sampler": "class_balanced",
+        "finetune_lr": 0.2,
+        "batch_size": 512,
+        "finetune_epoch": 30,
+        "finetune_wd": 1e-4,
+        "sampler": "class_balanced",
     },
-}  # fmt: skip
+}
 
 
 # Features that any model made. Stage 1 is then a classifier alone (`methods.linear_probe`), and its weight decay is
-# that
-# of features scaled to a mean squared distance of 1 from their mean. Of 1e-2, 1e-3, ... it is the largest that fits all
-# training rows of digits' pixels, of a ResNet's features and of synthetic ones of unit norm, which are all separable.
+# that of features scaled to a mean squared distance of 1 from their mean. Of 1e-2, 1e-3, ... it is the largest that
+# fits all training rows of digits' pixels, of a ResNet's features and of synthetic ones of unit norm, which are all
+# separable.
 FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain"}
 
 
 # What stage 1 defaults to with a loss, where that was published with a recipe of its own: GALA's code for CIFAR.
 LOSS_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     (dataset, "gala"): {
-        "network": "resnet32", "lr": 0.1, "wd": 5e-4, "augment": "autoaugment", "schedule": "warmup_cosine",
+        "network": "resnet32",
+        "lr": 0.1,
+        "wd": 5e-4,
+        "augment": "autoaugment",
+        "schedule": "warmup_cosine",
         "drop_last": True,
     }
     for dataset in ("cifar100", "cifar10")
-}  # fmt: skip
+}
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "honest": {},
     "released": {"start": "best", "bn_mode": "train", "views": "fresh"},
 }
-
-
-PROTOCOL_SWITCHES = ("start", "bn_mode", "views")
 
 
 NATURAL = "natural"  # the `imb_type` of data that are long-tailed of themselves
@@ -94,22 +111,27 @@ def stage_preset(script: str, dataset: str, given: dict[str, Any]) -> dict[str, 
     preset = preset_of(dataset)
     if script == STAGE1:
         probe = {"wd": FEATURES_PRESET["wd"]} if given.get("epochs") == 0 else {}  # of features, not of steps
-        return {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FIELDS["loss"].default)), {}), **probe}
+        return {**preset, **LOSS_PRESETS.get((dataset, given.get("loss", FLAGS["loss"].default)), {}), **probe}
     if script == STAGE2:
         preset = {**preset, **STAGE2_PRESETS.get(dataset, {})}
-    method = given.get("method", FIELDS["method"].default)
+    method = given.get("method", FLAGS["method"].default)
     if find_recipe(method).own_budget:
         preset = {name: value for name, value in preset.items() if not name.startswith("finetune_")}
     return {**preset, **METHOD_PRESETS.get((dataset, method), {})} if script == STAGE2 else preset
 
 
 def preset_of(dataset: str) -> dict[str, Any]:
-    """Return what a data set's settings default to; a UserError lists the known ones."""
-    if dataset not in PRESETS and not dataset.startswith(USER_DATASET_PREFIX):
+    """Return what a data set's settings default to; one without a preset has the defaults of `Settings`.
+
+    Raises UserError, with the known ones, for a data set that there is not.
+    """
+    if dataset.startswith(USER_DATASET_PREFIX):
+        return FEATURES_PRESET
+    if dataset not in DATASETS:
         raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
-    return PRESETS.get(dataset, FEATURES_PRESET)
+    return PRESETS.get(dataset, {})
 
 
 def preset_flags(dataset: str) -> list[str]:
     """Return the flags that give stage 2 the preset of a data set; that of anyone's features is the recipes' own."""
-    return ["--dataset", dataset] if dataset in PRESETS else []
+    return ["--dataset", dataset] if dataset in DATASETS else []

@@ -12,10 +12,12 @@ from datasets.features import user_dataset_name
 from losses import loss_parameters
 from methods.recipes import RECIPES, find_recipe, resolve_parameters
 from models import check_network
-from settings.checks import NOT_OF_PROBES, ONLY_ON_DISK, TRAINED_ONLY, check_domains, check_stage, refuse_without_images
-from settings.fields import FIELDS, PARAMETERS, STAGE1, STAGE1_LOSSES, STAGE2, Settings
+from settings.checks import check_domains, check_stage, refuse_without_images
+from settings.declare import STAGE1, STAGE2, Facet
+from settings.fields import FLAGS, STAGE1_LOSSES, Settings, with_facet
 from settings.presets import NATURAL, PROTOCOLS, stage_preset
 from utils.errors import UserError
+from utils.parameters import HYPERPARAMETERS
 
 
 @dataclass(frozen=True)
@@ -50,58 +52,87 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     if "features" in given:
         refuse_without_images(script, given)
         dataset = user_dataset_name(Path(given["features"]))
-    dataset = dataset or given.get("dataset", FIELDS["dataset"].default)
-    protocol = given.get("protocol", FIELDS["protocol"].default)
-    if protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(PROTOCOLS)}")
+    dataset = dataset or given.get("dataset", FLAGS["dataset"].default)
     preset = stage_preset(script, dataset, given)
-    values = {**preset, **PROTOCOLS[protocol]}
-    if given.get("bn_mode") == "train":
-        values["views"] = "fresh"  # batch statistics change with every batch: there is nothing to cache
-    asked = Settings(**{**values, **given})
-    check_domains(asked)
-    if "stem" in given or "pretrained_pth" not in given:  # else the checkpoint settles the stem
-        check_network(asked.network, asked.stem)
-    if asked.workers == 0 and dataset not in ON_DISK and "pretrained_pth" not in given:
-        raise UserError("--workers must be between 1 and 1024 for images in memory, not 0: they are threads")
-    unused = {name for name in given if script not in FIELDS[name].metadata["used_by"]}
-    if dataset not in ON_DISK:
-        unused |= set(ONLY_ON_DISK) & set(given)
-    if script == STAGE1 and given.get("epochs") == 0:
-        unused |= (set(NOT_OF_PROBES) - {"epochs"} | {"tensorboard"}) & set(given)
-    if given.get("subset") != "shuffle":
-        unused.add("subset_seed")
-    if {**values, **given}.get("imb_ratio", 0) is None:
-        unused |= {"imb_type", "subset", "subset_seed"} & set(given)  # all images there are
-    if script == STAGE2 and not find_recipe(given.get("method", FIELDS["method"].default)).trains:
-        unused |= set(TRAINED_ONLY) & set(given)
+    usual = {**preset, **protocol_preset(given)}
+    check_given(given, Settings(**{**usual, **given}), dataset)
+    unused = unused_flags(script, given, {**usual, **given}, dataset)
     used = {name: value for name, value in given.items() if name not in unused}
-    settings = Settings(**{**values, **used, "dataset": dataset})
+    settings = Settings(**{**usual, **used, "dataset": dataset})
     if settings.imb_ratio is None:
         settings = dataclasses.replace(settings, imb_type=NATURAL)
     if settings.seed is None:
         settings = dataclasses.replace(settings, seed=random.SystemRandom().randrange(2**31))
     settings = fill_stage_values(settings, script)
-    defaults = Settings(**{**preset, "dataset": dataset})
-    defaults = dataclasses.replace(defaults, method=settings.method, loss=settings.loss, cur_stage=settings.cur_stage)
-    defaults = fill_stage_values(defaults, script)
-    # The folder names a loss that is not the default, and its parameters where they are not the loss's own.
-    defaults = dataclasses.replace(defaults, loss=str(FIELDS["loss"].default))
     check_stage(script, settings)
-    return Command(script, settings, used, defaults, arguments)
+    return Command(
+        script, settings, used, default_settings(script, {**preset, "dataset": dataset}, settings), arguments
+    )
+
+
+def protocol_preset(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what the switches of stage 2 default to under the protocol among the flags given."""
+    protocol = given.get("protocol", FLAGS["protocol"].default)
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(PROTOCOLS)}")
+    # Batch statistics change with every batch: there is nothing to cache.
+    views = {"views": "fresh"} if given.get("bn_mode") == "train" else {}
+    return {**PROTOCOLS[protocol], **views}
+
+
+def check_given(given: dict[str, Any], asked: Settings, dataset: str) -> None:
+    """Raise UserError for values that cannot be, of the flags that the script does not use too."""
+    check_domains(asked)
+    if "stem" in given or "pretrained_pth" not in given:  # else the checkpoint settles the stem
+        check_network(asked.network, asked.stem)
+    if asked.workers == 0 and dataset not in ON_DISK and "pretrained_pth" not in given:
+        raise UserError("--workers must be between 1 and 1024 for images in memory, not 0: they are threads")
+
+
+def unused_flags(script: str, given: dict[str, Any], values: dict[str, Any], dataset: str) -> set[str]:
+    """Return which of the flags given have no effect in `script`, where settings without preset are left out of
+    `values`."""
+    unused = {name for name, flag in FLAGS.items() if script not in flag.read_by}
+    if dataset not in ON_DISK:
+        unused |= set(with_facet(Facet.ON_DISK))
+    if script == STAGE1 and given.get("epochs") == 0:
+        unused |= {*with_facet(Facet.STAGE1_STEPS), "tensorboard"} - {"epochs"}
+    if given.get("subset") != "shuffle":
+        unused.add("subset_seed")
+    if values.get("imb_ratio", 0) is None:
+        unused |= {"imb_type", "subset", "subset_seed"}  # all images there are
+    if script == STAGE2 and not find_recipe(given.get("method", FLAGS["method"].default)).trains:
+        unused |= set(with_facet(Facet.STAGE2_STEPS))
+    return unused & set(given)
+
+
+def default_settings(script: str, preset: dict[str, Any], settings: Settings) -> Settings:
+    """Return what settings would be without flags: a run folder names what differs from it.
+
+    It names a loss that is not the default, and its parameters where they are not the loss's own.
+    """
+    defaults = dataclasses.replace(
+        Settings(**preset), method=settings.method, loss=settings.loss, cur_stage=settings.cur_stage
+    )
+    return dataclasses.replace(fill_stage_values(defaults, script), loss=str(FLAGS["loss"].default))
 
 
 def fill_stage_values(settings: Settings, script: str) -> Settings:
     """Replace the None of values that depend on the stage or on the method of stage 2."""
     if settings.cur_stage is None:
         settings = dataclasses.replace(settings, cur_stage="stage2" if script == STAGE2 else "stage1")
-    if settings.cur_stage == "stage1":
-        settings = dataclasses.replace(settings, label_smooth=settings.label_smooth or 0.0)
-        return fill_loss_parameters(settings, settings.loss) if script == STAGE1 else settings
+    if settings.cur_stage == "stage2":
+        return fill_method_values(settings, script)
+    settings = dataclasses.replace(settings, label_smooth=settings.label_smooth or 0.0)
+    return fill_loss_parameters(settings) if script == STAGE1 else settings
+
+
+def fill_method_values(settings: Settings, script: str) -> Settings:
+    """Give the settings of stage 2 that are None the values of the method."""
     recipe = RECIPES[settings.method]
-    smoothing = settings.label_smooth
-    if smoothing is None and settings.loma_target is None:
-        smoothing = recipe.smoothing
+    label_smooth = settings.label_smooth
+    if label_smooth is None and settings.loma_target is None:
+        label_smooth = recipe.label_smooth
     usual = {
         "finetune_epoch": recipe.epochs if recipe.trains else 0,
         "finetune_lr": recipe.lr,
@@ -113,22 +144,24 @@ def fill_stage_values(settings: Settings, script: str) -> Settings:
     own: dict[str, Any] = {}
     if script == STAGE2:
         own = dict(resolve_parameters(settings.method, given_parameters(settings)))
-    return dataclasses.replace(settings, label_smooth=smoothing, **{**usual, **given, **own})
+    return dataclasses.replace(settings, label_smooth=label_smooth, **{**usual, **given, **own})
 
 
 def given_parameters(settings: Settings) -> dict[str, Any]:
     """Return the hyper-parameters of losses, heads and classifiers that have a value."""
-    return {name: getattr(settings, name) for name in PARAMETERS if getattr(settings, name) is not None}
+    return {name: getattr(settings, name) for name in HYPERPARAMETERS if getattr(settings, name) is not None}
 
 
-def fill_loss_parameters(settings: Settings, loss: str) -> Settings:
+def fill_loss_parameters(settings: Settings) -> Settings:
     """Give the hyper-parameters of stage 1's loss their defaults; a UserError names one that it does not have."""
-    own: dict[str, Any] = dict(loss_parameters(loss))
+    own: dict[str, Any] = dict(loss_parameters(settings.loss))
     given = given_parameters(settings)
     for name in given:
         if name not in own:
             users = ", ".join(other for other in STAGE1_LOSSES if name in loss_parameters(other))
-            raise UserError(f"--{name} has no meaning for --loss {loss}; it belongs to {users or 'no loss of stage 1'}")
+            raise UserError(
+                f"--{name} has no meaning for --loss {settings.loss}; it belongs to {users or 'no loss of stage 1'}"
+            )
     return dataclasses.replace(settings, **{**own, **given})
 
 

@@ -3,15 +3,15 @@
 from methods.plan import Plan
 from methods.recipes import find_recipe, resolve_smoothing
 from models.heads import FROZEN_WEIGHT
-from settings.fields import PARAMETERS, Settings
+from settings.fields import Settings
 from utils.errors import UserError
+from utils.parameters import HYPERPARAMETERS
 
 
 def plan_of(settings: Settings, num_classes: int) -> Plan:
     """Return the plan that resolved settings of stage 2 describe."""
     recipe = find_recipe(settings.method)
-    smoothing = resolve_smoothing(settings.method, num_classes, settings.label_smooth, settings.loma_target)
-    own = {name: getattr(settings, name) for name in PARAMETERS if getattr(settings, name) is not None}
+    own = {name: getattr(settings, name) for name in HYPERPARAMETERS}
     if settings.reinit_classifier and recipe.head in FROZEN_WEIGHT:
         raise UserError(f"--reinit_classifier: --method {settings.method} keeps stage 1's weights, it only scales them")
     if settings.max_norm is not None and recipe.head != "linear":
@@ -21,9 +21,9 @@ def plan_of(settings: Settings, num_classes: int) -> Plan:
         epochs=settings.finetune_epoch,
         lr=settings.finetune_lr,
         weight_decay=settings.finetune_wd,
-        smoothing=smoothing,
+        label_smooth=resolve_smoothing(settings.method, num_classes, settings.label_smooth, settings.loma_target),
         sampler=settings.sampler or recipe.sampler,
         max_norm=settings.max_norm,
         reinit=settings.reinit_classifier or recipe.fresh,
-        parameters=own,
+        parameters={name: value for name, value in own.items() if value is not None},
     )

@@ -9,16 +9,18 @@ from datasets import ON_DISK
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
 from runs.feature_files import USER_FEATURES, read_features
 from runs.run_names import find_run
+from settings.declare import Facet
+from settings.fields import FLAGS, with_facet
 from settings.resolve import Command, report_unused
-from stages.data import DATA_FLAGS, stage1_seed
+from stages.data import stage1_seed
 from utils.errors import UserError
 
-# What a checkpoint of ours settles, where the command line does not say it.
-FROM_CHECKPOINT = ("dataset", *DATA_FLAGS, "network", "width")
-# The same, with what they were before they became settings.
-SINCE_THEN = {"stem": "cifar", "image_size": None, "resize": None}
+# What a file of features settles, and of a checkpoint of ours is always recorded.
+FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
+# What a checkpoint of ours settles beside, with what it was before it became a setting.
+SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize")}
 # Where images on disk are.
-PLACES = ("data_dir", "train_list", "val_list", "test_list", "image_root")
+PLACES = with_facet(Facet.PLACE)
 # What stage 2 can do with the features of images as they are, and nothing else.
 ON_FEATURES = {"protocol": "honest", "bn_mode": "eval", "views": "plain"}
 
@@ -28,7 +30,7 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     if checkpoint.content is None:
         return command
     trained = {**SINCE_THEN, **checkpoint.settings()}
-    known = (*FROM_CHECKPOINT, *SINCE_THEN, "stage1_seed")
+    known = with_facet(Facet.FROM_CHECKPOINT)
     lacking = [name for name in (*known, "seed", "epochs") if name not in trained]
     if lacking:
         raise UserError(f"{checkpoint.path} does not say its {', '.join(lacking)}: another version wrote it")
@@ -55,7 +57,7 @@ def open_features(command: Command) -> tuple[Command, Checkpoint]:
     digest, content = read_features(path)
     given = Checkpoint(path, digest, USER_FEATURES, content["model"], content)
     known = given.settings()
-    return command.replace(**{name: known[name] for name in FROM_CHECKPOINT}), given
+    return command.replace(**{name: known[name] for name in FROM_FEATURES}), given
 
 
 def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
@@ -131,10 +133,8 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
         path = find_run(command, settings.cur_stage or "stage1", settings.seed)
     else:
         path = Path(settings.pretrained_pth)
-        looked_up = ("cur_stage", "method", "label_smooth", "seed", "stage1_seed", "out")
-        report_unused(
-            command.script, [f"--{name}" for name in looked_up if name in command.given], " with --pretrained_pth"
-        )
+        looked_up = [f"--{name}" for name in with_facet(Facet.LOOKUP) if name in command.given]
+        report_unused(command.script, looked_up, " with --pretrained_pth")
     paths = checkpoint_files(path)
     checkpoints = {name: with_backbone(load_checkpoint(file, settings.trust_pickle)) for name, file in paths.items()}
     first = next(iter(checkpoints.values()))

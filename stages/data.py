@@ -14,13 +14,12 @@ from datasets.workers import find_unreadable
 from evaluation.measure import Images
 from runs.checkpoint import Checkpoint
 from runs.run_record import image_sizes
-from settings.fields import Settings
+from settings.declare import Facet
+from settings.fields import Settings, with_facet
 from utils.device import Execution
 from utils.distributed import from_main, is_main, launch_of
 from utils.errors import UserError
 from utils.text import shown
-
-DATA_FLAGS = ("imb_ratio", "imb_type", "subset", "subset_seed", "holdout")
 
 
 def loader_processes(settings: Settings, execution: Execution) -> int:
@@ -46,7 +45,9 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
     if checkpoint is not None and checkpoint.features is not None:
         data = load_features(checkpoint)
     else:
-        profile = Profile(**{name: getattr(settings, name) for name in DATA_FLAGS}, holdout_seed=holdout_seed)
+        profile = Profile(
+            **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
+        )
         files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
         data = load_dataset(settings.dataset, profile, settings.data_dir, files)
         if settings.skip_bad > 0:

@@ -17,7 +17,7 @@ from runs.checkpoint import Checkpoint
 from runs.feature_files import USER_FEATURES
 from runs.run_folder import read_metrics
 from settings.resolve import Command
-from stages.checkpoints import FROM_CHECKPOINT, open_features
+from stages.checkpoints import FROM_FEATURES, open_features
 from stages.session import open_session, start_anew
 from utils.errors import UserError
 
@@ -55,5 +55,5 @@ def start_from_features(command: Command, given: Checkpoint | None = None) -> tu
     if given.state:
         raise UserError(f"{given.path} has a classifier already: main_stage2.py --features {given.path} starts from it")
     assert given.kind == USER_FEATURES
-    known = {**{name: given.settings()[name] for name in FROM_CHECKPOINT}, "epochs": 0}
+    known = {**{name: given.settings()[name] for name in FROM_FEATURES}, "epochs": 0}
     return command.settled(**known), given

@@ -23,6 +23,7 @@ from datasets.long_tail import Augmentation
 from datasets.streamed import StreamedImages
 from datasets.workers import PIECE, find_unreadable
 from engine.epoch import predict_blocks
+from evaluation.metrics import TEMPERATURES
 from methods.plan import attach_head
 from models import build_model
 from models.network import Network
@@ -31,7 +32,6 @@ from utils.device import Execution
 from utils.errors import DivergedError, UserError
 from utils.text import shown, utf8_text
 
-TEMPERATURES = (1e-4, 1e4)  # the bounds of --temperature everywhere
 # Checkpoints from before the images' constants were recorded: those of the data sets whose images have one size.
 CIFAR_IMAGES = {
     "size": 32,
@@ -213,10 +213,10 @@ def image_constants(checkpoint: Checkpoint) -> tuple[int, int, Augmentation]:
 def own_temperature(checkpoint: Checkpoint) -> tuple[float | None, str | None]:
     """Return the temperature that a checkpoint holds and where it is from; None where it holds none."""
     assert checkpoint.content is not None
-    temperature, low, high = checkpoint.content.get("temperature"), *TEMPERATURES
+    temperature = checkpoint.content.get("temperature")
     if temperature is None:
         return None, None
-    if not isinstance(temperature, int | float) or not low <= temperature <= high:
+    if not isinstance(temperature, int | float) or temperature not in TEMPERATURES:
         raise UserError(f"{checkpoint.path} is damaged: its temperature is {shown(str(temperature))}")
     source = checkpoint.content.get("temperature_source")
     origin = {"held-out images": "fitted on its held-out images", "given": "given when it was trained"}

@@ -25,7 +25,7 @@ from runs.run_folder import open_run
 from runs.run_names import run_path
 from runs.run_record import describe, image_sizes
 from runs.session import LoadedModel, Session, WeightsFile
-from settings.fields import EVALUATE, FIELDS, STAGE1, STAGE2, Settings
+from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2, Settings
 from settings.resolve import Command, report_unused
 from settings.stage2_plan import plan_of
 from stages.announcement import announce
@@ -115,7 +115,7 @@ def settle_execution(command: Command) -> Execution:
     if launch.count > 1 and command.given.get("seed", 0) is None:
         raise UserError("--seed None draws a seed in each of the processes: give them a number")
     # Only stage 1 runs a network often enough to repay compiling it.
-    compile_mode = settings.compile if command.script in FIELDS["compile"].metadata["used_by"] else "off"
+    compile_mode = settings.compile if command.script in FLAGS["compile"].read_by else "off"
     if launch.count > 1 and compile_mode == "auto":
         compile_mode = "off"  # the collectives of synchronised batch norm would break the graph at every layer
     on_disk = settings.dataset in ON_DISK and settings.features is None

@@ -9,7 +9,7 @@ from pathlib import Path
 from runs.checkpoint import Checkpoint, joined, load_checkpoint
 from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
-from settings.fields import FIELDS, PARAMETERS, STAGE1
+from settings.fields import FLAGS, STAGE1, TRAINING
 from settings.resolve import Command
 from stages.checkpoints import (
     adopt_checkpoint,
@@ -67,8 +67,8 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
 
 def probe_command(command: Command) -> Command:
     """Return the command of the stage 1 of no epochs on the `--weights` of a stage 2."""
-    shared = ("seed", "label_smooth", "batch_size", "momentum", "nesterov", "eval_every", "tensorboard")
-    of_stage2 = (*shared, "resume", "overwrite", "reuse", *PARAMETERS)
+    # Of what both stages read, and a report does not, the flags given are stage 2's.
+    of_stage2 = ("seed", "label_smooth", *(name for name, flag in FLAGS.items() if flag.read_by == TRAINING))
     flags = flags_of(command, STAGE1, without=of_stage2)
     seed = stage1_seed(command.settings)
     return parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])
@@ -85,7 +85,7 @@ def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> li
     """Return the flags given to a command that another script reads too."""
     words = []
     for name, value in command.given.items():
-        if script in FIELDS[name].metadata["used_by"] and name not in (*without, "cur_stage"):
+        if script in FLAGS[name].read_by and name not in (*without, "cur_stage"):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words
 

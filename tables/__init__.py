@@ -4,13 +4,17 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 
+from settings.declare import Facet
+from settings.fields import with_facet
 from tables import delta, path, runs, unified
 from tables.request import Request
 
 LARGE_SETS_METHODS = ("ce", "los", "wb", "balanced_softmax")
 # Stage 1s that are there already: a run or its file, features that any model made.
 STARTS = frozenset({"pretrained_pth", "features"})
-BUDGET_FLAGS = frozenset({"finetune_epoch", "finetune_lr", "finetune_wd", "sampler", "max_norm", "reinit_classifier"})
+BUDGET_FLAGS = (
+    frozenset(with_facet(Facet.STAGE2_STEPS)) - set(with_facet(Facet.STAGE1_STEPS)) - set(with_facet(Facet.PROTOCOL))
+)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from evaluation.plots import save_figure
 from evaluation.run_rows import to_markdown
 from runs.run_names import run_path
 from settings.command_line import parse_command
-from settings.fields import FIELDS, STAGE1, STAGE2
+from settings.declare import STAGE1, STAGE2, Facet
+from settings.fields import FLAGS, with_facet
 from utils.files import make_folder, write_text
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
 # Both stages have these; in a table they are stage 1's, and stage 2 keeps the preset's: it is part of the budget.
-STAGE1_ONLY = ("batch_size", "momentum", "nesterov", "eval_every")
+STAGE1_ONLY = with_facet(Facet.STAGE1_STEPS | Facet.STAGE2_STEPS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Request:
         values = {name: value for name, value in {**given, **more}.items() if value is not None}
         argv: list[str] = []
         for name, value in values.items():
-            if script in FIELDS[name].metadata["used_by"]:
+            if script in FLAGS[name].read_by:
                 argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         return argv
 

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
 from losses.los import ONE_HOT
-from methods.plan import Plan
+from methods.plan import Plan, plan_key
 from runs.checkpoint import Checkpoint
 from runs.run_names import experiment_name
 from runs.run_record import describe
@@ -188,7 +188,7 @@ def _place(context: TableContext, command: Command, plan: Plan) -> Path:
     depends = {
         "format": FORMAT,
         "identity": context.trainer.frozen.store.identity,
-        "plan": asdict(plan),
+        "plan": plan_key(plan),
         "seed": settings.seed,
         "views": settings.views,
         "batch_size": settings.batch_size,

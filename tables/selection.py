@@ -24,8 +24,6 @@ from settings.stage2_plan import plan_of
 from tables.rows import TableContext
 from utils.errors import UserError
 
-# A tuned number's flag, where the two differ.
-FLAGS = {"smoothing": "label_smooth", "weight_decay": "finetune_wd"}
 Flags = tuple[str, ...]
 SPLITS = 3
 
@@ -48,7 +46,7 @@ def trials(method: str) -> list[Flags]:
 
 
 def _flag(name: str, value: float) -> Flags:
-    return f"--{FLAGS.get(name, name)}", f"{value:g}"
+    return f"--{name}", f"{value:g}"
 
 
 def refuse_seen(context: TableContext) -> None:

@@ -12,7 +12,7 @@ from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell
 from methods.recipes import RECIPES
 from runs.run_record import git_revision
 from settings.command_line import parse_command
-from settings.fields import FIELDS, STAGE1, STAGE2
+from settings.fields import FLAGS, STAGE1, STAGE2
 from settings.presets import preset_flags
 from tables.published import cell, sources
 from tables.request import Request, write_results
@@ -143,7 +143,7 @@ def stage1_recipe(context: TableContext) -> dict[str, Any]:
     """Return the flags that made a stage 1, but for its seed and what it held out."""
     trained = context.checkpoint.settings()
     names = ["dataset", "imb_type", "imb_ratio", "network"]
-    names += [name for name, field in FIELDS.items() if STAGE1 in field.metadata["folder"] and name != "holdout"]
+    names += [name for name, flag in FLAGS.items() if STAGE1 in flag.named_by and name != "holdout"]
     return {name: trained[name] for name in names if not (trained.get(name) is None or trained[name] is False)}
 
 
@@ -154,7 +154,7 @@ def refuse_other_recipe(split: TableContext, context: TableContext) -> None:
     differing = [
         f"--{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}
-        if there.get(name, FIELDS[name].default) != here.get(name, FIELDS[name].default)
+        if there.get(name, FLAGS[name].default) != here.get(name, FLAGS[name].default)
     ]
     if differing:
         raise UserError(f"{split.checkpoint.path} was not trained like the table's stage 1: {'; '.join(differing)}")

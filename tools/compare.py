@@ -55,7 +55,12 @@ def refuse_usage(message: str) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Put the runs that a command line names side by side."""
-    parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.error = refuse_usage  # type: ignore[method-assign]
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     for flag in ("csv", "markdown", "figure"):

@@ -22,50 +22,72 @@ class Range(NamedTuple):
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        number = float(value)  # every comparison with NaN is false
+        number: Any = value  # as it is: an integer may be too large for a float; comparisons with NaN are false
         above = number >= self.low if self.ends[0] == "[" else number > self.low
-        return above and (number <= self.high if self.ends[1] == "]" else number < self.high)
+        return bool(above and (number <= self.high if self.ends[1] == "]" else number < self.high))
+
+    def lower_end(self) -> str:
+        """Return the lower end in words."""
+        return f"{'at least' if self.ends[0] == '[' else 'above'} {self.low:g}"
 
     def __str__(self) -> str:
-        low = "at least" if self.ends[0] == "[" else "above"
+        if self.high == float("inf"):
+            return f"a finite number {self.lower_end()}"
         high = "at most" if self.ends[1] == "]" else "below"
-        return f"{low} {self.low:g} and {high} {self.high:g}"
+        return f"{self.lower_end()} and {high} {self.high:g}"
 
 
+class Hyperparameter(NamedTuple):
+    """A hyper-parameter: what it is, in words, and the values that it may take, a range or a choice of words."""
+
+    help: str
+    values: Range | tuple[str, ...]
+
+
+# Every hyper-parameter of losses, heads and closed forms, declared once: setting, flag, help and check follow from its
+# line. Run folders name those that differ from the default in this order, so a new one goes to the end.
 # Upper ends lie far beyond any use; they keep every constant, and a norm to the power of tau, finite in float32.
-PARAMETER_RANGES = {
-    "gamma": Range(0, 100),
-    "beta": Range(0, 1, "[)"),
-    "rho": Range(0, 100),
-    "tau": Range(0, 10),
-    "max_margin": Range(0, 100),
-    "scale": Range(0, 1000, "(]"),
-    "smooth_head": Range(0, 1, "[)"),
-    "smooth_tail": Range(0, 1, "[)"),
-    "noise": Range(0, 100),
-    "lambda1": Range(0, 100),
-    "lambda2": Range(0, 100),
+HYPERPARAMETERS: dict[str, Hyperparameter] = {
+    "tau": Hyperparameter("weight of the class prior, or exponent of the weight norm", Range(0, 10)),
+    "gamma": Hyperparameter("exponent of focal loss, or of vector scaling's factors", Range(0, 100)),
+    "beta": Hyperparameter("effective number of samples: (1 - beta^n) / (1 - beta)", Range(0, 1, "[)")),
+    "rho": Hyperparameter("exponent of inverse class frequencies as weights", Range(0, 100)),
+    "max_margin": Hyperparameter("LDAM's largest margin, before scaling", Range(0, 100)),
+    "scale": Hyperparameter("scale of a cosine classifier", Range(0, 1000, "(]")),
+    "noise": Hyperparameter("largest width of GCL's clouds, before scaling", Range(0, 100)),
+    "smooth_head": Hyperparameter("label-aware smoothing of the largest class", Range(0, 1, "[)")),
+    "smooth_tail": Hyperparameter("label-aware smoothing of the smallest class", Range(0, 1, "[)")),
+    "lambda1": Hyperparameter("weight of GALA's margin for the class of the logit", Range(0, 100)),
+    "lambda2": Hyperparameter("weight of GALA's margin for the true class", Range(0, 100)),
+    "gala_margin": Hyperparameter("GALA's margins: paper (of other classes), released (of all)", ("paper", "released")),
+    "gala_accumulation": Hyperparameter("GALA's gradients: single (sums), double (sums of sums)", ("single", "double")),
 }
-
-PARAMETER_CHOICES = {"gala_margin": ("paper", "released"), "gala_accumulation": ("single", "double")}
 
 
 def check_parameter(name: str, value: float | str) -> None:
     """Refuse a value that the hyper-parameter `name` cannot take, NaN included, with a `UserError`."""
-    if name in PARAMETER_CHOICES:
-        if value not in PARAMETER_CHOICES[name]:
-            raise UserError(f"--{name} must be one of {', '.join(PARAMETER_CHOICES[name])}, not {value}")
-    elif value not in PARAMETER_RANGES[name]:
-        raise UserError(f"--{name} must be {PARAMETER_RANGES[name]}, not {value}")
+    values = HYPERPARAMETERS[name].values
+    if value not in values:
+        may = values if isinstance(values, Range) else f"one of {', '.join(values)}"
+        raise UserError(f"--{name} must be {may}, not {value}")
 
 
 def keyword_parameters(kind: str, name: str, table: Mapping[str, Callable[..., Any]]) -> dict[str, float | str]:
     """Return the keyword-only parameters of the entry `name` of `table` with their defaults.
 
-    Raises UserError for an unknown name: `kind` says what it should be a name of.
+    Raises UserError for an unknown name (`kind` says what it should be a name of), and for a hyper-parameter that
+    `HYPERPARAMETERS` lacks or that has no default: no flag could set it.
     """
-    own = constructor_parameters(kind, name, table).values()
-    return {parameter.name: parameter.default for parameter in own if parameter.kind is parameter.KEYWORD_ONLY}
+    own = [item for item in constructor_parameters(kind, name, table).values() if item.kind is item.KEYWORD_ONLY]
+    for parameter in own:
+        if parameter.name not in HYPERPARAMETERS:
+            raise UserError(
+                f"the {kind} '{name}' has a hyper-parameter '{parameter.name}' that utils.parameters.HYPERPARAMETERS "
+                "does not declare; give it a line there"
+            )
+        if parameter.default is parameter.empty:
+            raise UserError(f"the hyper-parameter '{parameter.name}' of the {kind} '{name}' needs a default value")
+    return {parameter.name: parameter.default for parameter in own}
 
 
 def constructor_parameters(

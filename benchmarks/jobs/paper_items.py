@@ -13,7 +13,7 @@ from runs.checkpoint import Checkpoint
 from runs.run_names import run_path, stage1_tags
 from runs.shards import SHARD_MIB
 from settings.command_line import parse_command
-from settings.fields import FIELDS, STAGE1, STAGE2, Settings
+from settings.fields import FLAGS, STAGE1, STAGE2, Settings
 from settings.resolve import Command
 from stages.checkpoints import adopt_checkpoint
 from tables.request import HOLDOUT, SPLITS, STAGE1_ONLY
@@ -124,7 +124,7 @@ def script_command(script: str, values: dict[str, Any]) -> tuple[Command, tuple[
     """Return a script's command with those of the settings that it reads: parsed, and in words."""
     argv: list[str] = []
     for name, value in values.items():
-        if script in FIELDS[name].metadata["used_by"]:
+        if script in FLAGS[name].read_by:
             argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return parse_command(script, "", argv), (sys.executable, str(ROOT / f"{script}.py"), *argv, "--reuse")
 

@@ -39,7 +39,8 @@ from benchmarks.jobs.collect import MIB, Collection, collect_runs
 from benchmarks.jobs.paper_items import RECORDS, Step, describe, in_words, make_steps, progress, unfinished
 from runs.shards import SHARD_MIB
 from settings.command_line import make_parser
-from settings.fields import FIELDS, PARAMETERS, STAGE1
+from settings.declare import Facet
+from settings.fields import FLAGS, STAGE1, with_facet
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import make_folder
@@ -47,26 +48,9 @@ from utils.files import make_folder
 INTERRUPTED = ": finished epochs are saved; the same command goes on from there"
 # Every item sets these itself, or no script that is run here reads them.
 NOT_GIVEN = {
-    "imb_ratio",
-    "seed",
-    "loss",
-    "holdout",
-    "subset",
-    "subset_seed",
-    "stage1_seed",
-    "cur_stage",
-    "method",
-    "protocol",
-    "pretrained_pth",
-    "label_smooth",
-    "loma_target",
-    "temperature",
-    "resume",
-    "overwrite",
-    "reuse",
-    "json",
-    *PARAMETERS,
-}
+    "imb_ratio", "loss", "subset", "subset_seed", "stage1_seed", "protocol", "pretrained_pth", "json",
+    *with_facet(Facet.ROW),
+}  # fmt: skip
 
 RESERVE_SECONDS = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is collected
 GRACE_SECONDS = 10.0  # seconds of these, at most, until a child that was asked to end is killed
@@ -256,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for item, group in groupby(steps, key=lambda step: step.item):
             print(f"{item}: {', '.join(map(describe, group))}")
         return
-    folder = Path(given.get("out", FIELDS["out"].default)) / RECORDS
+    folder = Path(given.get("out", FLAGS["out"].default)) / RECORDS
     make_folder(folder / "exports")
     collection = None
     if own.collect is not None:

@@ -170,7 +170,7 @@ def test_a_value_outside_its_domain_is_refused(script: str, flags: str, runs: Pa
         ("main_stage2", "--method marc --rho nan", "--rho must be at least 0 and at most 100, not nan"),
         ("main_stage2", "--method cosine --scale 0", "--scale must be above 0 and at most 1000, not 0"),
         ("main_stage2", "--method gala --gala_margin x", "unknown --gala_margin 'x'; known: paper, released"),
-        ("main_stage2", "--max_norm 2", "--max_norm must be between 0 and 1, not 2"),
+        ("main_stage2", "--max_norm 2", "--max_norm must be at least 0 and at most 1, not 2"),
         ("main_stage2", "--sampler x", "known: instance, class_balanced, sqrt, progressive"),
         ("main_stage1", "--tau 1", "--loss ce; it belongs to logit_adjust, vs"),
         ("main_stage1", "--loss focal --noise 1", "it belongs to no loss of stage 1"),

@@ -204,7 +204,7 @@ def test_a_stage_1_seed_beside_a_checkpoint_is_refused_or_said_to_have_no_effect
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_every_flag_and_ends_well(script: str) -> None:
-    outcome = succeed(script, "--help")
+    outcome = succeed(script, "--help-all")
     for flag in [*RELEASED_FLAGS, "--learning-rate", "--nesterov", "--cur_stage", "--protocol", "--resume"]:
         assert flag in outcome.out
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runs.run_names import run_path
 from settings.command_line import parse_command
-from settings.fields import EVALUATE, FIELDS, STAGE1, STAGE2
+from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2
 from stages.session import settle_execution
 from tests.helpers import ROOT, image_tree, read, succeed
 from utils.command import run_command
@@ -235,7 +235,7 @@ def test_it_names_no_folder(tmp_path: Path) -> None:
     one, other = (parse_command(STAGE1, "", ["--dataset", "digits", *flags]) for flags in ([], ["--deterministic"]))
     assert run_path(one) == run_path(other)
     assert other.settings == dataclasses.replace(one.settings, deterministic=True)
-    assert FIELDS["deterministic"].metadata["folder"] == ()
+    assert FLAGS["deterministic"].named_by == ()
 
 
 def test_on_a_cpu_it_is_accepted_and_changes_nothing(start: Path, tmp_path: Path) -> None:

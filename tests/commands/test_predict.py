@@ -366,12 +366,12 @@ def test_an_unfinished_run_is_said_to_be_one(runs: dict[str, Path], photos: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--top", "0"], "--top must be between"),
+        (["--top", "0"], "--top must be at least"),
         (["--top", "x"], "invalid int value"),
         (["--temp", "2"], "unrecognized arguments"),
-        (["--temperature", "0"], "--temperature must be between"),
-        (["--temperature", "nan"], "--temperature must be between"),
-        (["--workers", "-1"], "--workers must be between"),
+        (["--temperature", "0"], "--temperature must be at least"),
+        (["--temperature", "nan"], "--temperature must be at least"),
+        (["--workers", "-1"], "--workers must be at least"),
         (["--device", "tpu"], "invalid choice"),
         (["--device", "cuda"], "no CUDA device"),
     ],

@@ -19,11 +19,12 @@ from methods.recipes import RECIPES
 from models import build_model
 from models.heads import Normed
 from settings.command_line import parse_command
-from settings.fields import EVALUATE, PARAMETERS, STAGE1_LOSSES, STAGE2
+from settings.fields import EVALUATE, STAGE1_LOSSES, STAGE2
 from settings.stage2_plan import plan_of
 from stages.data import load_data
 from tables.rows import open_context
 from tests.helpers import folder_of, not_used, read, run, same, stage1, stage2, succeed, weights
+from utils.parameters import HYPERPARAMETERS
 
 TRAINED = [name for name, recipe in RECIPES.items() if recipe.trains]
 COMPUTED = [name for name in RECIPES if name not in TRAINED]
@@ -272,7 +273,7 @@ def test_stage_1_learns_with_each_of_its_losses(loss: str, tmp_path: Path) -> No
     assert folder.name == ("stage1_epochs1_width2" if loss == "ce" else f"stage1_epochs1_width2_loss{loss}")
     settings = read(folder / "config.json")["settings"]
     assert {name: settings[name] for name in loss_parameters(loss)} == loss_parameters(loss)
-    assert all(settings[name] is None for name in set(PARAMETERS) - set(loss_parameters(loss)))
+    assert all(settings[name] is None for name in set(HYPERPARAMETERS) - set(loss_parameters(loss)))
     assert np.isfinite(read(folder / "metrics.json")["last"]["plain"]["all"])
 
 

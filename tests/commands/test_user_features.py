@@ -21,7 +21,8 @@ from datasets import DATASETS
 from datasets.features import user_dataset_name
 from methods.linear_probe import fit_probe
 from runs.feature_files import read_features
-from settings.checks import NOT_OF_FEATURES, NOT_OF_PROBES
+from settings.declare import Facet
+from settings.fields import FLAGS
 from tests.helpers import SCRIPTS, contents, folder_of, read, refused, run, stage1, stage2, succeed, weights
 from tools import compare, release
 from tools.export_features import export_features
@@ -398,12 +399,12 @@ def test_flags_without_a_meaning() -> None:
     file = write(clusters())
     values = {"dataset": "digits", "imb_type": "step", "subset": "shuffle", "network": "resnet8"}
     for name in ("data_dir", "imb_ratio", "holdout", "width", "pretrained_pth", *values):
-        assert name in NOT_OF_FEATURES
+        assert Facet.OF_IMAGES in FLAGS[name].facets
         for script in SCRIPTS[:2] if name == "pretrained_pth" else SCRIPTS:
             message = refused(script, "--features", file, f"--{name}", values.get(name, 1))
             assert f"--{name} " in message and "no use with --features mine.npz" in message
     for flags in (("--loss", "focal"), ("--augment", "autoaugment"), ("--epochs", 3), ("--lr", 0.1), ("--tau", 1)):
-        assert flags[0].removeprefix("--") in NOT_OF_PROBES
+        assert Facet.STAGE1_STEPS in FLAGS[flags[0].removeprefix("--")].facets
         assert f"{flags[0]} " in refused("main_stage1", "--features", file, *flags)
     for flags in (("--views", 5), ("--views", "fresh"), ("--bn_mode", "train"), ("--protocol", "released")):
         assert f"{flags[0]} " in refused("main_stage2", "--features", file, *flags)

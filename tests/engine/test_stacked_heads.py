@@ -138,7 +138,7 @@ def test_methods_of_one_kind_are_stacked_and_keep_their_places(
     trainer: HeadTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stacks = noted_losses(monkeypatch)
-    plans = [plan("los", smoothing=0.98), plan("lws"), plan("ce"), plan("tau_norm"), plan("label_smooth", lr=0.3)]
+    plans = [plan("los", label_smooth=0.98), plan("lws"), plan("ce"), plan("tau_norm"), plan("label_smooth", lr=0.3)]
     results = train_heads(trainer, plans)
     assert [result.plan for result in results] == plans
     assert len({tuple(len(values) for values in stacked.stacked_buffers.values()) for stacked in stacks}) == 2

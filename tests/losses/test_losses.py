@@ -19,7 +19,7 @@ from losses.los import ONE_HOT, CrossEntropy, Target, optimal_gap, rest_target, 
 from methods.recipes import RECIPES, find_recipe, resolve_smoothing, resolve_target
 from tests.formulas import FORMULAS, ce_formula, effective_weights, ldam_formula, value_and_gradient
 from utils.errors import UserError
-from utils.parameters import PARAMETER_CHOICES, PARAMETER_RANGES, check_parameter
+from utils.parameters import HYPERPARAMETERS, Range, check_parameter
 
 BATCH, CLASSES = 12, 100
 
@@ -582,6 +582,10 @@ def test_class_counts_of_any_integer_type(counts: Any) -> None:
     assert not list(loss.parameters())
 
 
+PARAMETER_RANGES = {name: own.values for name, own in HYPERPARAMETERS.items() if isinstance(own.values, Range)}
+PARAMETER_CHOICES = {name: own.values for name, own in HYPERPARAMETERS.items() if not isinstance(own.values, Range)}
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_parameter_of_another_loss_is_refused(name: str) -> None:
     for other in [*PARAMETER_RANGES, *PARAMETER_CHOICES, "no_such"]:
@@ -617,7 +621,17 @@ OUTSIDE: dict[str, list[Any]] = {
 def test_a_value_outside_its_range_is_refused(parameter: str) -> None:
     name = next(name for name in LOSSES if parameter in loss_parameters(name))
     bounds = PARAMETER_RANGES[parameter]
-    for value in [*OUTSIDE[parameter], math.nan, math.inf, -math.inf, "half", None, True]:
+    for value in [
+        *OUTSIDE.get(parameter, []),
+        bounds.low - 0.1,
+        bounds.high + 1,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "half",
+        None,
+        True,
+    ]:
         message = refusal(lambda value=value: build_loss(name, COUNTS, **{parameter: value}))
         assert message.startswith(f"--{parameter} must be at least") or message.startswith(
             f"--{parameter} must be above"

@@ -11,18 +11,17 @@ from datasets.sampling import SAMPLERS
 from losses import LOSSES, loss_parameters
 from losses.los import ONE_HOT, TARGETS, torch_target
 from methods.closed_form import CLOSED_FORM, closed_form_parameters
-from methods.plan import Plan, build_losses, compute_head, start_head
+from methods.plan import Plan, build_losses, compute_head, plan_key, start_head
 from methods.recipes import RECIPES, Recipe, find_recipe, resolve_parameters, resolve_target
 from models.heads import FROZEN_WEIGHT, HEADS, head_parameters
 from settings.command_line import parse_command
-from settings.fields import PARAMETERS, STAGE1, STAGE1_LOSSES, STAGE2
+from settings.fields import STAGE1, STAGE1_LOSSES, STAGE2
 from settings.presets import PRESETS
 from settings.stage2_plan import plan_of
 from utils.errors import UserError
-from utils.parameters import check_parameter
+from utils.parameters import HYPERPARAMETERS, check_parameter
 
 # What a row's `tuned` is called on the command line, where it is called otherwise.
-FLAGS = {"smoothing": "label_smooth", "weight_decay": "finetune_wd"}
 COUNTS = [50, 20, 8, 3]
 PLUG_INS = {"logit_adjust_los": "logit_adjust", "lws_los": "lws", "cosine_los": "cosine", "disalign_los": "disalign"}
 # The methods that the project promises; more may come.
@@ -49,7 +48,7 @@ def test_a_row_names_what_exists(method: str) -> None:
     assert recipe.head in HEADS and recipe.sampler in SAMPLERS
     assert recipe.closed_form is None or recipe.closed_form in CLOSED_FORM
     assert recipe.target is None or recipe.target in TARGETS
-    assert (recipe.target is None) == (recipe.smoothing is None)
+    assert (recipe.target is None) == (recipe.label_smooth is None)
     assert recipe.trains == (recipe.closed_form is None)
     assert recipe.epochs >= 1 and recipe.lr > 0 and recipe.weight_decay >= 0
     assert recipe.max_norm is None or 0 <= recipe.max_norm <= 1
@@ -67,7 +66,7 @@ def test_a_row_says_where_it_comes_from(method: str) -> None:
 def test_own_parameters_are_settings_with_values_in_their_range(method: str) -> None:
     recipe = RECIPES[method]
     own = recipe.own_parameters()
-    assert set(recipe.parameters) <= set(own) <= set(PARAMETERS)
+    assert set(recipe.parameters) <= set(own) <= set(HYPERPARAMETERS)
     for name, value in own.items():
         check_parameter(name, value)
     if recipe.trains:
@@ -102,14 +101,15 @@ def test_the_tuned_parameter_is_a_flag_that_changes_the_plan(method: str) -> Non
     assert tuned is not None
     name, values = tuned
     assert len(set(values)) == len(values) > 1
-    plans = [parsed_plan("--method", method, f"--{FLAGS.get(name, name)}", value) for value in values]
+    plans = [parsed_plan("--method", method, f"--{name}", value) for value in values]
     for plan, value in zip(plans, values, strict=True):
-        assert (plan.parameters[name] if name in plan.parameters else getattr(plan, name)) == value
+        field = {"finetune_wd": "weight_decay"}.get(name, name)
+        assert (plan.parameters[name] if name in plan.parameters else getattr(plan, field)) == value
     for plan in plans:
         plan.target(100)
     usual = parsed_plan("--method", method)
     assert len(
-        {(plan.smoothing, plan.weight_decay, plan.max_norm, *plan.parameters.values()) for plan in plans}
+        {(plan.label_smooth, plan.weight_decay, plan.max_norm, *plan.parameters.values()) for plan in plans}
     ) == len(values)
     assert {plan.method for plan in plans} == {usual.method}
 
@@ -119,17 +119,31 @@ def test_the_defaults_of_a_row_are_those_of_a_bare_command_line(method: str) -> 
     recipe, settings = RECIPES[method], parse_command(STAGE2, "", ["--method", method]).settings
     plan = plan_of(settings, 100)
     assert (plan.sampler, plan.max_norm, plan.reinit) == (recipe.sampler, recipe.max_norm, recipe.fresh)
-    assert plan.smoothing == recipe.smoothing and plan.parameters == recipe.own_parameters()
+    assert plan.label_smooth == recipe.label_smooth and plan.parameters == recipe.own_parameters()
     assert (plan.epochs, plan.lr, plan.weight_decay) == (
         recipe.epochs if recipe.trains else 0, recipe.lr, recipe.weight_decay
     )  # fmt: skip
-    assert plan.recipe is recipe and settings.label_smooth == recipe.smoothing
+    assert plan.recipe is recipe and settings.label_smooth == recipe.label_smooth
+
+
+def test_rows_that_are_kept_know_a_plan_by_names_that_stay() -> None:
+    assert plan_key(parsed_plan("--method", "los")) == {
+        "method": "los",
+        "epochs": 20,
+        "lr": 5e-4,
+        "weight_decay": 0.0,
+        "smoothing": 0.98,
+        "sampler": "instance",
+        "max_norm": None,
+        "reinit": False,
+        "parameters": {},
+    }
 
 
 @pytest.mark.parametrize(("method", "base"), PLUG_INS.items())
 def test_a_plug_in_is_its_base_with_the_target_of_los(method: str, base: str) -> None:
     recipe, los = RECIPES[method], RECIPES["los"]
-    assert (recipe.target, recipe.smoothing) == (los.target, los.smoothing) == ("torch", 0.98)
+    assert (recipe.target, recipe.label_smooth) == (los.target, los.label_smooth) == ("torch", 0.98)
     assert recipe.head == RECIPES[base].head
     if base != "disalign":  # whose own loss, re-weighted, takes no soft target: LOS replaces it
         assert recipe.loss == RECIPES[base].loss
@@ -169,14 +183,14 @@ def test_samplers_constraints_and_starts_go_with_any_method_that_trains() -> Non
 
 def test_every_parameter_of_the_command_line_is_one_of_a_method() -> None:
     used = {name for recipe in RECIPES.values() for name in recipe.own_parameters()}
-    assert used == set(PARAMETERS)
+    assert used == set(HYPERPARAMETERS)
     assert set(STAGE1_LOSSES) <= set(LOSSES)
 
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_a_parameter_of_another_method_is_refused(method: str) -> None:
     own = RECIPES[method].own_parameters()
-    for name in PARAMETERS:
+    for name in HYPERPARAMETERS:
         value: Any = {"gala_margin": "released", "gala_accumulation": "double"}.get(name, 0.5)
         if name in own:
             assert resolve_parameters(method, {name: value})[name] == value
@@ -206,7 +220,7 @@ def test_every_own_parameter_has_an_effect(method: str, name: str) -> None:
     found = []
     for changed in (given, {**given, name: value}):
         own = resolve_parameters(method, changed)
-        plan = Plan(method, 1, 0.1, 0.0, recipe.smoothing, recipe.sampler, None, False, own)
+        plan = Plan(method, 1, 0.1, 0.0, recipe.label_smooth, recipe.sampler, None, False, own)
         if not recipe.trains:
             found.append(compute_head(plan, linear, features, labels, COUNTS)(features).detach())
             continue

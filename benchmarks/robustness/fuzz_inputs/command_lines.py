@@ -43,7 +43,7 @@ from benchmarks.robustness.fuzz_inputs.command_words import (
     flags_of,
 )
 from benchmarks.robustness.fuzz_inputs.cut_short import no_work
-from settings.fields import EVALUATE, FIELDS, STAGE1, STAGE2
+from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2
 from settings.resolve import Command
 
 SCRIPTS = {"main_stage1": STAGE1, "main_stage2": STAGE2, "evaluate": EVALUATE}
@@ -77,7 +77,7 @@ def values_of(name: str, kind: Any) -> SearchStrategy[str]:
         return st.sampled_from(PATHS)
     if name == "workers":  # as many threads as one asks for are started, and processes
         return st.sampled_from(["0", "1", "2", "-1", "two", "1000001", "", "1.5"])
-    known = CHOICES.get(name) or (FIELDS[name].metadata["choices"] if name in FIELDS else None) or []
+    known = CHOICES.get(name) or (FLAGS[name].choices if name in FLAGS else None) or []
     pool = {int: INTEGERS, float: FLOATS}.get(kind, WORDS + INTEGERS[:4])
     letters = st.characters(exclude_characters="\0/", codec="utf-8")
     return st.sampled_from([*known, *pool]) | st.text(letters, max_size=6)
@@ -177,7 +177,7 @@ def check_command(script: str, argv: Sequence[str], command: Command | None) -> 
         said = last_values(script, argv)
         for name, value in command.given.items():
             if name in said:
-                kind = FIELDS[name].metadata["kind"]
+                kind = FLAGS[name].kind
                 wanted = True if kind is bool else None if name == "seed" and value is None else kind(said[name])
                 assert value == wanted, (name, value, said[name])
     for name, value in dataclasses.asdict(command.settings).items():

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.robustness.fuzz_inputs.damage import HUGE_NUMBER
 from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN, STAGE2_RUN
-from settings.fields import FIELDS
+from settings.fields import FLAGS
 
 INTEGERS = [
     "0",
@@ -304,5 +304,5 @@ CHOICES: dict[str, list[str]] = {
 
 def flags_of(script: str) -> dict[str, Any]:
     """Return the flags of a script with the types of their values; `bool` has none."""
-    settings = {name: field.metadata["kind"] for name, field in FIELDS.items()} if script in SETTING_FLAGS else {}
+    settings = {name: flag.kind for name, flag in FLAGS.items()} if script in SETTING_FLAGS else {}
     return settings | OWN_FLAGS.get(script, {})

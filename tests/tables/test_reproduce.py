@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import engine.many_heads
 import tables.request
@@ -20,47 +20,19 @@ import tables.rows
 import tables.selection
 import tables.unified
 from datasets.long_tail import LongTailedData
-from methods.plan import Plan, build_losses
+from methods.plan import Plan
 from methods.recipes import RECIPES, TRIALS
-from settings.presets import PRESETS
 from stages.data import device_images
 from tables import TABLES
 from tables.request import SPLITS
 from tables.selection import trials
-from tests.helpers import EXPERIMENT, Outcome, contents, read, run, stage1
+from tests.helpers import EXPERIMENT, contents, read, run, stage1
+from tests.table_runs import SMALL, is_refusal, make, spoil, table
 from utils.files import sha256_file
 
-SMALL = ("--epochs", 6, "--width", 4)
 NAME = f"unified_{EXPERIMENT}w4_epochs6"
 GROUPS = ("all", "many", "medium", "few")
 Trainer = Callable[..., list[Any]]
-
-
-def table(out: Path, name: str, *arguments: object, plots: bool = False) -> Outcome:
-    """Run a table on the digits, with runs in `out` and results in its `results`; figures only on request.
-
-    Stage 1 is a small one, unless the arguments name one; LOS's budget, which the methods share, is five epochs.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if not plots:
-            patch.setattr(tables.request, "save_figure", lambda *_: None)
-        patch.setitem(PRESETS["digits"], "finetune_epoch", 5)
-        small = () if "--pretrained_pth" in arguments else SMALL
-        flags = ("--dataset", "digits", *small, "--out", out, "--results", out / "results")
-        return run("reproduce", name, *flags, *arguments)
-
-
-def make(out: Path, name: str, *arguments: object, plots: bool = False) -> Outcome:
-    """Run a table that must end with status 0."""
-    outcome = table(out, name, *arguments, plots=plots)
-    assert outcome.status == 0, outcome.err
-    return outcome
-
-
-def refused(outcome: Outcome, *words: str) -> bool:
-    """Tell whether a command ended with status 2 and its last line, an error, has all the words."""
-    last = outcome.err.strip().splitlines()[-1] if outcome.err.strip() else ""
-    return outcome.status == 2 and last.startswith("error: ") and all(word in last for word in words)
 
 
 def result(out: Path, *methods: str, name: str = NAME, ending: str = ".csv") -> Path:
@@ -273,7 +245,7 @@ def test_a_damaged_kept_row_is_said_in_one_line(content: str, out: Path) -> None
     make(out, "unified", "--methods", "ce")
     path = next((out / "tables").rglob("ce_*.json"))
     path.write_text(content)
-    assert refused(table(out, "unified", "--methods", "ce"), str(path))
+    assert is_refusal(table(out, "unified", "--methods", "ce"), str(path))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -281,7 +253,7 @@ def test_a_damaged_feature_file_is_said_in_one_line(share: float, out: Path) -> 
     make(out, "unified", "--methods", "ce")
     path = next(path for path in (out / "features").rglob("train_*.npy") if "view" not in path.name)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert refused(table(out, "unified", "--methods", "ncm"), str(path), "damaged")
+    assert is_refusal(table(out, "unified", "--methods", "ncm"), str(path), "damaged")
 
 
 def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,10 +268,10 @@ def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("flags", [("--protocol", "released"), ("--bn_mode", "train"), ("--nesterov",)])
-def test_what_cached_features_cannot_serve_is_refused(flags: tuple[object, ...], out: Path) -> None:
+def test_what_cached_features_cannot_serve_is_is_refusal(flags: tuple[object, ...], out: Path) -> None:
     """A row would say that it was made with these flags, and was not: batch statistics move, the bank has no such."""
     outcome = table(out, "unified", "--methods", "ce", "--pretrained_pth", stage1_of(out), *flags)
-    assert refused(outcome, str(flags[0]))
+    assert is_refusal(outcome, str(flags[0]))
 
 
 @pytest.mark.parametrize("flags", [("--methods", "ce", "ce"), ("--methods", "ce", "--seeds", 0, 0)])
@@ -319,19 +291,6 @@ def test_repetitions_of_stage_2_alone_are_said_to_be_that(out: Path) -> None:
 # A method that diverges
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
-    """Let the losses of `methods` be NaN."""
-
-    class NotANumber(nn.Module):
-        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-            return logits.mean() * torch.nan
-
-    def building(plan: Plan, class_counts: list[int]) -> tuple[nn.Module, nn.Module]:
-        return (NotANumber(), NotANumber()) if plan.method in methods else build_losses(plan, class_counts)
-
-    monkeypatch.setattr(engine.many_heads, "build_losses", building)
-
-
 def test_a_method_that_diverges_stops_alone_and_is_shown(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "focal")
     outcome = make(out, "unified", "--methods", "ce", "focal", "los", plots=True)
@@ -346,7 +305,7 @@ def test_a_method_that_diverges_stops_alone_and_is_shown(out: Path, monkeypatch:
 def test_a_table_without_a_number_is_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "focal")
     outcome = table(out, "unified", "--methods", "focal", plots=True)
-    assert refused(outcome, "no row of the table has a number", "diverged at step 1 of epoch 1")
+    assert is_refusal(outcome, "no row of the table has a number", "diverged at step 1 of epoch 1")
     assert not contents(out / "results")
     kept = read(next((out / "tables").rglob("focal_*.json")))
     assert kept["failure"] == "diverged at step 1 of epoch 1" and kept["metrics"] is None
@@ -452,16 +411,16 @@ def test_a_selection_on_other_splits_is_replaced(out: Path, few_trials: None) ->
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 1)])
-def test_fewer_splits_than_three_are_refused(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
+def test_fewer_splits_than_three_are_is_refusal(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
     splits = [stage1_of(out, seed, "_holdout0.2") for seed in seeds]
     outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", *splits)
-    assert refused(outcome, "--holdout_pth must name 3 different stage 1s")
+    assert is_refusal(outcome, "--holdout_pth must name 3 different stage 1s")
     assert trained == []
 
 
-def test_splits_whose_epoch_the_test_images_chose_are_refused(out: Path, trained: list[str]) -> None:
+def test_splits_whose_epoch_the_test_images_chose_are_is_refusal(out: Path, trained: list[str]) -> None:
     outcome = table(out, "unified", "--select", "--methods", "ce", "--start", "best")
-    assert refused(outcome, "best on the test set", "last.pth")
+    assert is_refusal(outcome, "best on the test set", "last.pth")
     assert trained == []
 
 
@@ -505,7 +464,7 @@ def test_selection_never_looks_at_test_images(out: Path, few_trials: None, monke
 
 def test_select_refuses_a_stage_1_that_saw_the_images(out: Path, trained: list[str]) -> None:
     outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", stage1_of(out))
-    assert refused(outcome, "was trained on all images", "--holdout")
+    assert is_refusal(outcome, "was trained on all images", "--holdout")
     assert trained == []
     assert not list(out.glob("results/*"))
 
@@ -517,7 +476,7 @@ def test_select_refuses_a_stage_1_of_another_kind(flags: tuple[object, ...], out
     other = next(made.rglob("last.pth")).parent
     named = ("--pretrained_pth", stage1_of(out), "--holdout_pth", other)
     outcome = table(out, "unified", "--methods", "ce", "--select", *named)
-    assert refused(outcome, str(other), str(flags[0]))
+    assert is_refusal(outcome, str(other), str(flags[0]))
     assert trained == []
 
 
@@ -533,18 +492,18 @@ def test_select_at_another_imbalance_chooses_on_splits_of_that_imbalance(out: Pa
 
 def test_an_unknown_table_lists_the_known_ones(tmp_path: Path) -> None:
     outcome = run("reproduce", "everything")
-    assert refused(outcome, "'everything'", "unified", "cifar", "delta", "path", "gala", "ablation", "stress")
+    assert is_refusal(outcome, "'everything'", "unified", "cifar", "delta", "path", "gala", "ablation", "stress")
 
 
 @pytest.mark.parametrize("name", ["unified", "path", "stress"])
 def test_an_unknown_method_lists_the_known_ones_before_anything_runs(name: str, tmp_path: Path) -> None:
     outcome = table(tmp_path, name, "--methods", "ce", "nothing", "--imb_ratio", 25)
-    assert refused(outcome, "'nothing'", "balanced_softmax")
+    assert is_refusal(outcome, "'nothing'", "balanced_softmax")
     assert not list(tmp_path.rglob("last.pth"))
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
+def test_flags_that_a_table_sets_are_is_refusal(name: str, tmp_path: Path) -> None:
     everywhere = [
         ("--seed", 1), ("--method", "ce"), ("--resume",), ("--overwrite",), ("--reuse",), ("--holdout", 0.2),
         ("--label_smooth", 0.1), ("--temperature", 2), ("--gamma", 1), ("--tau", 1),
@@ -561,7 +520,7 @@ def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
     }  # fmt: skip
     for flags in everywhere + own.get(name, []):
         outcome = table(tmp_path, name, *flags)
-        assert refused(outcome, f"{flags[0]}", f"cannot be given here: the table {name} sets them"), flags
+        assert is_refusal(outcome, f"{flags[0]}", f"cannot be given here: the table {name} sets them"), flags
     assert not list(tmp_path.iterdir())
 
 
@@ -574,35 +533,35 @@ def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
         ("gala", ("--pretrained_pth", "a.pth")), ("stress", ("--pretrained_pth", "a.pth")),
     ],
 )  # fmt: skip
-def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
+def test_flags_that_a_table_has_no_use_for_are_is_refusal(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
     outcome = run("reproduce", name, "--out", tmp_path, "--results", tmp_path / "results", *flags)
-    assert refused(outcome, f"{flags[0]} has no use in the table {name}")
+    assert is_refusal(outcome, f"{flags[0]} has no use in the table {name}")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags", [("--epochs", 6), ("--batch_size", 16), ("--nesterov",)], ids=lambda flags: flags[0])
-def test_flags_of_a_stage_1_that_is_named_are_refused(flags: tuple[object, ...], tmp_path: Path) -> None:
+def test_flags_of_a_stage_1_that_is_named_are_is_refusal(flags: tuple[object, ...], tmp_path: Path) -> None:
     outcome = table(tmp_path, "unified", "--pretrained_pth", "a.pth", *flags)
-    assert refused(outcome, f"{flags[0]} would be stage 1's, and --pretrained_pth names one")
+    assert is_refusal(outcome, f"{flags[0]} would be stage 1's, and --pretrained_pth names one")
     assert not list(tmp_path.iterdir())
 
 
-def test_splits_without_a_selection_are_refused(tmp_path: Path) -> None:
+def test_splits_without_a_selection_are_is_refusal(tmp_path: Path) -> None:
     outcome = table(tmp_path, "unified", "--holdout_pth", tmp_path)
-    assert refused(outcome, "--holdout_pth names the stage 1s that --select chooses on")
+    assert is_refusal(outcome, "--holdout_pth names the stage 1s that --select chooses on")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_out_of_range_are_refused(seed: int, tmp_path: Path) -> None:
-    assert refused(table(tmp_path, "unified", "--seeds", 0, seed), "--seeds must be between 0 and 4294967295")
+def test_seeds_out_of_range_are_is_refusal(seed: int, tmp_path: Path) -> None:
+    assert is_refusal(table(tmp_path, "unified", "--seeds", 0, seed), "--seeds must be between 0 and 4294967295")
     assert not list(tmp_path.iterdir())
 
 
-def test_no_table_and_unknown_flags_are_refused(tmp_path: Path) -> None:
-    assert refused(run("reproduce"), "table")
-    assert refused(table(tmp_path, "unified", "--nothing", 1), "--nothing")
-    assert refused(table(tmp_path, "unified", "--seeds", "x"), "--seeds")
+def test_no_table_and_unknown_flags_are_is_refusal(tmp_path: Path) -> None:
+    assert is_refusal(run("reproduce"), "table")
+    assert is_refusal(table(tmp_path, "unified", "--nothing", 1), "--nothing")
+    assert is_refusal(table(tmp_path, "unified", "--seeds", "x"), "--seeds")
 
 
 def test_help_names_the_tables() -> None:
@@ -614,7 +573,7 @@ def test_help_names_the_tables() -> None:
 
 def test_a_missing_stage_1_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.pth"
-    assert refused(table(tmp_path, "unified", "--pretrained_pth", missing), str(missing))
+    assert is_refusal(table(tmp_path, "unified", "--pretrained_pth", missing), str(missing))
 
 
 def test_a_missing_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -625,19 +584,19 @@ def test_a_missing_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("urllib.request.urlopen", offline)
     places = ("--data_dir", tmp_path / "data", "--out", tmp_path / "out", "--results", tmp_path / "results")
     outcome = run("reproduce", "unified", *places, "--network", "resnet20")
-    assert refused(outcome, str(tmp_path / "data"))
+    assert is_refusal(outcome, str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("name", ["imagenet_lt", "inaturalist2018", "places_lt"])
 def test_a_data_set_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
-    assert refused(run("reproduce", name, "--out", tmp_path, "--results", tmp_path), name)
+    assert is_refusal(run("reproduce", name, "--out", tmp_path, "--results", tmp_path), name)
 
 
 def test_results_that_cannot_be_written_are_one_line_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for results in (tmp_path / "file", tmp_path / "file" / "results"):
         outcome = table(tmp_path, "unified", "--methods", "ce", "--results", results)
-        assert refused(outcome, str(results))
+        assert is_refusal(outcome, str(results))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -647,7 +606,7 @@ def test_a_damaged_selection_is_said_in_one_line(out: Path) -> None:
     for content in ("", "a,b\n1,2\n"):
         path.write_text(content)
         for flags in ((), ("--select",)):
-            assert refused(table(out, "unified", "--methods", "ce", *flags), str(path))
+            assert is_refusal(table(out, "unified", "--methods", "ce", *flags), str(path))
 
 
 def test_kept_rows_are_json_that_others_can_read(out: Path) -> None:

@@ -22,7 +22,7 @@ from tables.request import Request
 from tables.rows import Laboratory, Measured
 from tables.runs import Run
 from tests.helpers import EXPERIMENT, read, stage1
-from tests.tables.test_reproduce import SMALL, make, refused, spoil, table
+from tests.table_runs import SMALL, is_refusal, make, spoil, table
 from utils.errors import DivergedError
 
 WIDTH = "w4"
@@ -107,7 +107,7 @@ def test_delta_says_what_diverged(out: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_delta_without_a_number_is_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables.delta, "SMOOTHINGS", (0.5, 0.98))
     spoil(monkeypatch, "los")
-    assert refused(
+    assert is_refusal(
         table(out, "delta", plots=True), "no row of the table has a number", "s = 0.5, seed 0: diverged at step 1"
     )
     assert not list((out / "results").iterdir())
@@ -200,11 +200,11 @@ def test_path_refuses_methods_that_it_would_not_follow(method: str, out: Path, m
     """It takes plain steps from the warm start: no closed form, no sampler, no constraint, no new classifier."""
     monkeypatch.setattr(tables.path, "EPOCHS", 1)
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
-    assert refused(table(out, "path", "--methods", method), method)
+    assert is_refusal(table(out, "path", "--methods", method), method)
 
 
-def test_path_of_several_seeds_is_refused(out: Path) -> None:
-    assert refused(table(out, "path", "--methods", "los", "--seeds", 0, 1), "one stage 1", "one seed")
+def test_path_of_several_seeds_is_is_refusal(out: Path) -> None:
+    assert is_refusal(table(out, "path", "--methods", "los", "--seeds", 0, 1), "one stage 1", "one seed")
 
 
 def test_a_path_that_is_there_is_not_walked_again(
@@ -230,7 +230,7 @@ def test_a_damaged_kept_path_is_said_in_one_line(content: str, out: Path, monkey
     make(out, "path", "--methods", "los")
     path = next((out / "tables").rglob("path_los_*.json"))
     path.write_text(content)
-    assert refused(table(out, "path", "--methods", "los"), str(path))
+    assert is_refusal(table(out, "path", "--methods", "los"), str(path))
 
 
 def test_path_goes_on_without_a_learning_rate_that_diverges(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_runs_without_a_number_are_one_line_and_no_file(out: Path, monkeypatch: 
 
     monkeypatch.setattr(tables.runs, "run_table", two)
     outcome = table(out, "ablation", "--imb_ratio", 25, plots=True)
-    assert refused(outcome, "no row of the table has a number", "the loss is not finite")
+    assert is_refusal(outcome, "no row of the table has a number", "the loss is not finite")
     assert not list((out / "results").iterdir())
 
 

@@ -34,7 +34,7 @@ from tests.helpers import (
     weights,
     write_cifar,
 )
-from tests.tables.test_reproduce import make
+from tests.table_runs import make
 from tools import export_features as export
 from tools import release
 from tools.export_features import export_features, feature_tensors

@@ -7,8 +7,6 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from datasets import DATASETS, IN_MEMORY
 from datasets.cifar import load_cifar
 from methods.recipes import RECIPES
 from models import NETWORKS, build_model
+from tests.forks import Child, run_script
 from tests.helpers import (
     SMALL_CIFAR,
     contents,
@@ -42,7 +41,6 @@ from tests.helpers import (
     write_cifar,
 )
 
-ROOT = Path(__file__).parent.parent.parent
 DIGITS = ("--dataset", "digits")
 CRAFTED = "a crafted pickle ran"
 
@@ -681,8 +679,7 @@ def test_features_that_collapsed_are_reported_as_such(tmp_path: Path, monkeypatc
 
 
 def test_no_traceback_at_the_shell(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "main_stage2.py"), *DIGITS, "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: no stage1 run in ") and done.stderr.count("\n") == 1
+    status, err = Child(run_script("main_stage2", *DIGITS, "--out", tmp_path)).end()
+    assert status == 2
+    assert err.startswith("error: no stage1 run in ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import torch
 
 import engine.fit
 import main_stage2
+from tests.forks import Child, run_script, wait_for
 from tests.helpers import Outcome, assert_same_run, contents, folder_of, read, run, stage1, succeed, weights
 
-ROOT = Path(__file__).parent.parent.parent
 EPOCHS = 3
 VARIANTS: dict[str, tuple[str, tuple[object, ...], str]] = {
     "stage 1": ("main_stage1", ("--epochs", EPOCHS), "stage1_epochs3_width4"),
@@ -340,25 +338,16 @@ def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeyp
     assert "--resume" not in outcome.err
 
 
-def test_ctrl_c_at_the_shell(start: Path, tmp_path: Path) -> None:
-    """A real process and a real signal: status 130, no traceback, and the last finished epoch can be gone on from."""
-    arguments = ["--dataset", "digits", "--width", "4", "--epochs", "5000", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main_stage1.py"), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch   3/"):
-                break
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+def test_ctrl_c(start: Path, tmp_path: Path) -> None:
+    """A process and a real signal: status 130, no traceback, and the last finished epoch can be gone on from."""
+    arguments = ["--dataset", "digits", "--width", 4, "--epochs", 5000, "--out", tmp_path / "runs"]
+    child = Child(run_script("main_stage1", *arguments), out=tmp_path / "out")
+    wait_for(tmp_path / "out", "epoch   3/")
+    os.kill(child.pid, signal.SIGINT)
+    status, err = child.end()
+    assert status == 130
     assert "Traceback" not in err and err.count("\n") == 1 and "--resume" in err
-    folder = folder_of(tmp_path, "stage1_epochs5000_width4")
+    folder = folder_of(tmp_path / "runs", "stage1_epochs5000_width4")
     done = torch.load(folder / "last.pth", weights_only=True)["epoch"]
     assert done >= 3
     assert len(pd.read_csv(folder / "log.csv")) in (done - 1, done)  # the signal may fall between the two

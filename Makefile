@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := --dataset digits --out checkpoints/demo
 DEMO_RUNS := checkpoints/demo/digits_expIF25_resnet8/seed0
 
-.PHONY: demo test check torture versions clean
+.PHONY: demo test check kill-and-resume torture versions clean
 
 # Both stages and the report on real handwritten digits, on a CPU, in well under two minutes.
 demo: .venv/runtime
@@ -34,9 +34,12 @@ check: .venv/development
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-# Runs that are killed at fifty random moments and gone on with; a quarter of an hour on one core, into results/torture.*
-torture: .venv/runtime
+# Runs that are killed at fifty random moments and resumed, into results/kill_and_resume.*; a quarter of an hour on one
+# core. The second name is the former one.
+kill-and-resume: .venv/runtime
 	$(BIN)/python -m benchmarks.robustness.kill_and_resume
+
+torture: kill-and-resume
 
 # The tests on the oldest and on the newest versions of what is required, into results/versions.*
 versions: .venv/runtime

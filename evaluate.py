@@ -14,9 +14,11 @@ those of the run's own metrics.json where precision and threads are the same; RE
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from engine.frozen_features import network_features
 from evaluation.measure import (
-    LogitsOf,
+    SplitLogits,
     calibration_report,
     evaluate_test,
     logits_report,
@@ -24,58 +26,60 @@ from evaluation.measure import (
     rebalanced_report,
 )
 from evaluation.text_tables import details, per_class_table, report_table
-from runs.checkpoint import load_weights
+from runs.checkpoint import Checkpoint, load_weights
+from runs.session import LoadedModel
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
-from stages.data import load_data, refuse_other_images, stage1_seed
-from stages.session import announce, open_subject, settle_execution
-from stages.user_features import find_subjects
+from stages.session import open_model, settle_execution
+from stages.start import find_reported
 from utils.command import run_command
 from utils.distributed import is_main
 from utils.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Report on what the command line names."""
     command = parse_command(EVALUATE, __doc__, argv)
     execution = settle_execution(command)
-    command, checkpoints = find_subjects(command)
-    settings = command.settings
+    command, checkpoints = find_reported(command)
     first = next(iter(checkpoints.values()))
-    data = load_data(settings, stage1_seed(settings), first)
-    refuse_other_images(first, data, warn=True)
-    announce(command, data, execution, first.path.parent)
-    subject = open_subject(settings, first, data, execution)
-    images = subject.images
-
+    loaded = open_model(command, execution, first, first.path.parent)
     records = {}
     for name, checkpoint in checkpoints.items():
-        load_weights(subject.model, checkpoint)
-        logits_of = LogitsOf(subject.features_of, subject.model.fc)
-        logits = logits_report(logits_of, images)
-        temperature, source = settings.temperature, "given"
-        if temperature is None and checkpoint.content is not None:
-            temperature = checkpoint.content.get("temperature")
-            source = checkpoint.content.get("temperature_source", "stored")
-        records[name] = {
-            "epoch": checkpoint.epoch,
-            "sha256": checkpoint.sha256,
-            "kind": checkpoint.kind,
-            **evaluate_test(logits_of, images, data),
-            "logits": logits,
-            "logits_summary": logits_summary(logits),
-            "calibration": calibration_report(logits_of, images, data, temperature, source),
-            "rebalanced": rebalanced_report(logits_of, images, data, settings.rebalance_tau),
-        }
-    print(per_class_table(records, data))
+        load_weights(loaded.model, checkpoint)
+        records[name] = report_on(loaded, checkpoint)
+    print(per_class_table(records, loaded.data))
     print()
-    print(report_table(records, settings.protocol))
+    print(report_table(records, loaded.settings.protocol))
     for name, record in records.items():
         print(f"\n{name}:")
         print(details(record))
-    if settings.json is not None and is_main():
+    if loaded.settings.json is not None and is_main():
+        data = loaded.data
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
-        write_json(Path(settings.json), {"schema": 1, **subset, "checkpoints": records})
-        print(f"written to {settings.json}")
+        write_json(Path(loaded.settings.json), {"schema": 1, **subset, "checkpoints": records})
+        print(f"written to {loaded.settings.json}")
+
+
+def report_on(loaded: LoadedModel, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return everything that is reported on a checkpoint whose weights the loaded model has."""
+    images, data, settings = loaded.images, loaded.data, loaded.settings
+    logits_of = SplitLogits(network_features(loaded), loaded.model.fc)
+    logits = logits_report(logits_of, images)
+    temperature, source = settings.temperature, "given"
+    if temperature is None and checkpoint.content is not None:
+        temperature = checkpoint.content.get("temperature")
+        source = checkpoint.content.get("temperature_source", "stored")
+    return {
+        "epoch": checkpoint.epoch,
+        "sha256": checkpoint.sha256,
+        "kind": checkpoint.kind,
+        **evaluate_test(logits_of, images, data),
+        "logits": logits,
+        "logits_summary": logits_summary(logits),
+        "calibration": calibration_report(logits_of, images, data, temperature, source),
+        "rebalanced": rebalanced_report(logits_of, images, data, settings.rebalance_tau),
+    }
 
 
 if __name__ == "__main__":

@@ -13,104 +13,78 @@ does the same on features that any model made; where FILE has no classifier, one
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from datasets.image_source import batch_sizes, steps_per_epoch
-from engine.epoch import EpochResult, predict, train_epoch
+from datasets.image_source import steps_per_epoch
+from engine.epoch import EpochResult, train_epoch
 from engine.finish import finish_run
-from engine.fit import INTERRUPTED, fit, make_sgd
-from engine.frozen_features import STAGE2_DRAWS, batch_statistics_features, feature_batches, freeze
+from engine.fit import INTERRUPTED, Training, fit, make_sgd
+from engine.frozen_features import (
+    STAGE2_DRAWS,
+    FrozenFeatures,
+    batch_statistics_features,
+    feature_batches,
+    freeze,
+    network_features,
+)
 from evaluation.text_tables import scale_line
-from losses.los import optimal_gap
-from methods.plan import build_losses, compute_head, describe_parameters, is_late, order_of, row_norm_limit, start_head
+from methods.plan import Plan, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
-from models.torchvision_networks import check_single_image
-from runs.checkpoint import load_weights
-from runs.run_folder import open_run, read_metrics
-from runs.run_names import stage2_folder, stage2_tags
-from runs.run_record import describe, image_sizes
+from runs.run_folder import read_metrics
+from runs.session import Session
 from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.stage2_plan import plan_of
-from stages.checkpoints import name_backbone
-from stages.data import device_images, load_data, refuse_other_images, stage1_seed
-from stages.session import announce, build_network, settle_execution
-from stages.user_features import find_start
+from stages.announcement import announce_method
+from stages.session import open_session
+from stages.start import find_start
 from utils.command import run_command
-from utils.distributed import process_count
-from utils.errors import UserError
 from utils.schedules import cosine_lr
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 2 and return what metrics.json holds."""
-    command = parse_command(STAGE2, __doc__, argv)
-    execution = settle_execution(command)
-    command, checkpoint = find_start(command)
-    settings = command.settings
-    data = load_data(settings, stage1_seed(settings), checkpoint)
-    refuse_other_images(checkpoint, data)
-    if settings.bn_mode == "train" and process_count() > 1:
-        raise UserError("--bn_mode train (of --protocol released) needs one process: start without torchrun")
-    plan = plan_of(settings, data.num_classes)
-    target = plan.target(data.num_classes)
-    model = build_network(settings, data)
-    if settings.bn_mode == "train" and 1 in batch_sizes(len(data.train), settings.batch_size):
-        check_single_image(model, image_sizes(settings, data)[0])
-    load_weights(model, checkpoint)
-    tags = stage2_tags(command, checkpoint)
-    folder = stage2_folder(settings, tags)
-    config = describe(command, "stage2", tags, data, execution, target, checkpoint)
-    if checkpoint.features is not None:
-        config["backbone"] = name_backbone(checkpoint, folder)
-    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
-    if run.finished:
-        return read_metrics(run)
-    announce(command, data, execution, folder)
-
-    images = device_images(data, execution, settings)
-    execution.place(model)
-    print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
-    print(f"method: {settings.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
-    print(f"target: {target[0]:.6g} for the true class, {target[1]:.6g} for each other; gap {optimal_gap(target):.3f}")
-
-    draws = settings.seed + STAGE2_DRAWS
-    train = images["train"]
-    frozen = freeze(model, images, data, execution, settings, checkpoint, seed=draws, views=settings.views)
-    if plan.recipe.trains and settings.features is not None:
+    session = open_session(parse_command(STAGE2, __doc__, argv), find_start)
+    if session.run.finished:
+        return read_metrics(session.run)
+    plan = plan_of(session.settings, session.data.num_classes)
+    announce_method(session, plan)
+    frozen = freeze(session, seed=session.settings.seed + STAGE2_DRAWS, views=session.settings.views)
+    if plan.recipe.trains and session.settings.features is not None:
         print(scale_line(frozen.plain("train"), plan.lr))
+    training = plan_training(session, plan, frozen)
+    # With batch norm in train mode the running statistics move, and the features of evaluation with them.
+    moving = session.settings.bn_mode == "train"
+    history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
+    return finish_run(session, history, logits_of)
+
+
+def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Training:
+    """Return what an epoch of stage 2 is, the classifier that it trains put in the place of stage 1's."""
+    settings, model, train, execution = session.settings, session.model, session.images["train"], session.execution
+    assert isinstance(session.loss, nn.ModuleList)
+    phases = session.loss
     limit = row_norm_limit(plan, model.fc)
     if plan.recipe.trains:
         model.fc = start_head(plan, model.fc, settings.seed)
     else:
-        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, data.class_counts.tolist())
-    losses = nn.ModuleList(loss.to(execution.device) for loss in build_losses(plan, data.class_counts.tolist()))
+        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, session.data.class_counts.tolist())
     optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov)
-    steps = steps_per_epoch(len(data.train), settings.batch_size)
+    steps = steps_per_epoch(len(train), settings.batch_size)
 
     def train_one_epoch(epoch: int) -> EpochResult:
-        order = order_of(plan, train.labels, data.num_classes, draws, epoch)
+        order = visiting_order(plan, train.labels, session.data.num_classes, frozen.seed, epoch)
         if settings.bn_mode == "train":
-            batches = batch_statistics_features(model, train, execution, order, settings.batch_size, draws, epoch)
+            batches = batch_statistics_features(model, train, execution, order, settings.batch_size, frozen.seed, epoch)
         else:
             batches = feature_batches(frozen.training_view(epoch), train.labels, order, settings.batch_size)
-        loss = losses[is_late(epoch, plan.epochs)]
+        loss = phases[in_late_phase(epoch, plan.epochs)]
         result = train_epoch(model.fc, batches, steps, optimizer, loss, execution.full_precision())
         if limit is not None:
             max_norm_(model.fc, limit)
         return result
 
-    def features_of(split: str, mirrored: bool) -> Tensor:
-        if settings.bn_mode == "train":  # the running statistics have moved, and the features with them
-            return predict(model.eval().features, images[split], execution, mirrored=mirrored)
-        return frozen.plain(split, mirrored)
-
-    history, logits_of = fit(
-        run, model, optimizer, train_one_epoch, features_of, images, data,
-        loss_function=losses, lr_of_epoch=lambda epoch: cosine_lr(plan.lr, epoch, plan.epochs),
-        epochs=plan.epochs, eval_every=settings.eval_every, tensorboard=settings.tensorboard,
-    )  # fmt: skip
-    return finish_run(run, history, logits_of, images, data)
+    return Training(train_one_epoch, optimizer, lambda epoch: cosine_lr(plan.lr, epoch, plan.epochs), plan.epochs)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks.speed.throughput` and its neighbours; README.md here says what each shows."""
+"""Benchmarks: `python -m benchmarks.speed.throughput` and its neighbours; README.md here lists them."""

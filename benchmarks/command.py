@@ -10,22 +10,44 @@ from settings.fields import STAGE1
 from settings.resolve import Command
 from utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent  # of the repository, whose scripts are run as child processes
 # Flags of main_stage1.py that no benchmark leaves to the user: it trains into a folder of its own.
-OWN = ("out", "eval_every", "resume", "overwrite", "reuse")
+NOT_TAKEN = ("out", "eval_every", "resume", "overwrite", "reuse")
+
+
+def make_own_parser(
+    name: str, description: str | None, quick: str | None = None, results: bool = True, words: str = "[flags]"
+) -> argparse.ArgumentParser:
+    """Return the parser of `python -m benchmarks.<name>`, with --quick where `quick` says what it does, and --results.
+
+    `description` is the module's docstring: --help shows its lines as they are. `words` stand behind the command in the
+    usage line. A wrong command line is a UserError.
+    """
+    command = f"python -m benchmarks.{name}"
+    parser = argparse.ArgumentParser(
+        prog=command,
+        usage=f"{command} {words}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; {command} --help lists the flags")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if quick is not None:
+        parser.add_argument("--quick", action="store_true", help=quick)
+    if results:
+        parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+    return parser
 
 
 class Benchmark:
-    """The parser of one benchmark, with `--quick` and `--results`; `add` declares further flags."""
+    """The parser of a benchmark that takes flags of main_stage1.py too; `add` declares further flags of its own."""
 
     def __init__(self, name: str, description: str | None, quick: str) -> None:
-        self.name = name
-        self.parser = argparse.ArgumentParser(
-            prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        self.parser.error = self.refuse  # type: ignore[method-assign]
-        self.parser.add_argument("--quick", action="store_true", help=quick)
-        self.parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+        self.parser = make_own_parser(name, description, quick, words="[flags] [flags of main_stage1.py]")
 
     def add(self, *names: str, kind: Callable[[str], object] = int, **more: object) -> None:
         """Declare a flag, a whole number unless `kind` says otherwise."""
@@ -33,7 +55,7 @@ class Benchmark:
 
     def refuse(self, message: str) -> NoReturn:
         """Raise the error of a command line that cannot be."""
-        raise UserError(f"{message}; usage: python -m benchmarks.{self.name} [--quick] [flags of main_stage1.py]")
+        self.parser.error(message)
 
     def parse(
         self,
@@ -48,7 +70,7 @@ class Benchmark:
         """
         own, rest = self.parser.parse_known_args(argv)
         given = vars(make_parser(STAGE1, "").parse_args(rest))
-        for name in (*OWN, *taken):
+        for name in (*NOT_TAKEN, *taken):
             if name in given:
                 self.refuse(f"--{name} is set here")
         for name, value in usual(own).items():

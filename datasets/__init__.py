@@ -1,14 +1,17 @@
 """Data sets, one file each, and the one function that loads them."""
 
 from collections.abc import Callable
-from dataclasses import astuple
 from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 from datasets.cifar import CIFAR10, CIFAR100, load_cifar
 from datasets.digits import load_digits
-from datasets.listed import LAYOUTS, NO_FILES, ListFiles, load_folder, load_listed
+from datasets.listed import LAYOUTS, LIST_FLAGS, NO_FILES, ListFiles, load_folder, load_listed
 from datasets.long_tail import LongTailedData, Profile
+from datasets.namesake import missing_name, refuse_other_calls
 from utils.errors import UserError
+
+__all__ = ["DATASETS", "IN_MEMORY", "LIST_FLAGS", "ON_DISK", "ListFiles", "LongTailedData", "Profile", "load_dataset"]
 
 # Small balanced images that are held in memory and made long-tailed. Each takes the folder of the data sets and a
 # profile.
@@ -19,23 +22,31 @@ IN_MEMORY: dict[str, Callable[[str, Profile], LongTailedData]] = {
 }
 # Images on disk: lists in the layouts of the field or in anyone's own, and a folder a class.
 ON_DISK = [*LAYOUTS, "folder"]
-LIST_FLAGS = ["--train_list", "--val_list", "--test_list", "--image_root"]
 DATASETS = [*IN_MEMORY, *ON_DISK]
 
 
+@refuse_other_calls
 def load_dataset(name: str, profile: Profile, data_dir: str = "data", files: ListFiles = NO_FILES) -> LongTailedData:
     """Load the data set `name`, made long-tailed as `profile` says, from its folder below `data_dir`.
 
-    `files` names lists and a folder of images in the place of a layout's own. Raises UserError for an unknown name, a
-    profile that cannot be had, and missing or wrong files.
+    `files` names lists and a folder of images in the place of a layout's own. Images in memory are (N, H, W, 3) uint8,
+    those on disk their paths; labels are (N,) int64.
+    Raises UserError for an unknown name, a profile that cannot be had, missing or wrong files, and a call that was
+    meant for Hugging Face's function of that name.
     """
     if name in LAYOUTS:
         return load_listed(LAYOUTS[name], data_dir, profile, files)
-    given = [f"{flag} {value}" for flag, value in zip(LIST_FLAGS, astuple(files), strict=True) if value is not None]
-    if given:
-        raise UserError(f"{', '.join(given)}: lists are for {', '.join(LAYOUTS)}, not for '{name}'; leave it out")
+    if files != NO_FILES:
+        given = ", ".join(files.as_flags())
+        raise UserError(f"{given}: lists are for {', '.join(LAYOUTS)}, not for '{name}'; leave it out")
     if name == "folder":
         return load_folder(data_dir, profile)
     if name not in IN_MEMORY:
         raise UserError(f"unknown data set '{name}'; known: {', '.join(DATASETS)}")
     return IN_MEMORY[name](data_dir, profile)
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of this package
+
+    def __getattr__(name: str) -> NoReturn:
+        missing_name(name)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torchvision
 
-from datasets.long_tail import Augmentation, LongTailedData, Profile, Split, make_long_tailed
+from datasets.long_tail import Augmentation, BalancedData, LongTailedData, Profile, Split, make_long_tailed
 from utils.errors import UserError
 
 # The released code pads raw pixels with zeros and normalises with CIFAR-10's constants on both data sets.
@@ -39,13 +39,29 @@ class Layout:
 
 
 CIFAR10 = Layout(
-    "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta",
-    "labels", "label_names", 10, 5000, 1000, torchvision.datasets.CIFAR10,
-)  # fmt: skip
+    folder="cifar-10-batches-py",
+    train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
+    test_file="test_batch",
+    meta_file="batches.meta",
+    label_key="labels",
+    names_key="label_names",
+    num_classes=10,
+    train_per_class=5000,
+    test_per_class=1000,
+    download=torchvision.datasets.CIFAR10,
+)
 CIFAR100 = Layout(
-    "cifar-100-python", ("train",), "test", "meta",
-    "fine_labels", "fine_label_names", 100, 500, 100, torchvision.datasets.CIFAR100,
-)  # fmt: skip
+    folder="cifar-100-python",
+    train_files=("train",),
+    test_file="test",
+    meta_file="meta",
+    label_key="fine_labels",
+    names_key="fine_label_names",
+    num_classes=100,
+    train_per_class=500,
+    test_per_class=100,
+    download=torchvision.datasets.CIFAR100,
+)
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -126,9 +142,9 @@ def find_files(root: Path, layout: Layout) -> Path:
             layout.download(str(root), download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
-            f"the data set is not in {folder} and the download failed ({error}); put {', '.join(names)} there "
-            "(the official python "
-            "version, extracted), name another folder with --data_dir, or use --dataset digits, which needs no files"
+            f"the data set is not in {folder} and the download failed ({error}); put {', '.join(names)} there (the "
+            "official python version, extracted), name another folder with --data_dir, or use --dataset digits, which "
+            "needs no files"
         ) from error
     return folder
 
@@ -143,4 +159,4 @@ def load_cifar(layout: Layout, name: str, data_dir: str, profile: Profile) -> Lo
     train = read_split([folder / file for file in layout.train_files], layout, layout.train_per_class)
     test = read_split([folder / layout.test_file], layout, layout.test_per_class)
     class_names = [str(class_name) for class_name in names]
-    return make_long_tailed(name, train, test, class_names, AUGMENTATION, profile, counts)
+    return make_long_tailed(BalancedData(name, train, test, class_names, AUGMENTATION), profile, counts)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.long_tail import Augmentation, LongTailedData, Profile, Split, make_long_tailed
+from datasets.long_tail import Augmentation, BalancedData, LongTailedData, Profile, Split, make_long_tailed
 
 NUM_CLASSES = 10
 TEST_PER_CLASS = 50
@@ -38,4 +38,4 @@ def load_digits(profile: Profile) -> LongTailedData:
         is_test[np.flatnonzero(labels == label)[-TEST_PER_CLASS:]] = True
     train, test = (whole.take(np.flatnonzero(rows)) for rows in (~is_test, is_test))
     names = [str(label) for label in range(NUM_CLASSES)]
-    return make_long_tailed("digits", train, test, names, AUGMENTATION, profile, counts)
+    return make_long_tailed(BalancedData("digits", train, test, names, AUGMENTATION), profile, counts)

@@ -17,6 +17,14 @@ from datasets.device_images import DeviceImages
 from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, subset_identity
 from utils.errors import UserError
 
+USER_DATASET_PREFIX = "own_"  # how the names of these data sets begin, so that none is that of a known one
+KINDS = ("images", "labels", "ids")
+
+
+def user_dataset_name(path: Path) -> str:
+    """Return the name of the data set that a file of features is: its stem, after a prefix."""
+    return USER_DATASET_PREFIX + re.sub(r"[^\w.+-]+", "-", path.stem)
+
 
 def features_data(
     name: str,
@@ -63,9 +71,6 @@ def joined(first: Split, second: Split) -> Split:
     if len(second) == 0:
         return first
     return Split(*(np.concatenate([getattr(part, kind) for part in (first, second)]) for kind in KINDS))
-
-
-KINDS = ("images", "labels", "ids")
 
 
 def require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -123,11 +128,3 @@ class DeviceFeatures(DeviceImages):
     def augmented(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """Raise UserError: from features an image cannot be augmented."""
         raise UserError("features are those of the images as they are, which cannot be augmented: use --views plain")
-
-
-OWN = "own_"  # how the names of these data sets begin, so that none is that of a known one
-
-
-def own_name(path: Path) -> str:
-    """Return the name of the data set that a file of features is: its stem, after a prefix."""
-    return OWN + re.sub(r"[^\w.+-]+", "-", path.stem)

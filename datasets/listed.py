@@ -1,6 +1,6 @@
 """Data sets whose images lie on disk as files: ImageNet-LT, Places-LT, iNaturalist 2018, anyone's lists and folders.
 
-The images of a split are their paths (`ListedSplit`); only `read_rgb` decodes one. Lists come from Liu et al. (OLTR,
+The images of a split are their paths (`ListedSplit`); `datasets.decode` reads one. Lists come from Liu et al. (OLTR,
 CVPR 2019: ImageNet-LT, Places-LT) and Van Horn et al. ("The iNaturalist Species Classification and Detection Dataset",
 CVPR 2018), whose JSON Kang et al. (ICLR 2020) turned into the field's text files, row by row.
 """
@@ -8,7 +8,7 @@ CVPR 2018), whose JSON Kang et al. (ICLR 2020) turned into the field's text file
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,27 +49,42 @@ class Layout:
     facts: Facts | None = None
 
 
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            "imagenet_lt", "imagenet_lt", 1000,
-            ("ImageNet_LT_train.txt",), ("ImageNet_LT_val.txt",), ("ImageNet_LT_test.txt",),
-            Facts(115846, 50000, 1280, 5, (385, 479, 136)),
-        ),
-        Layout(
-            "places_lt", "places_lt", 365,
-            ("Places_LT_train.txt",), ("Places_LT_val.txt",), ("Places_LT_test.txt",),
-            Facts(62500, 36500, 4980, 5, (131, 163, 71)),
-        ),
-        Layout(  # what the field calls its test are the 3 validation images of each class
-            "inaturalist2018", "inaturalist2018", 8142,
-            ("iNaturalist18_train.txt", "train2018.json"), (), ("iNaturalist18_val.txt", "val2018.json"),
-            Facts(437513, 24426, 1000, 2, (842, 4076, 3224)),
-        ),
-        Layout("list", ".", None, ("train.txt", "train.json"), ("val.txt", "val.json"), ("test.txt", "test.json")),
-    )
-}  # fmt: skip
+IMAGENET_LT = Layout(
+    name="imagenet_lt",
+    folder="imagenet_lt",
+    num_classes=1000,
+    train=("ImageNet_LT_train.txt",),
+    val=("ImageNet_LT_val.txt",),
+    test=("ImageNet_LT_test.txt",),
+    facts=Facts(train=115846, test=50000, largest=1280, smallest=5, shots=(385, 479, 136)),
+)
+PLACES_LT = Layout(
+    name="places_lt",
+    folder="places_lt",
+    num_classes=365,
+    train=("Places_LT_train.txt",),
+    val=("Places_LT_val.txt",),
+    test=("Places_LT_test.txt",),
+    facts=Facts(train=62500, test=36500, largest=4980, smallest=5, shots=(131, 163, 71)),
+)
+INATURALIST_2018 = Layout(
+    name="inaturalist2018",
+    folder="inaturalist2018",
+    num_classes=8142,
+    train=("iNaturalist18_train.txt", "train2018.json"),
+    val=(),
+    test=("iNaturalist18_val.txt", "val2018.json"),  # what the field tests on: the 3 validation images of each class
+    facts=Facts(train=437513, test=24426, largest=1000, smallest=2, shots=(842, 4076, 3224)),
+)
+GIVEN_LISTS = Layout(
+    name="list",
+    folder=".",
+    num_classes=None,
+    train=("train.txt", "train.json"),
+    val=("val.txt", "val.json"),
+    test=("test.txt", "test.json"),
+)
+LAYOUTS = {layout.name: layout for layout in (IMAGENET_LT, PLACES_LT, INATURALIST_2018, GIVEN_LISTS)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,12 @@ class ListFiles:
     test: str | None = None
     image_root: str | None = None
 
+    def as_flags(self) -> list[str]:
+        """Return the flags that a user would have named these with, each with its value."""
+        return [f"{flag} {value}" for flag, value in zip(LIST_FLAGS, astuple(self), strict=True) if value is not None]
 
+
+LIST_FLAGS = ["--train_list", "--val_list", "--test_list", "--image_root"]  # of the fields of `ListFiles`, in order
 NO_FILES = ListFiles()
 
 

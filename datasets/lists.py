@@ -22,8 +22,17 @@ from utils.files import refuse_pipe
 from utils.text import shown
 
 IMAGE_EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+)
 LABEL = re.compile(r"[0-9]{1,9}")
 LONGEST = 1000  # characters of a path: every row of a split takes as much memory as its longest one
 
@@ -151,8 +160,8 @@ def read_json_list(path: Path, root: Path) -> tuple[ListedSplit, list[str]]:
         paths.append(os.fsencode(entry[1]))
         chosen.append(labels.pop(entry[0]))
     if labels:
-        raise UserError(f"{path}: {len(labels)} annotations are of images that it does not list (first: "
-                        f"{shown(str(next(iter(labels))))})")  # fmt: skip
+        first = shown(str(next(iter(labels))))
+        raise UserError(f"{path}: {len(labels)} annotations are of images that it does not list (first: {first})")
     if not paths:
         raise UserError(f"the list {path} names no images")
     return pack(root, paths, chosen), [names[category] for category in sorted(names)]
@@ -183,8 +192,10 @@ def read_folder(root: Path, part: str, class_names: list[str] | None = None) -> 
     names = found if class_names is None else class_names
     alone = sorted(set(found) - set(names))
     if alone:
-        raise UserError(f"{root / part} has {len(alone)} class folders that the training images lack (first: "
-                        f"'{shown(alone[0])}'): a class can only be tested that can be learned")  # fmt: skip
+        raise UserError(
+            f"{root / part} has {len(alone)} class folders that the training images lack (first: "
+            f"'{shown(alone[0])}'): a class can only be tested that can be learned"
+        )
     paths: list[bytes] = []
     labels: list[int] = []
     present = set(found)

@@ -29,7 +29,7 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Split":
-        """Return the rows given by integer positions, in that order."""
+        """Return the images at the integer positions `rows` (n,), in that order."""
         return Split(self.images[rows], self.labels[rows], self.ids[rows])
 
 
@@ -53,9 +53,8 @@ class Profile:
     """How a balanced data set is made long-tailed.
 
     `imb_ratio` is the imbalance factor (largest over smallest class), None for the imbalance that the data have of
-    themselves, and `imb_type` the shape (`long_tail_counts`);
-    `subset` says which images of a class are kept (`select_subset`), `holdout` which share of them stays out of
-    training, for tuning (`split_holdout`).
+    themselves, and `imb_type` the shape (`long_tail_counts`). `subset` says which images of a class are kept
+    (`select_subset`), `holdout` which share of them stays out of training, for tuning (`split_holdout`).
     """
 
     imb_ratio: float | None = 100
@@ -195,33 +194,38 @@ def refuse_blank_images(split: Split, what: str) -> None:
     blank = np.flatnonzero(~split.images.reshape(len(split), -1).any(axis=1))
     if len(blank):
         raise UserError(
-            f"{len(blank)} of {len(split)} chosen {what} images are all zeros (first: index "
-            f"{split.ids[blank[0]]}), so this copy "
-            "of the data is incomplete; unpack it again in full, or choose a subset that the copy holds"
+            f"{len(blank)} of {len(split)} chosen {what} images are all zeros (first: index {split.ids[blank[0]]}), "
+            "so this copy of the data is incomplete; unpack it again in full, or choose a subset that the copy holds"
         )
 
 
-def make_long_tailed(
-    name: str,
-    train: Split,
-    test: Split,
-    class_names: list[str],
-    augmentation: Augmentation,
-    profile: Profile,
-    counts: list[int],
-) -> LongTailedData:
-    """Cut `train` down to `counts` images a class as `profile` says, take the held-out share off, check the images."""
-    chosen = train.take(select_subset(train.labels, counts, profile.subset, profile.subset_seed))
+@dataclass(frozen=True)
+class BalancedData:
+    """A whole, balanced data set: what `make_long_tailed` cuts down. `class_names` has K entries."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: list[str]
+    augmentation: Augmentation
+
+
+def make_long_tailed(data: BalancedData, profile: Profile, counts: list[int]) -> LongTailedData:
+    """Cut the training images down to `counts` (K,) a class as `profile` says, and take the held-out share off.
+
+    Raises UserError for images that are missing or blank, and for a profile that cannot be had.
+    """
+    chosen = data.train.take(select_subset(data.train.labels, counts, profile.subset, profile.subset_seed))
     refuse_blank_images(chosen, "training")
-    refuse_blank_images(test, "test")
+    refuse_blank_images(data.test, "test")
     kept, out = split_holdout(chosen.labels, profile.holdout, profile.holdout_seed)
     return LongTailedData(
-        name=name,
+        name=data.name,
         train=chosen.take(kept),
         holdout=chosen.take(out),
-        test=test,
-        class_names=class_names,
-        class_counts=np.bincount(chosen.labels[kept], minlength=len(class_names)),
-        augmentation=augmentation,
+        test=data.test,
+        class_names=data.class_names,
+        class_counts=np.bincount(chosen.labels[kept], minlength=len(data.class_names)),
+        augmentation=data.augmentation,
         subset=subset_identity(chosen),
     )

@@ -8,18 +8,17 @@ Nothing is kept in memory but the batches on their way.
 
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datasets.augment.jitter import colour_jitter
 from datasets.image_source import ImageSource
 from datasets.lists import ListedSplit
 from datasets.long_tail import Augmentation
-from datasets.workers import PIECE, Crops, Tasks, View, copy_ahead, end_workers, make_loader, pieces_of
+from datasets.workers import PIECE, Crops, Tasks, View, Workers
 from utils.errors import UserError
 from utils.hashing import JITTER_ON_DISK_STREAM, MIRROR_ON_DISK_STREAM, hash_ids, stream_seed
 
@@ -68,7 +67,7 @@ class StreamedImages(ImageSource):
         self._pinned = device.type == "cuda"
         self._crops = Crops(split, size, resize, workers)
         self._tasks = Tasks()
-        self._loader: DataLoader[Any] | None = None
+        self._readers: Workers | None = None
         self._passes = 0
 
     def __len__(self) -> int:
@@ -77,9 +76,9 @@ class StreamedImages(ImageSource):
     def close(self) -> None:
         """End the worker processes; the next pass starts new ones."""
         self._passes += 1
-        if self._loader is not None:
+        if self._readers is not None:
             self._end()
-        self._loader = None
+        self._readers = None
 
     def view_batches(
         self, rows: Sequence[Tensor], view: View | None = None, mirrored: bool = False
@@ -127,17 +126,17 @@ class StreamedImages(ImageSource):
 
     def _batches(self, rows: Sequence[np.ndarray], view: View | None) -> Iterator[Tensor]:
         """Yield for each array of rows (B,) its crops (B, size, size, 3) uint8 on the host."""
-        if self._loader is None:
+        if self._readers is None:
             self._crops.make_slots()
         slots = self._crops.slots
         pieces = [part[start : start + PIECE] for part in rows for start in range(0, len(part), PIECE)]
         self._tasks.tasks = [(number % len(slots), piece, view) for number, piece in enumerate(pieces)]
-        if self._loader is None:
-            self._loader = make_loader(self._crops, self._tasks, self.workers)
-            self._end = weakref.finalize(self, end_workers, self._loader)  # at the latest when the program ends
+        if self._readers is None:
+            self._readers = Workers(self._crops, self._tasks, self.workers)
+            self._end = weakref.finalize(self, self._readers.end)  # at the latest when the program ends
         self._passes += 1
         this_pass = self._passes
-        done = zip(self._tasks.tasks, pieces_of(self._loader), strict=True)
+        done = zip(self._tasks.tasks, self._readers.answers(), strict=True)
         try:
             for part in rows:
                 batch = torch.empty(len(part), *slots.shape[2:], dtype=torch.uint8, pin_memory=self._pinned)
@@ -152,3 +151,24 @@ class StreamedImages(ImageSource):
         except (UserError, KeyboardInterrupt):
             self.close()
             raise
+
+
+def copy_ahead(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Put batches that lie in pinned memory on a CUDA device, one ahead of its use.
+
+    The copies run on a stream of their own, beside the computation.
+    """
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+    for batch in chain(batches, (None,)):
+        coming = None
+        if batch is not None:
+            with torch.cuda.stream(stream):
+                coming = batch.to(device, non_blocking=True), stream.record_event()
+        if waiting is not None:
+            copied, done = waiting
+            current = torch.cuda.current_stream(device)
+            current.wait_event(done)
+            copied.record_stream(current)  # its memory is not given to the next copy while it is in use here
+            yield copied
+        waiting = coming

@@ -1,18 +1,19 @@
-"""Worker processes that read images from disk: their tasks, their loader, and its end."""
+"""Worker processes that read images from disk: what they are asked, what they do, how they start and end."""
 
 import math
+import multiprocessing
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datasets.augment.crops import centre_crop, random_crop
 from datasets.decode import decode_rgb
@@ -26,14 +27,33 @@ from utils.progress import show_progress
 # are busy.
 PIECE, AHEAD = 16, 2
 
+PATIENCE = 5  # seconds that a worker has to end when it is told to
 
 MORE_THAN_CORES = "This DataLoader will create"  # a warning of several lines, at each pass; the user chose the number
 
+NO_MORE = object()  # stands behind the last answer of a pass
+
+KILLED = (
+    "a worker process that reads images was killed, perhaps for want of memory or of shared memory (/dev/shm); use "
+    "fewer --workers"
+)
 
 View = tuple[int, int]  # seed and epoch
 
+Task = tuple[int, np.ndarray, View | None]  # slot for the pixels, rows, what their crops are drawn from
 
-Task = tuple[int, np.ndarray, View | None]  # slot for the pixels, rows
+
+class Tasks(Sampler[Task]):
+    """The tasks of one pass, set before it: workers live longer than a pass, and so does what they are given."""
+
+    def __init__(self, tasks: Sequence[Task] = ()) -> None:
+        self.tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
 
 
 class Crops(Dataset[str]):
@@ -99,42 +119,86 @@ class Faults(Dataset[list[str]]):
         return ""
 
 
-class Tasks(Sampler[Task]):
-    """The tasks of one pass, set before it: workers live longer than a pass, and so does what they are given."""
+class Workers:
+    """Processes that take the `tasks` of a pass in turn, start with the first pass and live until `end`.
 
-    def __init__(self, tasks: Sequence[Task] = ()) -> None:
-        self.tasks = tasks
-
-    def __iter__(self) -> Iterator[Task]:
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-
-def ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C, which every process of a terminal receives, to the process that ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def make_loader(work: Dataset[Any], tasks: Tasks, workers: int) -> DataLoader[Any]:
-    """Return a loader that hands each of the tasks to one of `workers` processes (0: does it itself), in order.
-
-    Workers use one thread each, which is the loader's rule, and live as long as the loader.
+    `work` is what each does with a task; with 0 processes this one does it itself. Answers come in the order of the
+    tasks. A worker uses one thread, which is the loader's rule.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", MORE_THAN_CORES)
-        return DataLoader(
-            work,
-            batch_size=None,
-            sampler=tasks,
-            num_workers=workers,
-            collate_fn=as_it_is,
-            worker_init_fn=ignore_interrupts,
-            generator=torch.Generator(),  # or it would draw from the global one, and what follows would depend on it
-            prefetch_factor=AHEAD if workers else None,
-            persistent_workers=workers > 0,
-        )
+
+    def __init__(self, work: Dataset[Any], tasks: Tasks, count: int) -> None:
+        self.processes: list[BaseProcess] = []
+        self._answers: Iterator[Any] = iter(())
+        self._loader: DataLoader[Any] | None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", MORE_THAN_CORES)
+            self._loader = DataLoader(
+                work,
+                batch_size=None,
+                sampler=tasks,
+                num_workers=count,
+                collate_fn=as_it_is,
+                worker_init_fn=ignore_interrupts,
+                generator=torch.Generator(),  # or it would draw from the global one, and what follows depend on it
+                prefetch_factor=AHEAD if count else None,
+                persistent_workers=count > 0,
+            )
+
+    def answers(self) -> Iterator[Any]:
+        """Yield what the workers answer to the tasks of one pass; raise UserError where one of them was killed.
+
+        No frame keeps the loader's iterator but this object, so that `end` is the end of it.
+        """
+        self._unless_killed(self._start_pass)
+        while (answer := self._unless_killed(lambda: next(self._answers, NO_MORE))) is not NO_MORE:
+            yield answer
+
+    def _unless_killed(self, action: Callable[[], Any]) -> Any:
+        """Return what an action of the loader returns; raise UserError where a worker is dead, before or after it."""
+        if not all(process.is_alive() for process in self.processes):
+            raise UserError(KILLED)
+        try:
+            return action()
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):  # a worker's own exception starts otherwise
+                raise
+        raise UserError(KILLED)  # not from within, for the error's traceback holds the loader's iterator
+
+    def _start_pass(self) -> None:
+        """Hand out the first tasks of a pass; before the first pass, start the processes and remember them.
+
+        A DataLoader lets a dead worker raise an exception wherever the program is at that moment. Without its signal
+        handler the worker is missed when its next answer is asked for, and nowhere else.
+        """
+        assert self._loader is not None, "these workers have ended"
+        handler = signal.getsignal(signal.SIGCHLD)
+        before = set(multiprocessing.active_children())
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", MORE_THAN_CORES)
+                self._answers = iter(self._loader)
+        finally:
+            self.processes += set(multiprocessing.active_children()) - before
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
+
+    def end(self) -> None:
+        """End the processes at once: they hold nothing that could be lost.
+
+        Left to itself the loader asks them to end through a queue, which fails where the garbage collector closed the
+        queue first or Ctrl-C came while something was put into it; then it waits for ten seconds. So they are gone
+        before it is, and its own cleaning up finds nobody to wait for.
+        """
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join(PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self.processes = []
+        self._answers = iter(())
+        self._loader = None
 
 
 def as_it_is(item: Any) -> Any:
@@ -142,66 +206,9 @@ def as_it_is(item: Any) -> Any:
     return item
 
 
-def start_pass(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Return the iterator of a pass, in whose time only the pass itself raises errors.
-
-    A DataLoader lets a dead worker raise an exception wherever the program is at that moment; without its signal
-    handler the worker is missed when its next piece is asked for, a few seconds later.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", MORE_THAN_CORES)
-        iterator = iter(loader)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)
-    return iterator
-
-
-def pieces_of(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield what the workers deliver in one pass; raise UserError where one of them is gone."""
-    try:
-        yield from start_pass(loader)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # a worker's own exception starts otherwise
-            raise
-        raise UserError(
-            "a worker process that reads images was killed, perhaps for want of memory or of shared memory "
-            "(/dev/shm); use fewer --workers"
-        ) from error
-
-
-def end_workers(loader: DataLoader[Any]) -> None:
-    """End the processes of a loader at once: they hold nothing that could be lost.
-
-    Left to itself the loader asks them to end through a queue, which fails where the garbage collector closed the queue
-    first or Ctrl-C came while something was put into it; then it waits for ten seconds.
-    """
-    iterator = loader._iterator
-    if isinstance(iterator, _MultiProcessingDataLoaderIter):
-        for worker in iterator._workers:
-            worker.terminate()
-        iterator._shutdown_workers()
-
-
-def copy_ahead(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Put batches that lie in pinned memory on a CUDA device, one ahead of its use.
-
-    The copies run on a stream of their own, beside the computation.
-    """
-    stream = torch.cuda.Stream(device)
-    waiting: tuple[Tensor, torch.cuda.Event] | None = None
-    for batch in chain(batches, (None,)):
-        coming = None
-        if batch is not None:
-            with torch.cuda.stream(stream):
-                coming = batch.to(device, non_blocking=True), stream.record_event()
-        if waiting is not None:
-            copied, done = waiting
-            current = torch.cuda.current_stream(device)
-            current.wait_event(done)
-            copied.record_stream(current)  # its memory is not given to the next copy while it is in use here
-            yield copied
-        waiting = coming
+def ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which every process of a terminal receives, to the process that ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def find_unreadable(split: ListedSplit, workers: int, limit: int) -> list[tuple[int, str]]:
@@ -211,8 +218,8 @@ def find_unreadable(split: ListedSplit, workers: int, limit: int) -> list[tuple[
     more than `limit` were found. `limit` + 1 at most are returned.
     """
     pieces = np.split(np.arange(len(split)), range(PIECE, len(split), PIECE))
-    loader = make_loader(Faults(split), Tasks([(0, rows, None) for rows in pieces]), workers)
-    lines = chain.from_iterable(pieces_of(loader))
+    readers = Workers(Faults(split), Tasks([(0, rows, None) for rows in pieces]), workers)
+    lines = chain.from_iterable(readers.answers())
     found = []
     try:
         for row, line in enumerate(show_progress(lines, "reading all images", len(split))):
@@ -221,5 +228,5 @@ def find_unreadable(split: ListedSplit, workers: int, limit: int) -> list[tuple[
             if len(found) > limit:
                 break
     finally:
-        end_workers(loader)
+        readers.end()
     return found

@@ -15,11 +15,12 @@ from utils.hashing import mix64
 from utils.progress import show_progress
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over one epoch, arrays of shape () for one network and (H,) for a bank of H heads.
+    """Means over one epoch, arrays of shape () for one network and (H,) for H stacked heads.
 
     `diverged_at` is the first step (from 1) whose loss or update was not finite, 0 where all were.
     """
@@ -36,60 +37,82 @@ def mixup_shares(alpha: float, steps: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(generator.beta(alpha, alpha, steps).astype(np.float32))
 
 
+@dataclass(frozen=True)
+class EpochOptions:
+    """What is not usual in an epoch.
+
+    `mixup` (steps,) mixes each batch with itself shifted by one, which in a shuffled epoch is a random partner;
+    accuracy then counts the first of the two labels. `batch_sizes` (steps,) are those over all processes where each has
+    a part of every batch, and the module averages their gradients (`engine.data_parallel`); without them this process
+    has all there is. `max_norm` clips the norm of all gradients together. `message` stands at the progress bar.
+    """
+
+    mixup: Tensor | None = None
+    batch_sizes: Sequence[int] | None = None
+    max_norm: float | None = None
+    message: str = "training"
+
+
+USUAL = EpochOptions()
+
+
 def train_epoch(
     module: nn.Module,
     batches: Batches,
     steps: int,
     optimizer: Optimizer,
-    loss_function: Callable[[Tensor, Tensor], Tensor],
+    loss_function: LossFunction,
     execution: Execution,
-    *,
-    mixup: Tensor | None = None,
-    batch_sizes: Sequence[int] | None = None,
-    max_norm: float | None = None,
-    message: str = "training",
+    options: EpochOptions = USUAL,
 ) -> EpochResult:
     """Train `module` on `steps` batches of (inputs (B, ...), labels (B,)).
 
-    `module` gives logits (B, K) and `loss_function` a scalar, or, for a bank of H heads, (H, B, K) and (H,). Losses and
-    counts stay on the device and are read once, at the end. `mixup` (steps,) mixes each batch with itself shifted by
-    one, which in a shuffled epoch is a random partner; accuracy then counts the first of the two labels. `max_norm`
-    clips the norm of all gradients together.
-
-    `batch_sizes` (steps,) are those over all processes where each has a part of every batch, and `module` averages
-    their gradients (`engine.data_parallel`); the result is then that of all processes. Without them this process has
-    all there is.
+    `module` gives logits (B, K) and `loss_function` a scalar, or, for H stacked heads, (H, B, K) and (H,). Losses and
+    counts stay on the device and are read once, at the end. With `options.batch_sizes` the result is that of all
+    processes.
     """
     losses: list[Tensor] = []
     correct: Tensor | int = 0
-    shares = None if mixup is None else mixup.to(execution.device)
+    shares = None if options.mixup is None else options.mixup.to(execution.device)
     images = 0
-    for step, (inputs, labels) in enumerate(show_progress(batches, message, steps)):
-        if shares is not None:
-            inputs = shares[step] * inputs + (1 - shares[step]) * inputs.roll(1, 0)
+    for step, (inputs, labels) in enumerate(show_progress(batches, options.message, steps)):
+        share = None if shares is None else shares[step]
+        if share is not None:
+            inputs = share * inputs + (1 - share) * inputs.roll(1, 0)
         with execution.autocast():
             logits = module(inputs)
         logits = logits.float()
-        loss = loss_function(logits, labels)
-        if shares is not None:
-            loss = shares[step] * loss + (1 - shares[step]) * loss_function(logits, labels.roll(1, 0))
-        if len(labels) == 0:  # the last batch had no image for this process, which answers the others all the same
-            loss = logits.sum()
+        loss = batch_loss(logits, labels, loss_function, share)
         optimizer.zero_grad(set_to_none=True)
-        if batch_sizes is None:
-            loss.sum().backward()  # heads of a bank share nothing: each gets the gradient of its own loss
+        if options.batch_sizes is None:
+            loss.sum().backward()  # stacked heads share nothing: each gets the gradient of its own loss
         else:  # averaged over the processes, these shares make the mean over the batch
-            (loss * (len(labels) * process_count() / batch_sizes[step])).backward()
-        if max_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+            (loss * (len(labels) * process_count() / options.batch_sizes[step])).backward()
+        if options.max_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), options.max_norm)
         optimizer.step()
         losses.append(loss.detach() * len(labels))
         correct = correct + (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
         images += len(labels)
     total = torch.stack(losses)  # (steps,) or (steps, H)
     correct = torch.as_tensor(correct, device=total.device)
-    if batch_sizes is not None:
-        total, correct, images = sum_over_processes(total), sum_over_processes(correct), sum(batch_sizes)
+    if options.batch_sizes is not None:
+        total, correct, images = sum_over_processes(total), sum_over_processes(correct), sum(options.batch_sizes)
+    return epoch_result(module, total, correct, images)
+
+
+def batch_loss(logits: Tensor, labels: Tensor, loss_function: LossFunction, share: Tensor | None) -> Tensor:
+    """Return the loss of a batch, of which `share` () counts for its labels and the rest for those it is mixed with."""
+    loss = loss_function(logits, labels)
+    if share is not None:
+        loss = share * loss + (1 - share) * loss_function(logits, labels.roll(1, 0))
+    if len(labels) == 0:  # the last batch had no image for this process, which answers the others all the same
+        return logits.sum()
+    return loss
+
+
+def epoch_result(module: nn.Module, total: Tensor, correct: Tensor, images: int) -> EpochResult:
+    """Return the means over an epoch from sums of losses, (steps,) or (steps, H), and of right answers, () or (H,)."""
     # A last update that overflows shows in no loss of this epoch: it counts as a step of its own.
     finite = torch.stack([_finite(parameter, total.ndim - 1) for parameter in module.parameters()]).all(dim=0)
     bad = torch.cat([~total.isfinite(), ~finite[None]]).cpu().numpy()
@@ -97,13 +120,13 @@ def train_epoch(
         loss=(total.sum(dim=0) / images).cpu().numpy(),
         accuracy=(100 * correct.double() / images).cpu().numpy(),
         images=images,
-        diverged_at=np.where(bad.any(axis=0), np.minimum(bad.argmax(axis=0) + 1, steps), 0),
+        diverged_at=np.where(bad.any(axis=0), np.minimum(bad.argmax(axis=0) + 1, len(total)), 0),
     )
 
 
-def _finite(parameter: Tensor, bank_dims: int) -> Tensor:
-    """Tell whether a parameter is finite, for each head of a bank."""
-    return parameter.detach().reshape(*parameter.shape[:bank_dims], -1).isfinite().all(dim=-1)
+def _finite(parameter: Tensor, stacked_dims: int) -> Tensor:
+    """Tell whether a parameter is finite, for each of stacked heads."""
+    return parameter.detach().reshape(*parameter.shape[:stacked_dims], -1).isfinite().all(dim=-1)
 
 
 @torch.no_grad()

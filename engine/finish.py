@@ -9,7 +9,7 @@ from datasets.long_tail import LongTailedData
 from engine.fit import History
 from evaluation.measure import (
     Images,
-    LogitsOf,
+    SplitLogits,
     calibration_report,
     holdout_report,
     logits_report,
@@ -21,13 +21,13 @@ from evaluation.metrics import feature_variance_ratio, finite_or_none
 from evaluation.plots import draw_plots
 from evaluation.text_tables import details, report_table
 from models.heads import Linear
-from runs.run_folder import Run
+from runs.session import Session
 from utils.distributed import is_main, wait_for_all
 from utils.files import write_json
 
 
 def measure(
-    config: dict[str, Any], history: History, logits_of: LogitsOf, images: Images, data: LongTailedData
+    config: dict[str, Any], history: History, logits_of: SplitLogits, images: Images, data: LongTailedData
 ) -> dict[str, Any]:
     """Return the content of metrics.json (see README) for a classifier, of a run or of a row of a table.
 
@@ -81,16 +81,10 @@ def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
     return [finite_or_none(norm) for norm in weight.norm(dim=1).tolist()]
 
 
-def finish_run(
-    run: Run,
-    history: History,
-    logits_of: LogitsOf,
-    images: Images,
-    data: LongTailedData,
-) -> dict[str, Any]:
+def finish_run(session: Session, history: History, logits_of: SplitLogits) -> dict[str, Any]:
     """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
-    settings = run.config["settings"]
-    metrics = measure(run.config, history, logits_of, images, data)
+    run, settings = session.run, session.run.config["settings"]
+    metrics = measure(run.config, history, logits_of, session.images, session.data)
     if is_main():
         draw_plots(run.folder / "plots", metrics, history.log)
         write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished

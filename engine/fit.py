@@ -9,13 +9,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from datasets.long_tail import LongTailedData
 from engine.epoch import EpochResult
 from engine.log import LOG_COLUMNS, log_accuracies, log_row, open_events, print_epoch, write_events, write_log
-from evaluation.measure import FeaturesOf, Images, LogitsOf, evaluate_test, held_out_temperature, selection_score
-from models.network import Network
+from evaluation.measure import SplitFeatures, SplitLogits, evaluate_test, held_out_temperature, selection_score
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from runs.run_folder import Run
+from runs.session import Session
 from utils.background import Background, snapshot
 from utils.distributed import from_main, is_main
 from utils.errors import DivergedError, UserError
@@ -51,110 +50,145 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         group["fused"] = own
 
 
-def fit(
-    run: Run,
-    model: Network,
-    optimizer: Optimizer,
-    train_one_epoch: Callable[[int], EpochResult],
-    features_of: FeaturesOf,
-    images: Images,
-    data: LongTailedData,
-    *,
-    loss_function: nn.Module,
-    lr_of_epoch: Callable[[int], float],
-    epochs: int,
-    eval_every: int,
-    tensorboard: bool = False,
-) -> tuple[History, LogitsOf]:
-    """Train for `epochs` epochs and leave log.csv, last.pth and best.pth in the run's folder.
+@dataclass(frozen=True)
+class Training:
+    """What `fit` repeats: `train_epoch` trains epoch e (from 0) of `epochs` with the learning rate `lr_of_epoch(e)`.
+
+    With no epoch at all the classifier was computed, and is evaluated and saved as it is.
+    """
+
+    train_epoch: Callable[[int], EpochResult]
+    optimizer: Optimizer
+    lr_of_epoch: Callable[[int], float]
+    epochs: int
+
+
+def no_training(module: nn.Module) -> Training:
+    """Return the training of a module that was computed: none."""
+
+    def no_epoch(epoch: int) -> EpochResult:
+        raise AssertionError("a computed classifier has no epochs")
+
+    return Training(no_epoch, make_sgd(module, 0.0, 0.0, False), lambda epoch: 0.0, epochs=0)
+
+
+def fit(session: Session, training: Training, features_of: SplitFeatures) -> tuple[History, SplitLogits]:
+    """Train a session's model and leave log.csv, last.pth and best.pth in the run's folder.
 
     Goes on from last.pth where the folder has one: everything random is a function of (seed, epoch, image), so weights,
-    optimiser, what the loss has accumulated, and history are the whole state. The last epoch is always evaluated; with
-    no epoch at all (a classifier that is computed) the model is evaluated and saved as it is. `best` is chosen on the
-    test set, the latest epoch winning ties. A loss that is not finite ends the run with a UserError; last.pth is then
-    of the epoch before. The last checkpoint holds the temperature that the held-out images ask for.
+    optimiser, what the loss has accumulated, and history are the whole state. The last epoch is always evaluated.
+    `best` is chosen on the test set, the latest epoch winning ties. A loss that is not finite ends the run with a
+    UserError; last.pth is then of the epoch before. The last checkpoint holds the temperature that the held-out images
+    ask for.
 
     Of many processes all measure the same, together; the first reads and writes.
 
     Returns what was measured, and the logits of the trained model, as far as they were computed.
     """
-    history, done = History(), 0
-    checkpoint = from_main(read_last(run) if is_main() else None)
-    if checkpoint is not None:
-        assert checkpoint.content is not None
-        load_weights(model, checkpoint)
-        restore_optimizer(optimizer, checkpoint.content["optimizer"])
-        loss_function.load_state_dict(checkpoint.content.get("loss", {}))
-        history, done = History(**checkpoint.content["history"]), checkpoint.content["epoch"]
-        if is_main():
-            write_json(run.folder / "config.json", run.config)
-        print(f"resuming {run.folder} after epoch {done} of {epochs}")
-    events = open_events(run, done) if tensorboard and is_main() else None
-
-    def keep(background: Background, epoch: int, row: dict[str, Any], evaluated: bool) -> LogitsOf:
-        """Evaluate the model after `epoch` epochs, if it is due, and save what there is, behind the next epoch."""
-        logits_of = LogitsOf(features_of, model.fc)
-        evaluation_started = time.perf_counter()
-        record = {"epoch": epoch, **evaluate_test(logits_of, images, data)} if evaluated else None
-        seconds = time.perf_counter() - evaluation_started if evaluated else None
-        history.log.append({**row, "evaluation_seconds": seconds, **log_accuracies(record)})
-        is_best = False
-        if record is not None:
-            history.last = record
-            is_best = history.best is None or selection_score(record) >= selection_score(history.best)
-            history.best = record if is_best else history.best
-        temperature, source = run.config["settings"].get("temperature"), "given"
-        if epoch == epochs and temperature is None:
-            temperature, source = held_out_temperature(logits_of, images), "held-out images"
-        if not is_main():  # from here on no process computes anything with the others
-            return logits_of
-        if events is not None:
-            write_events(events, history.log[-1])
-        common = {"stage": run.config["stage"], "epoch": epoch, "model": snapshot(model.state_dict())}
-        common["config"] = run.config
-        state = {"optimizer": snapshot(optimizer.state_dict()), "loss": snapshot(loss_function.state_dict())}
-        state["history"] = asdict(history)
-        calibration = {"temperature": temperature, "temperature_source": source}
-
-        def save() -> None:
-            if is_best:
-                save_checkpoint(run.best, common)
-            save_checkpoint(run.last, {**common, **state, **calibration})
-            write_log(run, state["history"]["log"])
-
-        background.start(save)
-        return logits_of
-
+    settings, epochs = session.settings, training.epochs
+    history, done = resume(session, training)
+    events = open_events(session.run, done) if settings.tensorboard and is_main() else None
     started = time.perf_counter()
-    logits_of = LogitsOf(features_of, model.fc)
+    logits_of = SplitLogits(features_of, session.model.fc)
     with Background() as background:
         for epoch in range(done, epochs):
-            logits_of = LogitsOf(features_of, model.fc)  # lets go of the predictions of the epoch before
-            lr = lr_of_epoch(epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            torch.manual_seed(mix64(run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
-            epoch_started = time.perf_counter()
-            result = train_one_epoch(epoch)  # reads counters from the device at its end: the clock sees all its work
-            seconds = time.perf_counter() - epoch_started
-            if result.diverged_at:
-                kept = f"{run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
-                raise DivergedError(
-                    f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a "
-                    "lower learning rate"
-                )
-            history.train_seconds += seconds
-            history.images += result.images
-            row = log_row(epoch, lr, seconds, result)
-            logits_of = keep(background, epoch + 1, row, epoch + 1 == epochs or (epoch + 1) % eval_every == 0)
+            logits_of = SplitLogits(features_of, session.model.fc)  # lets go of the predictions of the epoch before
+            row = train_one(session, training, history, epoch)
+            due = epoch + 1 == epochs or (epoch + 1) % settings.eval_every == 0
+            logits_of = SplitLogits(features_of, session.model.fc)
+            is_best = evaluate_epoch(session, history, logits_of, row, due)
+            save_epoch(session, training, history, logits_of, is_best, background)
+            if events is not None:
+                write_events(events, history.log[-1])
             print_epoch(history.log[-1], epochs, (time.perf_counter() - started) / (epoch + 1 - done))
         if epochs == 0 and history.last is None:
-            logits_of = keep(background, 0, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
+            is_best = evaluate_epoch(session, history, logits_of, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
+            save_epoch(session, training, history, logits_of, is_best, background)
     if events is not None:
         events.close()
     if is_main():
-        write_log(run, history.log)
+        write_log(session.run, history.log)
     return history, logits_of
+
+
+def resume(session: Session, training: Training) -> tuple[History, int]:
+    """Return what a run has measured so far and how many epochs are done, with its state taken over from last.pth."""
+    checkpoint = from_main(read_last(session.run) if is_main() else None)
+    if checkpoint is None:
+        return History(), 0
+    assert checkpoint.content is not None
+    load_weights(session.model, checkpoint)
+    restore_optimizer(training.optimizer, checkpoint.content["optimizer"])
+    session.loss.load_state_dict(checkpoint.content.get("loss", {}))
+    if is_main():
+        write_json(session.run.folder / "config.json", session.run.config)
+    done = checkpoint.content["epoch"]
+    print(f"resuming {session.run.folder} after epoch {done} of {training.epochs}")
+    return History(**checkpoint.content["history"]), done
+
+
+def train_one(session: Session, training: Training, history: History, epoch: int) -> dict[str, Any]:
+    """Train an epoch (from 0) and return its row of log.csv; a loss that is not finite raises DivergedError."""
+    lr = training.lr_of_epoch(epoch)
+    for group in training.optimizer.param_groups:
+        group["lr"] = lr
+    torch.manual_seed(mix64(session.run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
+    started = time.perf_counter()
+    result = training.train_epoch(epoch)  # reads counters from the device at its end: the clock sees all its work
+    seconds = time.perf_counter() - started
+    if result.diverged_at:
+        kept = f"{session.run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
+        raise DivergedError(
+            f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a lower "
+            "learning rate"
+        )
+    history.train_seconds += seconds
+    history.images += result.images
+    return log_row(epoch, lr, seconds, result)
+
+
+def evaluate_epoch(session: Session, history: History, logits_of: SplitLogits, row: dict[str, Any], due: bool) -> bool:
+    """Evaluate the model, if it is due, and add the epoch's row to the history; tell whether it is the best so far."""
+    started = time.perf_counter()
+    record = {"epoch": row["epoch"], **evaluate_test(logits_of, session.images, session.data)} if due else None
+    seconds = time.perf_counter() - started if due else None
+    history.log.append({**row, "evaluation_seconds": seconds, **log_accuracies(record)})
+    if record is None:
+        return False
+    history.last = record
+    is_best = history.best is None or selection_score(record) >= selection_score(history.best)
+    history.best = record if is_best else history.best
+    return is_best
+
+
+def save_epoch(
+    session: Session,
+    training: Training,
+    history: History,
+    logits_of: SplitLogits,
+    is_best: bool,
+    background: Background,
+) -> None:
+    """Save what there is after the last epoch of the history, behind the next one."""
+    run, epoch = session.run, history.log[-1]["epoch"]
+    temperature, source = run.config["settings"].get("temperature"), "given"
+    if epoch == training.epochs and temperature is None:
+        temperature, source = held_out_temperature(logits_of, session.images), "held-out images"
+    if not is_main():  # from here on no process computes anything with the others
+        return
+    common = {"stage": run.config["stage"], "epoch": epoch, "model": snapshot(session.model.state_dict())}
+    common["config"] = run.config
+    state = {"optimizer": snapshot(training.optimizer.state_dict()), "loss": snapshot(session.loss.state_dict())}
+    state["history"] = asdict(history)
+    calibration = {"temperature": temperature, "temperature_source": source}
+
+    def save() -> None:
+        if is_best:
+            save_checkpoint(run.best, common)
+        save_checkpoint(run.last, {**common, **state, **calibration})
+        write_log(run, state["history"]["log"])
+
+    background.start(save)
 
 
 def read_last(run: Run) -> Checkpoint | None:

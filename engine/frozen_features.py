@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import IO
@@ -13,13 +14,11 @@ from torch import Tensor
 
 from datasets.image_source import ImageSource
 from datasets.lists import ListedSplit
-from datasets.long_tail import LongTailedData
-from engine.epoch import predict_blocks
-from evaluation.measure import Images
+from engine.epoch import predict, predict_blocks
+from evaluation.measure import Images, SplitFeatures
 from models.network import Network
-from runs.checkpoint import Checkpoint
 from runs.run_record import image_sizes
-from settings.fields import Settings
+from runs.session import LoadedModel
 from utils.device import Execution
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError
@@ -31,14 +30,28 @@ FETCHED = 8192  # rows
 STAT_THREADS = 16  # a network disk answers many at once
 
 
+@dataclass(frozen=True)
+class FeatureStore:
+    """Where features are kept: in files of `folder` (None: nowhere) named by `identity`, what they depend on.
+
+    `mapped` features stay in these files, of which the system holds in memory what it has room for.
+    """
+
+    folder: Path | None = None
+    identity: str = ""
+    mapped: bool = False
+
+
+NOT_KEPT = FeatureStore()
+
+
 class FrozenFeatures:
     """Features (N, d) of a backbone in evaluation mode, each computed once, when it is first asked for.
 
     View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs
-    of fresh augmentation. `views` is `--views`: their number, "plain" for the images as they are instead,
-    or "fresh" for a view that serves one epoch and is not kept. With a `folder`, what was computed is kept there in
-    files named by `identity` (the weights, the images and the arithmetic), and read back; `mapped` features stay in
-    these files, of which the system holds in memory what it has room for. Of many processes each computes a part.
+    of fresh augmentation. `views` is `--views`: their number, "plain" for the images as they are instead, or "fresh"
+    for a view that serves one epoch and is not kept. What was computed is kept in the `store` and read back. Of many
+    processes each computes a part.
     """
 
     def __init__(
@@ -48,18 +61,14 @@ class FrozenFeatures:
         execution: Execution,
         seed: int,
         views: str,
-        folder: Path | None = None,
-        identity: str = "",
-        mapped: bool = False,
+        store: FeatureStore = NOT_KEPT,
     ) -> None:
         self.model = model
         self.images = images
         self.execution = execution
         self.seed = seed
         self.views = views
-        self.folder = folder
-        self.identity = identity
-        self.mapped = mapped
+        self.store = store
         self._plain: dict[tuple[str, bool], Tensor] = {}
         self._augmented: dict[int, Tensor] = {}
 
@@ -84,8 +93,8 @@ class FrozenFeatures:
     def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:
         """Compute features, or read them from the folder."""
         name = split + "_mirrored" * mirrored + (f"_seed{self.seed}_view{view}" if view is not None else "")
-        key = hashlib.sha256(f"{self.identity} {name}".encode()).hexdigest()[:16]
-        path = None if self.folder is None or not keep else self.folder / f"{name}_{key}.npy"
+        key = hashlib.sha256(f"{self.store.identity} {name}".encode()).hexdigest()[:16]
+        path = None if self.store.folder is None or not keep else self.store.folder / f"{name}_{key}.npy"
         if path is not None and from_main(path.exists()):
             return self._read(path)
         blocks = predict_blocks(
@@ -96,7 +105,7 @@ class FrozenFeatures:
             view=None if view is None else (self.seed, view),
             message=f"features of {name}",
         )
-        if path is not None and self.mapped and len(self.images[split]):
+        if path is not None and self.store.mapped and len(self.images[split]):
             write_blocks(path, blocks, len(self.images[split]))
             wait_for_all()
             return self._read(path)
@@ -109,7 +118,7 @@ class FrozenFeatures:
     def _read(self, path: Path) -> Tensor:
         """Return stored features: as they lie in the file, or on the device."""
         try:
-            stored = np.load(path, mmap_mode="c" if self.mapped else None, allow_pickle=False)
+            stored = np.load(path, mmap_mode="c" if self.store.mapped else None, allow_pickle=False)
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}, which the first process wrote, is not here: --out must be a folder that all machines share"
@@ -117,7 +126,7 @@ class FrozenFeatures:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} is damaged; delete it, and it is computed again") from error
         features = torch.from_numpy(stored)
-        return features if self.mapped else features.to(self.execution.device)
+        return features if self.store.mapped else features.to(self.execution.device)
 
 
 def write_blocks(path: Path, blocks: Iterator[Tensor], count: int) -> None:
@@ -144,42 +153,45 @@ def write_blocks(path: Path, blocks: Iterator[Tensor], count: int) -> None:
             pass
 
 
-def freeze(
-    model: Network,
-    images: Images,
-    data: LongTailedData,
-    execution: Execution,
-    settings: Settings,
-    checkpoint: Checkpoint,
-    *,
-    seed: int,
-    views: str,
-    keep: bool = False,
-) -> FrozenFeatures:
-    """Return the features of a checkpoint's network; `keep` them in files for the next table.
+def freeze(loaded: LoadedModel, *, seed: int, views: str, keep: bool = False) -> FrozenFeatures:
+    """Return the features of a loaded network; `keep` them in files for the next table.
 
-    Those of images on disk, which take long to compute again and may not fit into memory, always are in files, and
-    are used from there unless `keep` says that many heads will train on them at once.
+    `seed` draws the augmented `views`. Features of images on disk, which take long to compute again and may not fit
+    into memory, always are in files, and are used from there unless `keep` says that many heads will train on them at
+    once.
     """
-    on_disk = isinstance(data.train, ListedSplit)
-    kept = (keep or on_disk) and checkpoint.features is None
-    folder = Path(settings.out) / "features" / checkpoint.sha256[:16] if kept else None
-    identity = features_identity(checkpoint, data, execution, image_sizes(settings, data)) if kept or keep else ""
-    return FrozenFeatures(model, images, execution, seed, views, folder, identity, mapped=on_disk and not keep)
+    source = loaded.source
+    assert source is not None, "only a network that was trained is frozen"
+    on_disk = isinstance(loaded.data.train, ListedSplit)
+    kept = (keep or on_disk) and source.features is None
+    folder = Path(loaded.settings.out) / "features" / source.sha256[:16] if kept else None
+    identity = features_identity(loaded) if kept or keep else ""
+    store = FeatureStore(folder, identity, mapped=on_disk and not keep)
+    return FrozenFeatures(loaded.model, loaded.images, loaded.execution, seed, views, store)
 
 
-def features_identity(
-    checkpoint: Checkpoint, data: LongTailedData, execution: Execution, sizes: tuple[int, int]
-) -> str:
-    """Return what features depend on beside the split and the view; `sizes` are those of `runs.run_record.image_sizes`.
+def network_features(loaded: LoadedModel) -> SplitFeatures:
+    """Return what computes the features (N, d) of a split's images, as they are or mirrored, anew at every call."""
+
+    def features_of(split: str, mirrored: bool) -> Tensor:
+        return predict(loaded.model.eval().features, loaded.images[split], loaded.execution, mirrored=mirrored)
+
+    return features_of
+
+
+def features_identity(loaded: LoadedModel) -> str:
+    """Return what features depend on beside the split and the view.
 
     Images on disk count by path, size and time of their last change, so that exchanged ones are noticed.
     """
+    data, execution, source = loaded.data, loaded.execution, loaded.source
+    assert source is not None
     held = hashlib.sha256(data.holdout.ids.tobytes() + data.test.ids.tobytes()).hexdigest()
     arithmetic = f"{execution.device.type} {'bf16' if execution.bf16 else 'fp32'}"
-    parts = [checkpoint.sha256, *data.subset.values(), held, str(data.augmentation), arithmetic]
+    parts = [source.sha256, *data.subset.values(), held, str(data.augmentation), arithmetic]
     splits = [split for split in (data.train, data.holdout, data.test) if isinstance(split, ListedSplit)]
     if splits:
+        sizes = image_sizes(loaded.settings, data)
         parts += [str(sizes), *(from_main(files_sha256(split) if is_main() else "") for split in splits)]
     return " ".join(parts)
 

@@ -8,35 +8,46 @@ import torch
 from torch import Tensor, nn
 
 from datasets.image_source import steps_per_epoch
-from engine.epoch import EpochResult, train_epoch
+from engine.epoch import EpochOptions, EpochResult, train_epoch
 from engine.frozen_features import FrozenFeatures, feature_batches
-from engine.stacked_heads import BankSGD, head_bank, loss_bank
-from methods.plan import Plan, build_losses, compute_head, is_late, order_of, row_norm_limit, start_head
+from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
+from methods.plan import Plan, build_losses, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
 from utils.device import Execution
 from utils.hashing import mix64
 from utils.schedules import cosine_lr
 
-LARGEST_BANK = 96  # heads: more gain no speed, and their logits on a batch take memory
+MOST_STACKED = 96  # heads: more gain no speed, and their logits on a batch take memory
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all classifiers of a table share: the frozen features, stage 1's classifier, and how steps are made."""
+class HeadTrainer:
+    """What all classifiers of a table share: the frozen features, stage 1's classifier `linear`, how steps are made.
+
+    `labels` (N,) are those of the training images, `seed` that of stage 2.
+    """
 
     frozen: FrozenFeatures
     linear: nn.Linear
     labels: Tensor
     class_counts: list[int]
-    execution: Execution
     batch_size: int
     momentum: float
     seed: int
-    draws: int
 
     @property
     def num_classes(self) -> int:
         return len(self.class_counts)
+
+    @property
+    def execution(self) -> Execution:
+        """Where and how the features were computed."""
+        return self.frozen.execution
+
+    @property
+    def draws(self) -> int:
+        """The seed of views and of the order of batches."""
+        return self.frozen.seed
 
 
 @dataclass
@@ -57,7 +68,7 @@ AfterEpoch = Callable[[int, Sequence[Trained]], None]
 
 
 def train_heads(
-    bench: Bench, plans: Sequence[Plan], after_epoch: AfterEpoch = lambda epoch, trained: None
+    trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: AfterEpoch = lambda epoch, trained: None
 ) -> list[Trained]:
     """Re-train a classifier for each plan, from the same start, on the same batches as it would see alone."""
     results: list[Trained | None] = [None] * len(plans)
@@ -66,63 +77,65 @@ def train_heads(
         if plan.recipe.trains:
             groups.setdefault(_kind(plan), []).append(i)
         else:
-            results[i] = _computed(bench, plan, after_epoch)
+            results[i] = _computed(trainer, plan, after_epoch)
     for members in groups.values():
-        for start in range(0, len(members), LARGEST_BANK):
-            chunk = members[start : start + LARGEST_BANK]
-            for i, result in zip(chunk, _train_bank(bench, [plans[i] for i in chunk], after_epoch), strict=True):
+        for start in range(0, len(members), MOST_STACKED):
+            chunk = members[start : start + MOST_STACKED]
+            for i, result in zip(chunk, _train_stacked(trainer, [plans[i] for i in chunk], after_epoch), strict=True):
                 results[i] = result
     return [result for result in results if result is not None]
 
 
 def _kind(plan: Plan) -> Hashable:
-    """Return what heads must share to be trained as one bank: everything but numbers."""
+    """Return what heads must share to be stacked with others: everything but numbers."""
     recipe = plan.recipe
     words = tuple(sorted((name, value) for name, value in plan.parameters.items() if isinstance(value, str)))
     return recipe.head, recipe.loss, recipe.late_loss, words, plan.epochs, plan.sampler
 
 
-def _computed(bench: Bench, plan: Plan, after_epoch: AfterEpoch) -> Trained:
+def _computed(trainer: HeadTrainer, plan: Plan, after_epoch: AfterEpoch) -> Trained:
     started = time.perf_counter()
-    features = bench.frozen.plain("train")
-    head = compute_head(plan, bench.linear, features, bench.labels, bench.class_counts)
+    features = trainer.frozen.plain("train")
+    head = compute_head(plan, trainer.linear, features, trainer.labels, trainer.class_counts)
     result = Trained(plan, head, time.perf_counter() - started)
     after_epoch(0, [result])
     return result
 
 
-def _train_bank(bench: Bench, plans: Sequence[Plan], after_epoch: AfterEpoch) -> list[Trained]:
-    device = bench.labels.device
+def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: AfterEpoch) -> list[Trained]:
+    device = trainer.labels.device
     first = plans[0]
-    results = [Trained(plan, start_head(plan, bench.linear, bench.seed)) for plan in plans]
+    results = [Trained(plan, start_head(plan, trainer.linear, trainer.seed)) for plan in plans]
     heads = [result.head for result in results]
-    bank = head_bank(heads)
-    early, late = zip(*(build_losses(plan, bench.class_counts) for plan in plans), strict=True)
-    losses = [loss_bank([loss.to(device) for loss in phase]) for phase in (early, late)]
+    stacked = stack_heads(heads)
+    early, late = zip(*(build_losses(plan, trainer.class_counts) for plan in plans), strict=True)
+    losses = [stack_losses([loss.to(device) for loss in phase]) for phase in (early, late)]
     if first.recipe.late_loss is None:
         losses[1] = losses[0]  # one loss, which goes on with what it has gathered
-    trained = [parameter for parameter in bank.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in stacked.parameters() if parameter.requires_grad]
     decay, rates = (
         torch.tensor(values, device=device) for values in zip(*((p.weight_decay, p.lr) for p in plans), strict=True)
     )
-    optimizer = BankSGD(trained, bench.momentum, decay)
-    limits = [row_norm_limit(plan, bench.linear) for plan in plans]
+    optimizer = StackedSGD(trained, trainer.momentum, decay)
+    limits = [row_norm_limit(plan, trainer.linear) for plan in plans]
     unlimited = torch.tensor(torch.inf, device=device)
     limit = torch.stack([unlimited if value is None else value for value in limits])
-    steps = steps_per_epoch(len(bench.labels), bench.batch_size)
+    steps = steps_per_epoch(len(trainer.labels), trainer.batch_size)
     for epoch in range(first.epochs):
         optimizer.lr = rates * cosine_lr(1.0, epoch, first.epochs)
-        torch.manual_seed(mix64(bench.seed) ^ epoch)  # for losses that draw
-        view = bench.frozen.training_view(epoch)
+        torch.manual_seed(mix64(trainer.seed) ^ epoch)  # for losses that draw
+        view = trainer.frozen.training_view(epoch)
         started = time.perf_counter()
-        order = order_of(first, bench.labels, bench.num_classes, bench.draws, epoch)
-        batches = feature_batches(view, bench.labels, order, bench.batch_size)
-        loss = losses[is_late(epoch, first.epochs)]
+        order = visiting_order(first, trainer.labels, trainer.num_classes, trainer.draws, epoch)
+        batches = feature_batches(view, trainer.labels, order, trainer.batch_size)
+        loss = losses[in_late_phase(epoch, first.epochs)]
         message = f"{len(plans)} heads, epoch {epoch + 1}/{first.epochs}"
-        counts = train_epoch(bank, batches, steps, optimizer, loss, bench.execution.full_precision(), message=message)
+        counts = train_epoch(
+            stacked, batches, steps, optimizer, loss, trainer.execution.full_precision(), EpochOptions(message=message)
+        )
         if any(value is not None for value in limits):
-            max_norm_(bank, limit)
-        bank.write_back(heads)
+            max_norm_(stacked, limit)
+        stacked.write_back(heads)
         seconds = (time.perf_counter() - started) / len(plans)
         _record(results, counts, epoch, seconds)
         after_epoch(epoch + 1, results)

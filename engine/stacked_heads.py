@@ -14,7 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import Optimizer
 
 
-class ModuleBank(nn.Module):
+class StackedModules(nn.Module):
     """H modules of one structure as one: `forward(inputs..., shared...)` maps each over its own state.
 
     The stacked parameters are `stacked_parameters` (name -> (H, ...)), those of frozen ones without gradient.
@@ -31,7 +31,7 @@ class ModuleBank(nn.Module):
         for name, value in self.stacked_parameters.items():
             self.register_parameter(name.replace(".", "_"), value)
         self.stacked_buffers = buffers
-        self.template = [copy.deepcopy(modules[0]).to("meta")]  # in a list: its parameters are not the bank's
+        self.template = [copy.deepcopy(modules[0]).to("meta")]  # in a list: its parameters are not the stack's
         self.input_dims = input_dims
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -42,24 +42,24 @@ class ModuleBank(nn.Module):
         return vmap(one, in_dims=(0, *self.input_dims), randomness="same")(state, *inputs)
 
     def write_back(self, modules: Sequence[nn.Module]) -> None:
-        """Copy the stacked parameters into the modules that the bank was made of."""
+        """Copy the stacked parameters into the modules that the stack was made of."""
         with torch.no_grad():
             for name, values in self.stacked_parameters.items():
                 for module, value in zip(modules, values, strict=True):
                     module.get_parameter(name).copy_(value)
 
 
-def head_bank(heads: Sequence[nn.Module]) -> ModuleBank:
+def stack_heads(heads: Sequence[nn.Module]) -> StackedModules:
     """Return a module that maps features (B, d) to logits (H, B, K)."""
-    return ModuleBank(heads, (None,))
+    return StackedModules(heads, (None,))
 
 
-def loss_bank(losses: Sequence[nn.Module]) -> ModuleBank:
+def stack_losses(losses: Sequence[nn.Module]) -> StackedModules:
     """Return a loss that maps logits (H, B, K) and labels (B,) to losses (H,)."""
-    return ModuleBank(losses, (0, None))
+    return StackedModules(losses, (0, None))
 
 
-class BankSGD(Optimizer):
+class StackedSGD(Optimizer):
     """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], momentum: float, weight_decay: Tensor) -> None:

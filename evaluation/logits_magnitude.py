@@ -64,7 +64,7 @@ def other_moments(values: Tensor, labels: Tensor, count: Tensor) -> Moments:
 
 
 class MagnitudeStatistics:
-    """LoMa and RSD of any number of logits in one pass, `add` a block of rows at a time, then `result`.
+    """LoMa and RSD (LOS, ICLR 2025) of any number of logits in one pass: `add` a block of rows, then `result`.
 
     Keeps a few numbers a class in float64, whatever the number of rows. Each block's means and squared deviations are
     computed in two passes over it and merged with those before (Chan et al., 1979), so that nothing cancels. Equal
@@ -77,6 +77,7 @@ class MagnitudeStatistics:
         # Of each class: its centred logit over its own rows and over the others, and its raw logit over both.
         self.moments = Moments(zeros, zeros, zeros)
 
+    @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take in further logits (N, K), any N, with labels (N,) in [0, K); works on the device of the logits."""
         labels = labels.to(logits.device)
@@ -117,8 +118,10 @@ class MagnitudeStatistics:
 
 
 def logits_magnitude(logits: Tensor, labels: Tensor) -> Readings:
-    """Return LoMa, both deviations and both RSD per class, in the readings that the LOS paper's definition allows.
+    """Return LoMa, both deviations and both RSD per class, in the readings that the definition allows.
 
+    Sun et al., "Rethinking Classifier Re-Training in Long-Tailed Recognition: Label Over-Smooth Can Balance" (LOS),
+    ICLR 2025. All but RSD, a ratio, are in the unit of the logits, nats; labels are (N,).
     Logits z (N, K) are centred per sample first, because softmax knows them only up to a constant.
 
     - `column`: LoMa_k is the mean of z_k over the samples of class k minus its mean over all other samples;

@@ -1,5 +1,8 @@
-"""What is measured of a model: the test set plain and flip-averaged, LoMa and RSD, calibration, re-balanced
-predictions. `evaluation.text_tables` shows it."""
+"""What is measured of a model: accuracies plain and flip-averaged, LoMa and RSD, calibration, re-balanced predictions.
+
+`evaluation.metrics` and `evaluation.logits_magnitude` compute on tensors; here they meet the splits of a data set.
+`evaluation.text_tables` shows what comes out.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -26,13 +29,13 @@ from utils.errors import DivergedError
 
 # Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored; on any device, the
 # CPU's may be mapped from a file.
-FeaturesOf = Callable[[str, bool], Tensor]
+SplitFeatures = Callable[[str, bool], Tensor]
 Images = dict[str, ImageSource]
 # Logits, or features that they are made of, that are handled together: 64 MiB in float32.
 BLOCK = 1 << 24
 
 
-class LogitsOf:
+class SplitLogits:
     """Logits (N, K) of a split, of its images as they are or mirrored, on the device of the classifier, wherever the
     features are. One of these serves one state of the weights.
 
@@ -42,7 +45,7 @@ class LogitsOf:
     The classifier runs in full precision whatever the network runs in: rounded to bf16, logits tie.
     """
 
-    def __init__(self, features_of: FeaturesOf, classifier: nn.Module) -> None:
+    def __init__(self, features_of: SplitFeatures, classifier: nn.Module) -> None:
         self.features_of = features_of
         self.classifier = classifier
         self._features: dict[tuple[str, bool], Tensor] = {}
@@ -83,7 +86,7 @@ class LogitsOf:
         return whole
 
 
-def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> dict[str, Any]:
+def evaluate_test(logits_of: SplitLogits, images: Images, data: LongTailedData) -> dict[str, Any]:
     """Report on the test set plain, and with the logits of each image and its mirror image averaged (`flip`).
 
     `flip` is None for a data set whose mirrored images show something else.
@@ -96,7 +99,7 @@ def evaluate_test(logits_of: LogitsOf, images: Images, data: LongTailedData) -> 
     return report_ways(classification_report, logits, images, data)
 
 
-def logits_by_way(logits_of: LogitsOf, data: LongTailedData) -> dict[str, Tensor]:
+def logits_by_way(logits_of: SplitLogits, data: LongTailedData) -> dict[str, Tensor]:
     """Return the test logits (N, K) `plain` and, where mirrored images show the same, `flip`-averaged."""
     logits = {"plain": logits_of("test")}
     if data.augmentation.mirror:
@@ -127,7 +130,7 @@ class TrainingFit(NamedTuple):
     magnitude: Readings
 
 
-def training_fit(logits_of: LogitsOf, images: Images) -> TrainingFit:
+def training_fit(logits_of: SplitLogits, images: Images) -> TrainingFit:
     """Measure the plain logits of the training images, a block at a time."""
     labels, statistics = images["train"].labels, None
     hits: Tensor | int = 0
@@ -139,7 +142,7 @@ def training_fit(logits_of: LogitsOf, images: Images) -> TrainingFit:
     return TrainingFit(100 * float(hits) / len(labels), statistics.result())
 
 
-def logits_report(logits_of: LogitsOf, images: Images, fit: TrainingFit | None = None) -> dict[str, Readings]:
+def logits_report(logits_of: SplitLogits, images: Images, fit: TrainingFit | None = None) -> dict[str, Readings]:
     """Return LoMa and RSD on the un-augmented training images, taken from `fit` where it has been made, and on the test
     images, plain logits."""
     fit = fit or training_fit(logits_of, images)
@@ -157,7 +160,7 @@ def logits_summary(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def held_out_temperature(logits_of: LogitsOf, images: Images) -> float | None:
+def held_out_temperature(logits_of: SplitLogits, images: Images) -> float | None:
     """Return the temperature that calibrates the logits on the held-out images, None where none were held out."""
     if len(images["holdout"]) == 0:
         return None
@@ -165,7 +168,7 @@ def held_out_temperature(logits_of: LogitsOf, images: Images) -> float | None:
 
 
 def calibration_report(
-    logits_of: LogitsOf,
+    logits_of: SplitLogits,
     images: Images,
     data: LongTailedData,
     given: float | None = None,
@@ -184,7 +187,7 @@ def calibration_report(
     return report
 
 
-def rebalanced_report(logits_of: LogitsOf, images: Images, data: LongTailedData, tau: float) -> dict[str, Any]:
+def rebalanced_report(logits_of: SplitLogits, images: Images, data: LongTailedData, tau: float) -> dict[str, Any]:
     """Report on the test set with re-balanced predictions (`evaluation.metrics.rebalance`).
 
     `transductive` divides by the column means over the test images themselves, as published: it needs all of them at
@@ -204,7 +207,7 @@ def rebalanced_report(logits_of: LogitsOf, images: Images, data: LongTailedData,
     return report
 
 
-def holdout_report(logits_of: LogitsOf, images: Images) -> dict[str, Any] | None:
+def holdout_report(logits_of: SplitLogits, images: Images) -> dict[str, Any] | None:
     """Return the class-balanced accuracy on the held-out images, None where none were held out."""
     if len(images["holdout"]) == 0:
         return None

@@ -1,4 +1,6 @@
-"""What is measured on logits and features: accuracy by shot, F1, calibration, LoMa and RSD. Functions on tensors.
+"""What is measured on logits and features: accuracy by shot, F1, calibration, re-balancing. Functions on tensors.
+
+LoMa and RSD have a file of their own, `evaluation.logits_magnitude`.
 
 Whatever is computed in float64 is computed a block of rows at a time: memory does not grow with the images, and time
 grows with them and with the classes as the work does.
@@ -33,14 +35,21 @@ def row_blocks(values: Tensor, device: torch.device | None = None) -> Iterator[s
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a mask (K,) a group: many > 100 training images, medium 20 to 100, few < 20 (OLTR, 2019)."""
+    """Return a mask (K,) a group for the training images (K,) of each class: many > 100, medium 20 to 100, few < 20.
+
+    Liu et al., "Large-Scale Long-Tailed Recognition in an Open World" (OLTR), CVPR 2019.
+    """
     many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
     return {"many": many, "medium": ~many & ~few, "few": few}
 
 
+@torch.no_grad()
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS, temperature: float = 1.0) -> float:
-    """Return the expected calibration error of softmax(logits / temperature) in percent, equal-width bins of the top
-    probability (Guo et al., 2017)."""
+    """Return the expected calibration error in percent of softmax(z / T), for logits z (N, K) and labels (N,).
+
+    Images are binned by their top probability, in bins of one width (Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017).
+    """
     labels = labels.to(logits.device)
     gaps = torch.zeros(bins, dtype=torch.float64, device=logits.device)
     for rows in row_blocks(logits):
@@ -52,11 +61,12 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BI
 
 
 def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
-    """Summarise predicted classes (N,) for labels (N,), of the K classes of `class_counts`: accuracies and macro F1 in
-    percent.
+    """Return accuracies and macro F1 in percent of predicted classes (N,) for labels (N,).
 
-    `all` counts images; the groups are means over classes, None where a group is empty. A class without an evaluated
-    image has accuracy None and is in no mean. Macro F1 is over the classes that have one.
+    `class_counts` (K,) are the training images of each class, which make the groups `many`, `medium` and `few`
+    (`shot_groups`; Liu et al., CVPR 2019). `all` counts images; the groups are means over classes, None where a group
+    is empty. A class without an evaluated image has accuracy None and is in no mean. Macro F1 (Sokolova and Lapalme,
+    2009) is over the classes that have one.
     """
     labels = labels.to(predictions.device)
     hits, actual, predicted = (  # images a class; the confusion matrix (K, K) would have 66 million cells at K = 8142
@@ -75,21 +85,29 @@ def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndar
 
 
 def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
-    """Summarise logits (N, K) for labels (N,): `prediction_report` of their largest, and the calibration error `ece` in
-    percent."""
+    """Return `prediction_report` of the largest of logits (N, K) for labels (N,), and `ece`, all in percent.
+
+    `ece` is `calibration_error` (Guo et al., ICML 2017); `class_counts` (K,) are the training images of each class.
+    """
     report = prediction_report(logits.argmax(dim=1), labels, class_counts)
     return {**report, "ece": calibration_error(logits, labels)}
 
 
 def class_balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the mean over the classes present of their accuracy, in percent."""
+    """Return the mean over the classes present of their accuracy, in percent, for logits (N, K) and labels (N,).
+
+    Brodersen et al., "The Balanced Accuracy and Its Posterior Distribution", ICPR 2010.
+    """
     report = prediction_report(logits.argmax(dim=1), labels, np.zeros(logits.shape[1], dtype=np.int64))
     values = [value for value in report["per_class_accuracy"] if value is not None]
     return sum(values) / len(values)
 
 
 def column_means(logits: Tensor) -> Tensor:
-    """Return the mean predicted probability (K,) of each class over logits (N, K), in float64."""
+    """Return the mean predicted probability (K,) of each class over logits (N, K), in float64.
+
+    What GALA's re-balancing divides by (arXiv 2403.09036): see `rebalance`.
+    """
     total = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
     for rows in row_blocks(logits):
         total += logits[rows].double().softmax(dim=1).sum(dim=0)
@@ -97,7 +115,10 @@ def column_means(logits: Tensor) -> Tensor:
 
 
 def class_wise_column_means(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `column_means` (K,) with every class of `labels` (N,) weighing the same, however many images it has."""
+    """Return `column_means` (K,) of logits (N, K), every class of `labels` (N,) weighing the same.
+
+    The inductive form of GALA's re-balancing (arXiv 2403.09036), for held-out images that are not balanced.
+    """
     labels = labels.to(logits.device)
     count = torch.bincount(labels, minlength=logits.shape[1]).double()
     weights = 1 / (count[labels] * (count > 0).sum())
@@ -119,7 +140,10 @@ def rebalance(logits: Tensor, means: Tensor, tau: float) -> Tensor:
 
 
 def rebalanced_predictions(logits: Tensor, means: Tensor, tau: float) -> Tensor:
-    """Return the class (N,) of the largest score of `rebalance` for each row of logits (N, K), without keeping them."""
+    """Return the class (N,) of the largest score of `rebalance` for each row of logits (N, K), without keeping them.
+
+    GALA's prediction re-balancing (arXiv 2403.09036) with `means` (K,) and the power `tau`.
+    """
     # Written in place: small results kept between large temporaries would keep the allocator from reusing their place.
     predictions = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for rows in row_blocks(logits):
@@ -127,9 +151,11 @@ def rebalanced_predictions(logits: Tensor, means: Tensor, tau: float) -> Tensor:
     return predictions
 
 
+@torch.no_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
-    """Return T > 0 that minimises the cross-entropy of softmax(z / T), all classes weighing alike (Guo et al., 2017).
+    """Return the T > 0 that minimises the cross-entropy of softmax(z / T), all classes weighing alike.
 
+    z are logits (N, K), with labels (N,) (Guo et al., ICML 2017, whose classes weigh as many images as they have).
     The loss is convex in 1 / T, so its derivative, the expected minus the true logit, is bisected between 1e-4 and 1e4.
     None where the best T is not among them: 0 where no image is misclassified, infinity where the logits mislead.
     """
@@ -163,6 +189,7 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@torch.no_grad()
 def feature_variance_ratio(features: Tensor, labels: Tensor) -> float | None:
     """Return within-class over between-class variance of features (N, d), every class weighing the same.
 

@@ -17,8 +17,6 @@ from utils.files import write_atomically
 
 COLOURS = {"all": "black", "many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 MOST_JOINED = 200  # classes whose points a line joins; of more, the points are faint and the line is a running median
-
-
 PLOTS = ("training_curves.png", "accuracy_per_class.png", "logits_per_class.png")
 
 

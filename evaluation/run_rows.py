@@ -16,28 +16,23 @@ from utils.files import read_json
 from utils.text import printable, shown
 
 GROUPS = ("all", *SHOTS)
-
+WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
 
 # The columns that hold text, where the others hold numbers.
-TEXTS = {
-    "name", "dataset", "imb_type", "network", "stage", "method", "settings", "protocol", "subset_content_sha256",
-    "stage1_sha256", "command", "device", "execution", "torch", "git_revision",
-}  # fmt: skip
-
+SETTING_TEXTS = {"name", "dataset", "imb_type", "network", "stage", "method", "settings", "protocol"}
+ORIGIN_TEXTS = {"subset_content_sha256", "stage1_sha256", "command", "device", "execution", "torch", "git_revision"}
+TEXTS = SETTING_TEXTS | ORIGIN_TEXTS
 
 # What two runs must share to be repeats of one another.
 SETTINGS = ["dataset", "imb_type", "imb_ratio", "network", "name", "settings", "protocol"]
 
 
-WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
-
-
 def run_name(metrics: dict[str, Any], config: dict[str, Any]) -> str:
     """Return a run's name in a table: its method, and what differs from the recipe and the protocol."""
-    return "stage 1" if metrics["stage"] == "stage1" else " ".join([metrics["method"], *own_tags(config)])
+    return "stage 1" if metrics["stage"] == "stage1" else " ".join([metrics["method"], *distinguishing_tags(config)])
 
 
-def own_tags(config: dict[str, Any]) -> list[str]:
+def distinguishing_tags(config: dict[str, Any]) -> list[str]:
     """Return the tags of a stage-2 run that come neither from its stage 1 nor from a seed or a protocol."""
     inherited = [*(config["stage1"] or {}).get("tags", []), config["settings"]["protocol"]]
     return [tag for tag in config["tags"] if tag not in inherited and not tag.startswith("stage1_seed")]
@@ -51,11 +46,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
         raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")
     metrics, config = read_json(folder / "metrics.json"), read_json(folder / "config.json")
-    refuse_damaged(folder, metrics, config)
+    refuse_damaged_run(folder, metrics, config)
     return metrics, config
 
 
-def refuse_damaged(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
+def refuse_damaged_run(folder: Path, metrics: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError where what is to be compared of a run is missing or of another kind."""
     lacking = ""
     try:
@@ -75,22 +70,43 @@ def refuse_damaged(folder: Path, metrics: dict[str, Any], config: dict[str, Any]
 
 
 def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that RESULTS.md may quote of a run, and what made it."""
-    environment = config["environment"]
+    """Return everything that RESULTS.md may quote of a run, and what made it: accuracies in percent, times in seconds.
+
+    A number that does not exist is None.
+    """
+    row = {
+        **setting_columns(metrics, config),
+        **accuracy_columns(metrics),
+        **logits_columns(metrics),
+        **correction_columns(metrics),
+        **origin_columns(metrics, config),
+    }
+    return {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def setting_columns(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run was of: its name, data, network, method and seed."""
     row: dict[str, Any] = {"name": run_name(metrics, config)}
     row |= {key: metrics[key] for key in ("dataset", "imb_type", "imb_ratio", "network", "width", "stage", "method")}
     row["settings"] = " ".join(tag for tag in config["tags"] if not tag.startswith("stage1_seed"))
-    row |= {"protocol": metrics["protocol"], "seed": metrics["seed"]}
+    return {**row, "protocol": metrics["protocol"], "seed": metrics["seed"]}
+
+
+def accuracy_columns(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the reports on the test set, of each checkpoint and way of testing, and the held-out images' accuracy."""
+    row: dict[str, Any] = {}
     for checkpoint, way in WAYS:
         report = metrics[checkpoint][way] or {}
         row |= {f"{checkpoint}_{way}_{group}": report.get(group) for group in (*GROUPS, "macro_f1", "ece")}
         row[f"{checkpoint}_epoch"] = metrics[checkpoint]["epoch"]
+    return {**row, "holdout_class_balanced": (metrics["holdout"] or {}).get("class_balanced_accuracy")}
+
+
+def logits_columns(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the fit to the training images, LoMa and RSD over the classes, and how the classifier's norms vary."""
     summary = logits_summary(metrics["logits"])
     column, row_reading = (summary["test"][reading] for reading in ("column", "row"))
-    calibration = metrics.get("calibration") or {"temperature": None, "plain": {"ece_after": None}}
-    rebalanced = metrics.get("rebalanced") or {"tau": None, "transductive": {"plain": None, "flip": None}}
-    row |= {
-        "holdout_class_balanced": (metrics["holdout"] or {}).get("class_balanced_accuracy"),
+    return {
         "train_accuracy": metrics["train"]["accuracy"],
         "feature_variance_ratio": metrics["train"]["feature_variance_ratio"],
         "loma_mean": column["loma"]["mean"],
@@ -102,6 +118,14 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "row_loma_mean": row_reading["loma"]["mean"],
         "train_loma_mean": summary["train"]["column"]["loma"]["mean"],
         "weight_norm_variation": summarise(metrics["weight_norm"])["variation"],
+    }
+
+
+def correction_columns(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what a temperature makes of the calibration error, and re-balancing of the predictions."""
+    calibration = metrics.get("calibration") or {"temperature": None, "plain": {"ece_after": None}}
+    rebalanced = metrics.get("rebalanced") or {"tau": None, "transductive": {"plain": None, "flip": None}}
+    row: dict[str, Any] = {
         "temperature": calibration["temperature"],
         "last_plain_ece_after": calibration["plain"]["ece_after"],
         "rebalance_tau": rebalanced["tau"],
@@ -109,7 +133,13 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     for way in ("plain", "flip"):
         report = rebalanced["transductive"][way] or {}
         row |= {f"rebalanced_{way}_{group}": report.get(group) for group in GROUPS}
-    row |= {
+    return row
+
+
+def origin_columns(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return what made a run: its time, images, stage 1, command, machine and versions."""
+    environment = config["environment"]
+    return {
         "train_seconds": metrics["train_seconds"],
         "images_per_second": metrics["images_per_second"],
         "subset_content_sha256": metrics["subset"]["content_sha256"],
@@ -120,7 +150,6 @@ def csv_row(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "torch": environment["torch"],
         "git_revision": environment["git_revision"],
     }
-    return {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def best_column(rows: pd.DataFrame) -> tuple[str, str]:

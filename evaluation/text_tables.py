@@ -1,4 +1,7 @@
-"""The tables on the screen: what `evaluation.measure` measured, for people."""
+"""The tables on the screen: what `evaluation.measure` measured, for people.
+
+A report of many classes, two checkpoints and two ways of testing becomes a few lines, with the headline starred.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,9 +14,9 @@ from torch import Tensor
 from datasets.long_tail import LongTailedData
 from evaluation.metrics import SHOTS, row_blocks
 
-OWN_SCALE = 100  # mean squared norm of the features that the published rates are for, in round numbers
+REFERENCE_NORM = 100  # mean squared norm of the features that the published rates are for, in round numbers
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
-ENDS = 50  # classes at each end of a table that is too long to be printed
+END_CLASSES = 50  # classes at each end of a table that is too long to be printed
 
 
 def cell(value: object) -> str:
@@ -28,16 +31,22 @@ def to_text(rows: Sequence[Mapping[str, object]]) -> str:
     return pd.DataFrame([{name: cell(value) for name, value in row.items()} for row in rows]).to_string(index=False)
 
 
+def headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the report that the run's protocol quotes; plain where the data set has no mirrored images."""
+    checkpoint, way = HEADLINE[metrics["protocol"]]
+    return metrics[checkpoint][way] or metrics[checkpoint]["plain"]
+
+
 def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
     """Return the table of all / many / medium / few, a row a checkpoint and test, the headline starred."""
-    headline = HEADLINE[protocol]
+    starred = HEADLINE[protocol]
     if not any(record["flip"] for record in records.values()):
-        headline = (headline[0], "plain")
+        starred = (starred[0], "plain")
     rows = []
     for name, record in records.items():
         for way in ("plain", "flip"):
             if record[way] is not None:
-                star = "*" if (name, way) == headline else ""
+                star = "*" if (name, way) == starred else ""
                 values = {key: record[way][key] for key in ("all", *SHOTS, "macro_f1", "ece")}
                 rows.append({"": star, "checkpoint": name, "epoch": record.get("epoch"), "test": way, **values})
     note = f"* the headline of the {protocol} protocol" if any(row[""] for row in rows) else ""
@@ -46,15 +55,13 @@ def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
 
 def rebalanced_table(report: dict[str, Any]) -> str:
     """Return the table of `rebalanced_report`, with what each of its forms supposes."""
-    notes = {
-        "transductive": "the test images themselves",
-        "inductive": "held-out images",
-    }
-    rows = [
-        {"re-balanced": form, "test": way, **{key: report[form][way][key] for key in ("all", *SHOTS, "macro_f1")},
-         "over": notes[form]}
-        for form in notes if report[form] for way in ("plain", "flip") if report[form][way]
-    ]  # fmt: skip
+    means_over = {"transductive": "the test images themselves", "inductive": "held-out images"}
+    rows = []
+    for form, images in means_over.items():
+        for way in ("plain", "flip"):
+            if report[form] and report[form][way]:
+                values = {key: report[form][way][key] for key in ("all", *SHOTS, "macro_f1")}
+                rows.append({"re-balanced": form, "test": way, **values, "over": images})
     return (
         f"{to_text(rows)}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g}; "
         "transductive: the test images are supposed balanced; inductive: one image at a time)"
@@ -90,28 +97,24 @@ def scale_line(features: Tensor, lr: float) -> str:
     """Return one line on the scale of features (N, d) beside the learning rate, which has to go with it."""
     norm = sum(float(features[rows].double().square().sum()) for rows in row_blocks(features)) / len(features)
     text = f"features: mean squared norm {norm:.3g}; learning rate {lr:g}"
-    if OWN_SCALE / 10 <= norm <= OWN_SCALE * 10:
+    if REFERENCE_NORM / 10 <= norm <= REFERENCE_NORM * 10:
         return text
     return (
-        f"{text}. warning: the published learning rates are for a mean squared norm of about {OWN_SCALE}; a rate times "
-        f"{OWN_SCALE / max(norm, 1e-30):.2g} moves these features as far"
+        f"{text}. warning: the published learning rates are for a mean squared norm of about {REFERENCE_NORM}; "
+        f"a rate times {REFERENCE_NORM / max(norm, 1e-30):.2g} moves these features as far"
     )
 
 
 def details(record: dict[str, Any]) -> str:
     """Return what is printed below the accuracies: re-balanced predictions, logits, calibration."""
-    return "\n".join(
-        (
-            rebalanced_table(record["rebalanced"]), "", logits_table(record["logits_summary"]),
-            calibration_line(record["calibration"]),
-        )
-    )  # fmt: skip
+    tables = (rebalanced_table(record["rebalanced"]), "", logits_table(record["logits_summary"]))
+    return "\n".join((*tables, calibration_line(record["calibration"])))
 
 
 def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:
     """Tabulate the classes: training images and, a checkpoint, accuracy, LoMa and RSD (column, test images).
 
-    Of more than `2 * ENDS` classes only the largest and the smallest are printed, `ENDS` each, sorted by size.
+    Of more than `2 * END_CLASSES` classes only the `END_CLASSES` largest and smallest are printed, sorted by size.
     """
     columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
     for name, record in records.items():
@@ -121,17 +124,12 @@ def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) ->
                 columns[f"{of}{way}"] = record[way]["per_class_accuracy"]
         columns[f"{of}LoMa"] = record["logits"]["test"]["column"]["loma"]
         columns[f"{of}RSD"] = record["logits"]["test"]["column"]["rsd_true"]
-    order, more = list(range(data.num_classes)), data.num_classes - 2 * ENDS
+    order, more = list(range(data.num_classes)), data.num_classes - 2 * END_CLASSES
     if more > 0:
         by_size = np.argsort(-data.class_counts, kind="stable").tolist()
-        order = [*by_size[:ENDS], *by_size[-ENDS:]]
+        order = [*by_size[:END_CLASSES], *by_size[-END_CLASSES:]]
     lines = to_text([{name: values[k] for name, values in columns.items()} for k in order]).splitlines()
     if more > 0:
-        lines.insert(1 + ENDS, f"... and {more} more between the largest and the smallest {ENDS}; --json has all")
+        note = f"... and {more} more between the largest and the smallest {END_CLASSES}; --json has all"
+        lines.insert(1 + END_CLASSES, note)
     return "\n".join(lines)
-
-
-def headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the report that the run's protocol quotes; plain where the data set has no mirrored images."""
-    checkpoint, way = HEADLINE[metrics["protocol"]]
-    return metrics[checkpoint][way] or metrics[checkpoint]["plain"]

@@ -16,6 +16,8 @@ FLOOR = 1e-3
 class GALA(nn.Module):
     """Cross-entropy of z_j + lambda1 log(theta_j) - lambda2 log(phi_y) for the classes j != y of a sample of class y.
 
+    Gradient-aware logit adjustment (GALA), arXiv 2403.09036, ICASSP 2024.
+
     g = (p - onehot) / B is the gradient of the loss on the adjusted logits of a batch. theta_j gathers |g_j| of the
     samples of class j, phi_y |g_c| of the samples of class y over the other classes c != y; for a softmax the two are
     equal but for rounding. Both are buffers (K,) float32 of the state_dict, start at 0 and never decay; B is the batch

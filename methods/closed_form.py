@@ -1,4 +1,8 @@
-"""Classifiers that are computed from the features, not trained."""
+"""Classifiers that are computed from a linear one and from features, not trained.
+
+Each takes the linear classifier (K, d), the features (N, d) of the training images, their labels (N,) and the training
+images of each class (K,), whatever it needs of them, and returns a head that maps features (B, d) to logits (B, K).
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -15,9 +19,9 @@ BLOCK = 8192  # feature vectors that are added up together: all of them may not 
 def tau_norm(
     linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.9
 ) -> Linear:
-    """Return the linear head of rows w_k / ||w_k||^tau without bias (Kang et al., ICLR 2020, section 4.2, whose code
-    drops the bias). The default is that of Weight Balancing's tuned features (Alshammari et al., CVPR 2022, table 1).
-    A row of zeros stays one."""
+    """Return the linear head (K, d) of rows w_k / ||w_k||^tau without bias (Kang et al., ICLR 2020, section 4.2, whose
+    code drops the bias). The default is that of Weight Balancing's tuned features (Alshammari et al., CVPR 2022,
+    table 1). A row of zeros stays one."""
     head = Linear(linear)
     with torch.no_grad():
         head.weight.div_(nonzero_norms(head.weight).pow(tau))
@@ -26,7 +30,8 @@ def tau_norm(
 
 
 def l2_norm(linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]) -> Linear:
-    """Return the linear head of rows of norm 1 without bias: tau-normalisation with tau = 1."""
+    """Return the linear head (K, d) of rows of norm 1 without bias: tau-normalisation with tau = 1 (Kang et al., ICLR
+    2020; a baseline of Weight Balancing, Alshammari et al., CVPR 2022, table 1)."""
     return tau_norm(linear, features, labels, class_counts, tau=1.0)
 
 
@@ -63,8 +68,8 @@ def ncm(
 def logit_adjust_posthoc(
     linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
 ) -> Linear:
-    """Return the linear head with b_k - tau log pi_k, pi the share of each class in the training set (Menon et al.,
-    "Long-Tail Learning via Logit Adjustment", ICLR 2021, equation 9)."""
+    """Return the linear head (K, d) with b_k - tau log pi_k, pi the share of each class in the training set (Menon et
+    al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, equation 9)."""
     head = Linear(linear)
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     with torch.no_grad():

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 1 << 24  # logits that are held at once
-PART = 4096  # rows
-STEPS = 500
-GRADIENT = 1e-6
+PART = 4096  # rows of features that are brought to double precision at once
+STEPS = 500  # of L-BFGS at most
+GRADIENT = 1e-6  # the largest entry of the gradient at which it stops
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,14 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, decay: float, 
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
     rows = max(CHUNK // num_classes, 1)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=steps, max_eval=2 * steps, history_size=10, line_search_fn="strong_wolfe",
-        tolerance_grad=GRADIENT, tolerance_change=0,
-    )  # fmt: skip
+        [weight, bias],
+        max_iter=steps,
+        max_eval=2 * steps,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=GRADIENT,
+        tolerance_change=0,
+    )
     evaluations = 0
 
     def objective() -> Tensor:

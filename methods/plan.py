@@ -89,7 +89,7 @@ def build_losses(plan: Plan, class_counts: list[int]) -> tuple[nn.Module, nn.Mod
     return early, build_loss(names[1], class_counts, target, **_those(loss_parameters(names[1]), plan))
 
 
-def is_late(epoch: int, epochs: int) -> bool:
+def in_late_phase(epoch: int, epochs: int) -> bool:
     """Tell whether `epoch` (from 0) is one of those that a recipe's late loss is for."""
     return epoch >= LATE_FROM * epochs
 
@@ -99,6 +99,6 @@ def row_norm_limit(plan: Plan, linear: nn.Linear) -> Tensor | None:
     return None if plan.max_norm is None else max_norm_threshold(linear.weight.detach(), plan.max_norm)
 
 
-def order_of(plan: Plan, labels: Tensor, num_classes: int, seed: int, epoch: int) -> Tensor:
+def visiting_order(plan: Plan, labels: Tensor, num_classes: int, seed: int, epoch: int) -> Tensor:
     """Return the positions (N,) of the images in the order in which `epoch` visits them."""
     return sampled_order(labels.cpu(), num_classes, plan.sampler, seed, epoch, plan.epochs).to(labels.device)

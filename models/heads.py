@@ -25,7 +25,10 @@ def nonzero_norms(rows: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A copy of a linear classifier, (K, d), on its device and in its dtype. The base of all other heads."""
+    """A copy of a linear classifier (K, d), on its device and in its dtype. The base of all other heads.
+
+    Like every head it maps features (B, d) to logits (B, K) in nats.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         like = linear.weight
@@ -55,8 +58,9 @@ class Linear(nn.Linear):
 
 
 class Cosine(Linear):
-    """z_k = s cos(w_k, f) with a learnt s > 0 (Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without
-    Forgetting", CVPR 2018, section 3.2). A row or a feature vector of zeros has cosine 0.
+    """z_k = s cos(w_k, f) for the rows w_k of a weight (K, d) and a learnt s > 0 (Gidaris and Komodakis, "Dynamic
+    Few-Shot Visual Learning without Forgetting", CVPR 2018, section 3.2). A row or a feature vector of zeros has
+    cosine 0.
 
     There is no bias in it. `bias` stays in the state, as frozen zeros, so that the checkpoints of all heads have one
     layout and evaluation can read any of them as a linear classifier.
@@ -70,9 +74,11 @@ class Cosine(Linear):
         self.add_scale(self.full(scale))
 
     def add_scale(self, scale: Tensor) -> None:
+        """Keep s, a scalar, as a parameter."""
         self.scale = nn.Parameter(scale)
 
     def effective_weight(self) -> Tensor | None:
+        """Return the rows (K, d), each of length s."""
         return self.scale * self.weight / nonzero_norms(self.weight)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -82,12 +88,13 @@ class Cosine(Linear):
 
 class Normed(Cosine):
     """The cosine classifier with a fixed s, for losses that add margins to the cosine: LDAM (Cao et al., NeurIPS 2019)
-    and Gaussian clouded logits (Li et al., CVPR 2022). The state keeps s as a buffer."""
+    and Gaussian clouded logits (Li et al., CVPR 2022). The state keeps s, a scalar, as a buffer."""
 
     def __init__(self, linear: nn.Linear, *, scale: float = 30.0) -> None:
         super().__init__(linear, scale=scale)
 
     def add_scale(self, scale: Tensor) -> None:
+        """Keep s, a scalar, as a buffer."""
         self.register_buffer("scale", scale)
 
 
@@ -101,6 +108,7 @@ class LearnableWeightScaling(Linear):
         self.scale = nn.Parameter(self.full(1.0, self.out_features))
 
     def effective_weight(self) -> Tensor | None:
+        """Return the rows (K, d), each times its s_k."""
         return self.scale[:, None] * self.weight
 
     def forward(self, features: Tensor) -> Tensor:
@@ -128,7 +136,8 @@ class DisAlign(Linear):
         self.confidence_bias = nn.Parameter(self.full(0.0))
 
     def effective_weight(self) -> Tensor | None:
-        return None  # the confidence mixes two classifiers anew for every image
+        """Return None instead of rows (K, d): the confidence mixes two classifiers anew for every image."""
+        return None
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, d) to logits (B, K)."""
@@ -150,6 +159,7 @@ class MarginCalibration(Linear):
         self.shift = nn.Parameter(self.full(0.0, self.out_features))
 
     def effective_weight(self) -> Tensor | None:
+        """Return the rows (K, d), each times its s_k."""
         return self.scale[:, None] * self.weight
 
     def forward(self, features: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ import math
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -25,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from runs.feature_files import OWN_FEATURES, read_features, refuse_bomb
+from runs.feature_files import USER_FEATURES, read_features, refuse_zip_bomb
 from runs.pretrained_weights import with_network_names
-from runs.shards import find_parts, read_safetensors
+from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
 from utils.errors import UserError
 from utils.files import refuse_pipe, sha256_file, write_atomically
@@ -93,65 +95,22 @@ def on_cpu(content: Any) -> Any:
 def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`runs.state_dict_adapter`).
 
-    A name that ends in .safetensors is read as that format, in one piece or in parts, .npz as features that any model
+    A name that ends in .safetensors is read as that format, in one piece or in shards, .npz as features that any model
     made, any other as PyTorch's.
 
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
     `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
     refuse_pipe(path, "the checkpoint")
+    read = READERS.get(path.suffix, partial(read_pytorch, trust_pickle=trust_pickle))
     try:
-        if path.suffix == ".npz":
-            digest, content = read_features(path)
-        elif path.suffix == ".safetensors":
-            digest, content = read_released(path)
-        else:
-            digest = sha256_file(path)
-            if not trust_pickle:
-                refuse_bomb(path)
-            with warnings.catch_warnings():  # of what is refused below, or is none of a user's business
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-            refuse_flipped_bits(path)
+        digest, content = read(path)
         refuse_strange_tensors(content, path.stat().st_size if path.is_file() else None)
-    except UserError as error:
-        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        if "unsupported global" not in str(error).lower():
-            raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
-        raise UserError(
-            f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run "
-            "any code; if you "
-            "trust its source, add --trust_pickle"
-        ) from error
-    except (AttributeError, ModuleNotFoundError) as error:
-        raise UserError(
-            f"{path} pickles a class that is not here ({first_line(error)}); save its state_dict() in its own "
-            "code base and load that"
-        ) from error
     except Exception as error:  # a damaged archive can raise nearly anything
-        raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from error
+        raise reading_error(path, error) from error
     if isinstance(content, dict) and "format" in content:
-        if content["format"] != FORMAT or not is_ours(content):
-            raise UserError(
-                f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
-            )
-        strange = strange_settings(content["config"]["settings"])
-        temperature = content.get("temperature")
-        if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            strange.append("temperature")
-        if strange:
-            raise UserError(f"{path} is damaged: its {', '.join(strange)} cannot be")
-        kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
-        if content.get("holds") == OWN_FEATURES:
-            kind = OWN_FEATURES
-        elif "features" in content:
-            kind = f"features of a {kind}"
-        elif all(key.startswith(CLASSIFIER) for key in content["model"]):
-            kind = f"classifier of a {kind}"
-        return Checkpoint(path, digest, kind, content["model"], content)
+        refuse_strange_record(path, content)
+        return Checkpoint(path, digest, kind_of(content), content["model"], content)
     try:
         if isinstance(content, nn.Module):
             content = content.state_dict()
@@ -159,6 +118,61 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Checkpoint(path, digest, layout, state, None)
+
+
+def read_pytorch(path: Path, trust_pickle: bool = False) -> tuple[str, Any]:
+    """Return the sha256 of a file of PyTorch's and what it holds: anything, if the file is to be trusted."""
+    digest = sha256_file(path)
+    if not trust_pickle:
+        refuse_zip_bomb(path)
+    with warnings.catch_warnings():  # of what is refused later, or is none of a user's business
+        warnings.simplefilter("ignore")
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    refuse_flipped_bits(path)
+    return digest, content
+
+
+def reading_error(path: Path, error: Exception) -> UserError:
+    """Return the one line for what was raised while a checkpoint was read."""
+    if isinstance(error, UserError):
+        return UserError(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if isinstance(error, OSError):
+        return UserError(f"cannot read the checkpoint {path}: {error.strerror or error}")
+    if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():
+        return UserError(
+            f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run any "
+            "code; if you trust its source, add --trust_pickle"
+        )
+    if isinstance(error, AttributeError | ModuleNotFoundError):
+        return UserError(
+            f"{path} pickles a class that is not here ({first_line(error)}); save its state_dict() in its own code "
+            "base and load that"
+        )
+    return UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})")
+
+
+def refuse_strange_record(path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError for a checkpoint of ours that is of another version, or says what no run can have said."""
+    if content["format"] != FORMAT or not is_ours(content):
+        raise UserError(
+            f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
+        )
+    strange = strange_settings(content["config"]["settings"])
+    temperature = content.get("temperature")
+    if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+        strange.append("temperature")
+    if strange:
+        raise UserError(f"{path} is damaged: its {', '.join(strange)} cannot be")
+
+
+def kind_of(content: dict[str, Any]) -> str:
+    """Return in words what a checkpoint of ours holds."""
+    if content.get("holds") == USER_FEATURES:
+        return USER_FEATURES
+    kind = f"{content['stage']} checkpoint, epoch {content['epoch']}"
+    if "features" in content:
+        return f"features of a {kind}"
+    return f"classifier of a {kind}" if all(key.startswith(CLASSIFIER) for key in content["model"]) else kind
 
 
 def refuse_flipped_bits(path: Path) -> None:
@@ -246,6 +260,10 @@ def read_released(path: Path) -> tuple[str, dict[str, Any]]:
     return digest, {**header, "model": state, "features": {key: tensors[key] for key in tensors.keys() - state.keys()}}
 
 
+# Of a file, by the end of its name: its sha256 and its content. All others are PyTorch's.
+READERS: dict[str, Callable[[Path], tuple[str, Any]]] = {".npz": read_features, ".safetensors": read_released}
+
+
 def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
     """Return a classifier with the backbone, or the features, that it names; any other checkpoint as it is.
 
@@ -277,7 +295,7 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
 def is_file(path: Path) -> bool:
     """Tell whether a file, whole or in parts, is there and is no device or pipe; an impossible name is not there."""
     try:
-        return find_parts(path)[0].is_file()
+        return find_shards(path)[0].is_file()
     except OSError:
         return False
 

@@ -1,10 +1,13 @@
 """Files of features that any model made, in the place of images and of a network.
 
-FILE is `.npz` (never unpickled) or `.safetensors`, whole or in parts, and holds `train_features` (N, d), `train_labels`
-(N,), `test_features`, `test_labels` and, if wanted, `test_features_mirrored`, `holdout_features` and `holdout_labels`,
-`class_names` (npz: an array of strings; safetensors: a JSON list in the metadata), and a linear classifier `fc.weight`
-(K, d) with `fc.bias` (K,), which is 0 where it is left out. Features are float16, bfloat16, float32 or float64, labels
-are integers 0 to K-1 with an image of each class in train.
+FILE is `.npz` (never unpickled) or `.safetensors`, whole or in shards. It holds `train_features` (N, d) and
+`train_labels` (N,), `test_features` and `test_labels`, and, if wanted:
+
+- `test_features_mirrored`, `holdout_features` and `holdout_labels`;
+- `class_names` (npz: an array of strings; safetensors: a JSON list in the metadata);
+- a linear classifier `fc.weight` (K, d) with `fc.bias` (K,), which is 0 where it is left out.
+
+Features are float16, bfloat16, float32 or float64, labels are integers 0 to K-1 with an image of each class in train.
 
 What is read becomes the content of a stage-1 checkpoint (`runs.checkpoint`) whose backbone has done its work
 elsewhere: everything that stage 2, the tables and `evaluate.py` can do with one, they can do with the file.
@@ -21,23 +24,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.features import features_data, own_name, require
+from datasets.features import features_data, require, user_dataset_name
+from datasets.long_tail import LongTailedData
 from runs.shards import read_safetensors
 from utils.errors import UserError
 from utils.files import refuse_pipe, sha256_file
 from utils.text import printable, shown
 
-OWN_FEATURES = "features that another model made"  # the kind of such a checkpoint
+USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 SUFFIXES = (".npz", ".safetensors")
 SPLITS = ("train", "test", "holdout")
 CLASSIFIER = ("fc.weight", "fc.bias")
-KNOWN = {
-    *(f"{split}_{kind}" for split in SPLITS for kind in ("features", "labels")),
-    "test_features_mirrored", "class_names", *CLASSIFIER,
-}  # fmt: skip
+ARRAYS = {f"{split}_{kind}" for split in SPLITS for kind in ("features", "labels")}
+KNOWN = {*ARRAYS, "test_features_mirrored", "class_names", *CLASSIFIER}
 # What a zip archive may unpack to: this many bytes in any case, and this many times the size of the file.
 UNPACKED, RATIO = 1 << 26, 100
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NPY_START = b"\x93NUMPY"  # how a file of a single array begins
+
+# The sha256 of a file, its arrays by their known names, its class names, and the names of what else it holds.
+Read = tuple[str, dict[str, Tensor], list[str] | None, set[str]]
 
 
 def read_features(path: Path) -> tuple[str, dict[str, Any]]:
@@ -58,19 +64,12 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--features {path}: damaged, or not a {path.suffix} file ({reason})") from error
     try:
-        content = content_of(own_name(path), arrays, names)
+        content = content_of(user_dataset_name(path), arrays, names)
     except UserError as error:
         raise UserError(f"--features {path}: {error}") from error
     if unknown:
         print(f"not used of {path}: {shown(', '.join(sorted(unknown)))}", file=sys.stderr)
     return digest, content
-
-
-# The sha256 of a file, its arrays by their known names, its class names, and the names of what else it holds.
-Read = tuple[str, dict[str, Tensor], list[str] | None, set[str]]
-
-
-NPY_START = b"\x93NUMPY"  # of a single array
 
 
 def read_npz(path: Path) -> Read:
@@ -79,7 +78,7 @@ def read_npz(path: Path) -> Read:
         start = file.read(len(NPY_START))
     if not zipfile.is_zipfile(path) and start != NPY_START:
         raise UserError("damaged, or not a .npz file (no zip archive)")
-    refuse_bomb(path)
+    refuse_zip_bomb(path)
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError("this is a single array, not an archive of named ones; write it with numpy.savez")
@@ -92,7 +91,7 @@ def read_npz(path: Path) -> Read:
     return sha256_file(path), tensors, None if names is None else names.tolist(), set(opened.files) - KNOWN
 
 
-def refuse_bomb(path: Path) -> None:
+def refuse_zip_bomb(path: Path) -> None:
     """Raise UserError for a zip archive that would fill the memory, before anything of it is unpacked.
 
     Numbers are packed to a tenth of their size at the best, and no entry can unpack to more than the archive says.
@@ -126,7 +125,7 @@ def read_array(opened: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def read_tensors(path: Path) -> Read:
-    """Read a safetensors file, whole or in parts."""
+    """Read a safetensors file, whole or in shards."""
     digest, tensors, metadata = read_safetensors(path)
     if "checkpoint" in metadata:
         raise UserError("this project wrote this file itself; name it with --pretrained_pth")
@@ -163,25 +162,37 @@ def content_of(name: str, arrays: Mapping[str, Tensor], names: list[str] | None)
     names = [printable(given) for given in names] if names else [str(label) for label in range(classes)]
     mirror = "test_features_mirrored" in tensors
     data = features_data(name, tensors, names, mirror)
-    counts = data.class_counts
-    settings = {
-        "dataset": name, "imb_type": "natural", "imb_ratio": float(f"{counts.max() / counts.min():.4g}"),
-        "subset": "first", "subset_seed": 0, "holdout": 0.0, "network": "features", "width": None,
-        "seed": 0, "stage1_seed": None, "epochs": 0,
-    }  # fmt: skip
     return {
         "format": 1,
         "stage": "stage1",
         "epoch": 0,
-        "holds": OWN_FEATURES,
+        "holds": USER_FEATURES,
         "model": classifier_of(arrays, classes, data.train.images.shape[2]),
-        "config": {
-            "stage": "stage1", "settings": settings, "tags": [], "subset": data.subset, "class_counts": counts.tolist()
-        },
+        "config": config_of(data),
         "features": tensors,
         "class_names": names,
         "augmentation": {"mirror": mirror},
-    }  # fmt: skip
+    }
+
+
+def config_of(data: LongTailedData) -> dict[str, Any]:
+    """Return what the configuration of a stage 1 would say of such data: no network, no epochs, their own imbalance."""
+    counts = data.class_counts
+    settings = {
+        "dataset": data.name,
+        "imb_type": "natural",
+        "imb_ratio": float(f"{counts.max() / counts.min():.4g}"),
+        "subset": "first",
+        "subset_seed": 0,
+        "holdout": 0.0,
+        "network": "features",
+        "width": None,
+        "seed": 0,
+        "stage1_seed": None,
+        "epochs": 0,
+    }
+    record = {"tags": [], "subset": data.subset, "class_counts": counts.tolist()}
+    return {"stage": "stage1", "settings": settings, **record}
 
 
 def as_float(name: str, values: Tensor) -> Tensor:

@@ -51,10 +51,9 @@ def load_pretrained(model: Network, state: Mapping[str, Tensor]) -> LoadReport:
     """Copy the backbone in `state` into `model`, and the classifier where the file has one of the same classes.
 
     `state` is what `runs.state_dict_adapter.find_state_dict` returned or the state dict of a network here. Every
-    tensor of the
-    backbone must be in it, under one prefix, but for BatchNorm's counts of batches. A classifier of another shape is
-    left out, and so is any in a file with two networks that fit, such as a query and a momentum encoder: what stands in
-    its place there is a projection.
+    tensor of the backbone must be in it, under one prefix, but for BatchNorm's counts of batches. A classifier of
+    another shape is left out, and so is any in a file with two networks that fit, such as a query and a momentum
+    encoder: what stands in its place there is a projection.
     Raises UserError, with the first names that are missing, left over or of another shape, and leaves the model as it
     was, where that is not so: nothing is loaded in part.
     """

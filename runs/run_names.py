@@ -84,14 +84,15 @@ def _stage1_seed_tag(settings: Settings) -> list[str]:
     return [tag("stage1_seed", settings.stage1_seed)] if differs else []
 
 
-def stage2_folder(settings: Settings, tags: list[str]) -> Path:
-    """Return the folder of a stage-2 run."""
-    return seed_folder(settings, settings.seed) / "_".join([f"stage2_{settings.method}", *tags])
+def run_tags(command: Command, start: Checkpoint | None) -> list[str]:
+    """Return what tells the run of a command from others; `start` is the stage 1 of a stage 2."""
+    return stage1_tags(command) if start is None else stage2_tags(command, start)
 
 
-def stage1_folder(command: Command) -> Path:
-    """Return the folder of the stage-1 run that a command line describes."""
-    return seed_folder(command.settings, command.settings.seed) / "_".join(["stage1", *stage1_tags(command)])
+def run_path(command: Command, start: Checkpoint | None = None) -> Path:
+    """Return the folder of the run that a command describes; `start` is the stage 1 of a stage 2."""
+    name = "stage1" if start is None else f"stage2_{command.settings.method}"
+    return seed_folder(command.settings, command.settings.seed) / "_".join([name, *run_tags(command, start)])
 
 
 def _differing(command: Command, names: list[str]) -> list[str]:

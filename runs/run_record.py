@@ -17,29 +17,26 @@ from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
 from losses.los import Target
 from runs.checkpoint import Checkpoint
-from runs.run_names import inherited_tags
+from runs.run_names import inherited_tags, run_tags
+from runs.session import LoadedModel
 from settings.fields import Settings
-from settings.resolve import Command
 from utils.device import Execution, device_name
 from utils.distributed import process_count
 
 
-def describe(
-    command: Command,
-    stage: str,
-    tags: list[str],
-    data: LongTailedData,
-    execution: Execution,
-    target: Target,
-    stage1: Checkpoint | None,
-    weights: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the content of config.json: settings, what they came to, and what they ran on."""
+def describe(loaded: LoadedModel, target: Target) -> dict[str, Any]:
+    """Return the content of config.json: settings, what they came to, and what they ran on.
+
+    `target` is what the true class and each other class should get.
+    """
+    command, data = loaded.command, loaded.data
+    stage = command.script.removeprefix("main_")
+    start = loaded.checkpoint if stage == "stage2" else None
     return {
         "schema": 1,
         "stage": stage,
         "method": command.settings.method if stage == "stage2" else None,
-        "tags": tags,
+        "tags": run_tags(command, start),
         "command": shlex.join(["python", f"{command.script}.py", *command.arguments]),
         "settings": asdict(command.settings),
         "target": {"true": target[0], "other": target[1], "torch_smoothing": target[1] * data.num_classes},
@@ -49,20 +46,25 @@ def describe(
         "images": describe_images(command.settings, data),
         "subset": data.subset,
         "test": path_identity(data.test) if isinstance(data.test, ListedSplit) else None,
-        "weights": weights,
-        "stage1": stage1 and describe_stage1(stage1),
-        "precision": "bf16" if execution.bf16 else "fp32",
+        "weights": loaded.weights and loaded.weights.record,
+        "stage1": start and describe_stage1(start),
+        "precision": "bf16" if loaded.execution.bf16 else "fp32",
         "processes": process_count(),
-        "environment": {
-            "git_revision": git_revision(),
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),  # a subclass of str otherwise, which a checkpoint may not hold
-            "torchvision": str(torchvision.__version__),
-            "numpy": str(np.__version__),
-            "cuda": torch.version.cuda if execution.device.type == "cuda" else None,
-            "device": device_name(execution.device),
-            "execution": list(execution.reasons),
-        },
+        "environment": describe_environment(loaded.execution),
+    }
+
+
+def describe_environment(execution: Execution) -> dict[str, Any]:
+    """Return the revision, the versions and the device of a run."""
+    return {
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a subclass of str otherwise, which a checkpoint may not hold
+        "torchvision": str(torchvision.__version__),
+        "numpy": str(np.__version__),
+        "cuda": torch.version.cuda if execution.device.type == "cuda" else None,
+        "device": device_name(execution.device),
+        "execution": list(execution.reasons),
     }
 
 

@@ -1,10 +1,11 @@
-"""Safetensors files in one piece or in numbered parts of a limited size, and the cards beside them.
+"""Safetensors files in one piece or in numbered shards of a limited size, and the cards beside them.
 
-NAME.safetensors is that file or, where it would be too large, NAME-00001-of-00003.safetensors and so on. Parts hold
-whole tensors in order; one that is larger than a part is cut along its rows, into NAME.rows0, NAME.rows1, ... The first
-part has the file's own metadata, and each says which part it is and, as `whole`, the sha256 of the file that they would
-be together, so that parts of two files are never mixed. The card, NAME.json, has the sha256 of the file and of its
-parts; a file whose card says something else is refused.
+NAME.safetensors is that file or, where it would be too large, NAME-00001-of-00003.safetensors and so on. Shards hold
+whole tensors in order. A tensor that is larger than a shard is cut along its rows, into NAME.rows0, NAME.rows1, ...
+
+The first shard has the file's own metadata. Each says which one it is (`part`) of how many (`parts`) and, as `whole`,
+the sha256 of the file that they would be together, so that shards of two files are never mixed. The card, NAME.json,
+has the sha256 of the file and of its shards (`parts`); a file whose card says something else is refused.
 """
 
 import glob
@@ -25,8 +26,8 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.files import make_folder, read_json, sha256_file, write_atomically
 
-PART_MIB = 15.0  # a part stays below 16 MB
-PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+SHARD_MIB = 15.0  # a shard stays below 16 MB
+SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 ROWS = re.compile(r"(.+)\.rows(\d+)")
 
 
@@ -35,51 +36,51 @@ def card_of(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def find_parts(file: Path) -> list[Path]:
-    """Return the files that hold NAME.safetensors: itself, or its parts in order where it is not there.
+def find_shards(file: Path) -> list[Path]:
+    """Return the files that hold NAME.safetensors: itself, or its shards in order where it is not there.
 
-    Without any it is `file` alone, whose absence is for the reader to report. Raises UserError where a part is missing
-    or parts of two divisions lie side by side.
+    Without any it is `file` alone, whose absence is for the reader to report. Raises UserError where a shard is missing
+    or shards of two divisions lie side by side.
     """
     if os.path.exists(file):  # unlike pathlib, it has no exceptions for names that cannot be
         return [file]
     beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}-*-of-*{file.suffix}"))
-    matches = [(path, PART_NAME.fullmatch(path.stem)) for path in beside]
+    matches = [(path, SHARD_NAME.fullmatch(path.stem)) for path in beside]
     totals = {path: int(match[3]) for path, match in matches if match and match[1] == file.stem}
     if not totals:
         return [file]
     count = max(totals.values())
     if count == 0:
-        raise UserError(f"{beside[0]} says that it is a part of none; remove it")
-    foreign = [path for path, total in totals.items() if total != count]
-    if foreign:
+        raise UserError(f"{beside[0]} says that it is a shard of none; remove it")
+    strangers = [path for path, total in totals.items() if total != count]
+    if strangers:
         raise UserError(
-            f"{foreign[0]} is a part of another file than the {count} parts beside it; remove one of the two"
+            f"{strangers[0]} is a shard of another file than the {count} shards beside it; remove one of the two"
         )
-    expected = part_names(file, count)
+    expected = shard_names(file, count)
     missing = [path for path in expected if path not in totals]
     if missing:
-        raise UserError(f"{missing[0]} is missing: {file.name} consists of {count} parts")
+        raise UserError(f"{missing[0]} is missing: {file.name} consists of {count} shards")
     return expected
 
 
-def part_names(file: Path, count: int) -> list[Path]:
-    """Return the names of the `count` parts of a file."""
+def shard_names(file: Path, count: int) -> list[Path]:
+    """Return the names of the `count` shards of a file."""
     return [file.with_name(f"{file.stem}-{i + 1:05d}-of-{count:05d}{file.suffix}") for i in range(count)]
 
 
 def joint_sha256(digests: list[str]) -> str:
-    """Return the sha256 that stands for a file: its own, or the one over the (hexadecimal) sha256 of its parts."""
+    """Return the sha256 that stands for a file: its own, or the one over the (hexadecimal) sha256 of its shards."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def describe_files(file: Path) -> dict[str, Any]:
-    """Return what the card of a file says of its name and its sha256, and of those of its parts where it has any."""
-    paths = find_parts(file)
+    """Return what the card of a file says of its name and its sha256, and of those of its shards where it has any."""
+    paths = find_shards(file)
     digests = [sha256_file(path) for path in paths]
-    parts = [{"file": path.name, "sha256": digest} for path, digest in zip(paths, digests, strict=True)]
+    shards = [{"file": path.name, "sha256": digest} for path, digest in zip(paths, digests, strict=True)]
     whole = {"file": file.name, "sha256": joint_sha256(digests)}
-    return whole if len(paths) == 1 else {**whole, "parts": parts}
+    return whole if len(paths) == 1 else {**whole, "parts": shards}
 
 
 def refuse_other_card(file: Path, paths: list[Path], digests: list[str]) -> None:
@@ -90,10 +91,10 @@ def refuse_other_card(file: Path, paths: list[Path], digests: list[str]) -> None
     card = read_json(card_path)
     if "sha256" not in card:
         return  # some other file of that name
-    parts = card.get("parts") or [card]
-    if not isinstance(parts, list):
+    shards = card.get("parts") or [card]
+    if not isinstance(shards, list):
         raise UserError(f"{card_path} is damaged: its 'parts' are no list; get it anew")
-    expected = [part.get("sha256") if isinstance(part, dict) else None for part in parts]
+    expected = [shard.get("sha256") if isinstance(shard, dict) else None for shard in shards]
     wrong = [path for path, digest, known in zip(paths, digests, expected, strict=False) if digest != known]
     if wrong or len(paths) != len(expected) or joint_sha256(digests) != card["sha256"]:
         raise UserError(
@@ -102,12 +103,12 @@ def refuse_other_card(file: Path, paths: list[Path], digests: list[str]) -> None
 
 
 def read_safetensors(file: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
-    """Return the sha256, the tensors and the metadata of a file, whole or in parts.
+    """Return the sha256, the tensors and the metadata of a file, whole or in shards.
 
-    Raises UserError for a part that is missing, alone or of another file, and for a card of another file. What
+    Raises UserError for a shard that is missing, alone or of another file, and for a card of another file. What
     safetensors raises for a damaged file is passed on.
     """
-    paths = find_parts(file)
+    paths = find_shards(file)
     digests = [sha256_file(path) for path in paths]
     refuse_other_card(file, paths, digests)
     tensors: dict[str, Tensor] = {}
@@ -117,15 +118,15 @@ def read_safetensors(file: Path) -> tuple[str, dict[str, Tensor], dict[str, str]
             metadata = opened.metadata() or {}
             own = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a dictionary
         if own.keys() & tensors.keys():
-            raise UserError(f"{path} repeats tensors of the parts before it: it is damaged")
+            raise UserError(f"{path} repeats tensors of the shards before it: it is damaged")
         tensors |= own
         first = first or metadata
         if len(paths) == 1 and "part" in metadata:
-            match = PART_NAME.fullmatch(path.stem)
+            match = SHARD_NAME.fullmatch(path.stem)
             whole = f"; name {path.with_stem(match[1])}" if match else ""
-            raise UserError(f"{path} is only part {metadata['part']} of a file{whole}")
+            raise UserError(f"{path} is only shard {metadata['part']} of a file{whole}")
         if metadata.get("whole") != first.get("whole") or metadata.get("part", f"{i + 1}") != f"{i + 1}":
-            raise UserError(f"{path} is not a part of the same file as {paths[0].name}; get all parts anew")
+            raise UserError(f"{path} is not a shard of the same file as {paths[0].name}; get all shards anew")
     return joint_sha256(digests), join_rows(tensors), first
 
 
@@ -141,23 +142,23 @@ def join_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             joined[name] = tensor
     for name, own in pieces.items():
         if sorted(own) != list(range(len(own))):
-            raise UserError(f"rows of the tensor {name} are missing; get all parts anew")
+            raise UserError(f"rows of the tensor {name} are missing; get all shards anew")
     return joined | {name: torch.cat([own[i] for i in range(len(own))]) for name, own in pieces.items()}
 
 
-def refuse_present(file: Path) -> None:
+def refuse_taken_name(file: Path) -> None:
     """Raise UserError where a file cannot be released under this name."""
     if file.suffix != ".safetensors":
         raise UserError(f"{file} must end in .safetensors")
-    present = [path for path in (card_of(file), *find_parts(file)) if path.exists()]
+    present = [path for path in (card_of(file), *find_shards(file)) if path.exists()]
     if present:
         raise UserError(f"{present[0]} is there already; neither a released file nor its card may exist")
 
 
 def write_safetensors(
-    file: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], part_mib: float = PART_MIB
+    file: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], part_mib: float = SHARD_MIB
 ) -> list[Path]:
-    """Write tensors with a header, as one file or in parts of at most `part_mib` MiB; return what was written."""
+    """Write tensors with a header, as one file or in shards of at most `part_mib` MiB; return what was written."""
     metadata = {"checkpoint": json.dumps(header)}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     content = save(tensors, metadata)
@@ -168,18 +169,18 @@ def write_safetensors(
     if len(content) <= limit:
         write_atomically(file, lambda opened: opened.write(content))
         return [file]
-    # What a part holds beside its tensors: the header, whose quotation marks are escaped, and a line for each tensor.
+    # What a shard holds beside its tensors: the header, whose quotation marks are escaped, and a line for each tensor.
     overhead = 1024 + len(json.dumps(metadata)) + sum(200 + len(key) for key in tensors)
     if limit <= overhead:
         raise UserError(f"--part_mib {part_mib:g} leaves no room for tensors: the header alone needs {overhead} bytes")
     groups = pack(cut_rows(tensors, limit - overhead), limit - overhead)
-    paths = part_names(file, len(groups))
+    paths = shard_names(file, len(groups))
     common = {"whole": hashlib.sha256(content).hexdigest(), "parts": str(len(groups))}
     for i, (path, group) in enumerate(zip(paths, groups, strict=True)):
         own = {**(metadata if i == 0 else {}), **common, "part": str(i + 1)}
-        part = save(group, own)
-        assert len(part) <= limit
-        write_atomically(path, lambda opened, part=part: opened.write(part))  # type: ignore[misc]
+        shard = save(group, own)
+        assert len(shard) <= limit
+        write_atomically(path, lambda opened, shard=shard: opened.write(shard))  # type: ignore[misc]
     return paths
 
 
@@ -192,7 +193,7 @@ def cut_rows(tensors: dict[str, Tensor], limit: int) -> dict[str, Tensor]:
             continue
         rows = limit // math.ceil(tensor.nbytes / len(tensor))
         if rows == 0:
-            raise UserError(f"one row of {name} is larger than a part; take a larger --part_mib")
+            raise UserError(f"one row of {name} is larger than a shard; take a larger --part_mib")
         result |= {f"{name}.rows{i}": piece.contiguous() for i, piece in enumerate(tensor.split(rows))}
     return result
 

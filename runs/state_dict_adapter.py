@@ -27,21 +27,21 @@ from utils.errors import UserError
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_best", "state_dict_model")
 
 
-class Split(NamedTuple):
-    """A network saved as several modules: what the layout is called and the keys of its parts."""
+class ModuleLayout(NamedTuple):
+    """A network saved as several modules: what the layout is called and the keys of the modules."""
 
     layout: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
 
 
-SPLITS = (
-    Split(
+MODULE_LAYOUTS = (
+    ModuleLayout(
         layout="MiSLAS (state_dict_model + state_dict_classifier)",
         required=("state_dict_model", "state_dict_classifier"),
         optional=("state_dict_lws_model",),
     ),
-    Split(
+    ModuleLayout(
         layout="classifier-balancing or GALA (feat_model + classifier)",
         required=("feat_model", "classifier"),
         optional=(),
@@ -94,7 +94,7 @@ def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
     Raises UserError for a layout that is not known, for values that are no tensors, for two keys that get one name, and
     for weights that a plain ResNet cannot express.
     """
-    parts, layout, where = find_parts(content)
+    parts, layout, where = find_modules(content)
     state: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
     entries: dict[str, object] = {}
@@ -122,7 +122,7 @@ def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
     return scaled, f"{layout}{where}{', scales multiplied into fc' if len(scaled) < len(state) else ''}"
 
 
-def find_parts(content: object) -> tuple[dict[str, dict], str, str]:
+def find_modules(content: object) -> tuple[dict[str, dict], str, str]:
     """Return the raw dictionaries that make up the network, by part, the layout's name and where it was found.
 
     A network saved as one module is one part named "".
@@ -130,33 +130,36 @@ def find_parts(content: object) -> tuple[dict[str, dict], str, str]:
     if not isinstance(content, dict):
         raise UserError(f"found an object of type {type(content).__name__}; {expectation()}")
     inner, where = content, ""
-    split = match_split(content)
-    if split is None:
+    modules = match_module_layout(content)
+    if modules is None:
         held = [key for key in CONTAINERS if holds_tensors(content.get(key))]
         if len(held) > 1:
             raise UserError(f"several entries of the checkpoint hold weights: {', '.join(map(repr, held))}; keep one")
         if held:
             inner, where = content[held[0]], f" under '{held[0]}'"
-            split = match_split(inner)
-    if split is None:
+            modules = match_module_layout(inner)
+    if modules is None:
         twins = [key for key in TWINS if holds_tensors(inner.get(key), levels=1)]
         if twins:
             flat = {f"{twin}.{key}": value for twin in twins for key, value in inner[twin].items()}
             return {"": flat}, f"DINO ({' + '.join(twins)})", where
         return {"": inner}, "plain state dict", where
-    known = (*split.required, *split.optional)
+    known = (*modules.required, *modules.optional)
     # Leaving out a part of the network would give other predictions: a factor for the logits that is no state dict, or
     # the block that MiSLAS puts between features and classifier for Places-LT.
     for key, value in inner.items():
         misplaced = key in known and value is not None and not isinstance(value, dict)
         if misplaced or (key not in known and holds_tensors(value)):
-            raise UserError(f"{key!r} ({type(value).__name__}) is no known part of {split.layout}{where}")
-    return {part: inner[part] for part in known if isinstance(inner.get(part), dict)}, split.layout, where
+            raise UserError(f"{key!r} ({type(value).__name__}) is no known part of {modules.layout}{where}")
+    return {part: inner[part] for part in known if isinstance(inner.get(part), dict)}, modules.layout, where
 
 
-def match_split(content: dict) -> Split | None:
-    """Return the first of `SPLITS` whose required parts are all in `content`."""
-    return next((split for split in SPLITS if all(isinstance(content.get(p), dict) for p in split.required)), None)
+def match_module_layout(content: dict) -> ModuleLayout | None:
+    """Return the first of `MODULE_LAYOUTS` whose required parts are all in `content`."""
+    for modules in MODULE_LAYOUTS:
+        if all(isinstance(content.get(part), dict) for part in modules.required):
+            return modules
+    return None
 
 
 def holds_tensors(value: object, levels: int = 2) -> bool:
@@ -290,5 +293,5 @@ def listing(entries: dict[str, object]) -> str:
 def expectation() -> str:
     """Say which layouts are known."""
     containers = ", ".join(f"'{key}'" for key in CONTAINERS)
-    layouts = ", ".join([*ROOTS.values(), *(split.layout for split in SPLITS)])
+    layouts = ", ".join([*ROOTS.values(), *(modules.layout for modules in MODULE_LAYOUTS)])
     return f"expected a network's state dict with torchvision's names, bare or under {containers}, or one of {layouts}"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from datasets import DATASETS
-from datasets.features import OWN
+from datasets.features import USER_DATASET_PREFIX
 from methods.recipes import find_recipe
 from settings.fields import FIELDS, STAGE1, STAGE2
 from utils.errors import UserError
@@ -105,7 +105,7 @@ def stage_preset(script: str, dataset: str, given: dict[str, Any]) -> dict[str, 
 
 def preset_of(dataset: str) -> dict[str, Any]:
     """Return what a data set's settings default to; a UserError lists the known ones."""
-    if dataset not in PRESETS and not dataset.startswith(OWN):
+    if dataset not in PRESETS and not dataset.startswith(USER_DATASET_PREFIX):
         raise UserError(f"unknown data set '{dataset}'; known: {', '.join(DATASETS)}")
     return PRESETS.get(dataset, FEATURES_PRESET)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ON_DISK
-from datasets.features import own_name
+from datasets.features import user_dataset_name
 from losses import loss_parameters
 from methods.recipes import RECIPES, find_recipe, resolve_parameters
 from models import check_network
@@ -49,7 +49,7 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     """
     if "features" in given:
         refuse_without_images(script, given)
-        dataset = own_name(Path(given["features"]))
+        dataset = user_dataset_name(Path(given["features"]))
     dataset = dataset or given.get("dataset", FIELDS["dataset"].default)
     protocol = given.get("protocol", FIELDS["protocol"].default)
     if protocol not in PROTOCOLS:

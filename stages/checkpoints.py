@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import ON_DISK
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
+from runs.feature_files import USER_FEATURES, read_features
 from runs.run_names import find_run
 from settings.resolve import Command, report_unused
 from stages.data import DATA_FLAGS, stage1_seed
@@ -14,16 +15,10 @@ from utils.errors import UserError
 
 # What a checkpoint of ours settles, where the command line does not say it.
 FROM_CHECKPOINT = ("dataset", *DATA_FLAGS, "network", "width")
-
-
 # The same, with what they were before they became settings.
 SINCE_THEN = {"stem": "cifar", "image_size": None, "resize": None}
-
-
 # Where images on disk are.
 PLACES = ("data_dir", "train_list", "val_list", "test_list", "image_root")
-
-
 # What stage 2 can do with the features of images as they are, and nothing else.
 ON_FEATURES = {"protocol": "honest", "bn_mode": "eval", "views": "plain"}
 
@@ -52,6 +47,15 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
                 "or name another checkpoint"
             )
     return command.replace(**{name: trained[name] for name in known})
+
+
+def open_features(command: Command) -> tuple[Command, Checkpoint]:
+    """Read the file that `--features` names; return the command with what the file settles, and the file."""
+    path = Path(str(command.settings.features))
+    digest, content = read_features(path)
+    given = Checkpoint(path, digest, USER_FEATURES, content["model"], content)
+    known = given.settings()
+    return command.replace(**{name: known[name] for name in FROM_CHECKPOINT}), given
 
 
 def find_stage1(command: Command) -> tuple[Command, Checkpoint]:

@@ -140,12 +140,17 @@ def device_images(data: LongTailedData, execution: Execution, settings: Settings
         workers = loader_processes(settings, execution)
         return {
             name: StreamedImages(
-                split, data.augmentation, execution.device, size=size, resize=resize,
-                augment=kinds.get(name, "crop"), workers=workers,
+                split,
+                data.augmentation,
+                execution.device,
+                size=size,
+                resize=resize,
+                augment=kinds.get(name, "crop"),
+                workers=workers,
             )
             for name, split in splits.items()
             if isinstance(split, ListedSplit)
-        }  # fmt: skip
+        }
     return {
         name: DeviceImages(split, data.augmentation, execution.device, kinds.get(name, "crop"))
         for name, split in splits.items()

@@ -34,9 +34,12 @@ from utils.text import shown, utf8_text
 TEMPERATURES = (1e-4, 1e4)  # the bounds of --temperature everywhere
 # Checkpoints from before the images' constants were recorded: those of the data sets whose images have one size.
 CIFAR_IMAGES = {
-    "size": 32, "resize": 32, "mean": cifar.AUGMENTATION.mean, "std": cifar.AUGMENTATION.std,
+    "size": 32,
+    "resize": 32,
+    "mean": cifar.AUGMENTATION.mean,
+    "std": cifar.AUGMENTATION.std,
     "mirror": cifar.AUGMENTATION.mirror,
-}  # fmt: skip
+}
 BEFORE_RECORDED = {"cifar100": CIFAR_IMAGES, "cifar10": CIFAR_IMAGES}
 
 
@@ -164,9 +167,14 @@ def make_predictor(checkpoint: Checkpoint, temperature: float | None = None) -> 
     size, resize, augmentation = image_constants(checkpoint)
     own, source = (temperature, "given") if temperature is not None else own_temperature(checkpoint)
     return Predictor(
-        restore_network(checkpoint, number), names_of(checkpoint, number), size, resize, augmentation,
-        1.0 if own is None else own, source,
-    )  # fmt: skip
+        restore_network(checkpoint, number),
+        names_of(checkpoint, number),
+        size,
+        resize,
+        augmentation,
+        1.0 if own is None else own,
+        source,
+    )
 
 
 def names_of(checkpoint: Checkpoint, num_classes: int) -> list[str]:
@@ -232,9 +240,13 @@ def restore_network(checkpoint: Checkpoint, num_classes: int) -> Network:
 def open_images(predictor: Predictor, split: ListedSplit, execution: Execution, workers: int) -> StreamedImages:
     """Return the images as the network sees them; a few are read without worker processes."""
     return StreamedImages(
-        split, predictor.augmentation, execution.device, size=predictor.size, resize=predictor.resize,
+        split,
+        predictor.augmentation,
+        execution.device,
+        size=predictor.size,
+        resize=predictor.resize,
         workers=min(workers, len(split) // (2 * PIECE)),
-    )  # fmt: skip
+    )
 
 
 def logit_blocks(

@@ -1,31 +1,108 @@
-"""What the three scripts do alike before their work begins: choose a device, load the data, say what will run."""
+"""Open what a command works on: its device, its data, its network and, where it trains, its run folder."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import nn
 
 from datasets import ON_DISK
-from datasets.decode import decoder_reason
 from datasets.features import holds_features
+from datasets.image_source import batch_sizes
 from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
-from engine.epoch import predict
-from evaluation.measure import Images
-from evaluation.metrics import shot_groups
-from methods.plan import attach_head
+from engine.data_parallel import with_batch_norm
+from losses import build_loss, loss_parameters
+from losses.los import Target, torch_target
+from methods.plan import attach_head, build_losses
 from models import build_model
 from models.given_features import GivenFeatures
 from models.network import Network
-from models.torchvision_networks import check_image_size
-from runs.checkpoint import Checkpoint
-from runs.run_record import image_sizes
-from settings.fields import FIELDS, Settings
+from models.torchvision_networks import check_image_size, check_single_image
+from runs.checkpoint import Checkpoint, load_checkpoint, load_weights
+from runs.pretrained_weights import load_pretrained
+from runs.run_folder import open_run
+from runs.run_names import run_path
+from runs.run_record import describe, image_sizes
+from runs.session import LoadedModel, Session, WeightsFile
+from settings.fields import EVALUATE, FIELDS, STAGE1, STAGE2, Settings
 from settings.resolve import Command, report_unused
-from stages.data import device_images, loader_processes
+from settings.stage2_plan import plan_of
+from stages.announcement import announce
+from stages.checkpoints import name_backbone
+from stages.data import device_images, load_data, refuse_other_images, stage1_seed
 from utils.device import Execution, choose_execution
 from utils.distributed import connect, launch_of, process_count
 from utils.errors import UserError
-from utils.text import shown
+
+# How the checkpoint that a command starts from is found; it settles some of the command's settings.
+Find = Callable[[Command], tuple[Command, Checkpoint | None]]
+
+
+def start_anew(command: Command) -> tuple[Command, None]:
+    """Start from no checkpoint."""
+    return command, None
+
+
+def open_session(command: Command, find: Find = start_anew) -> Session:
+    """Open the run that a command describes, from the checkpoint that `find` finds, and say what is about to run.
+
+    Of a run that is finished, and is to be used as it is, nothing is said (`session.run.finished`). Raises UserError
+    for whatever does not fit together, before a folder is made, and for a folder that cannot be used.
+    """
+    loaded = load_model(command, settle_execution(command), find)
+    settings, model, checkpoint = loaded.settings, loaded.model, loaded.checkpoint
+    refuse_small_batches(loaded)
+    target, loss = objective(loaded)
+    start = checkpoint if loaded.command.script == STAGE2 else None
+    folder = run_path(loaded.command, start)
+    config = describe(loaded, target)
+    if checkpoint is not None and checkpoint.features is not None:
+        config["backbone"] = name_backbone(checkpoint, folder)
+    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
+    session = Session(**vars(loaded), target=target, loss=loss, run=run)
+    if not run.finished:
+        announce(session, folder)
+        if start is None and settings.epochs > 0:
+            with_batch_norm(model, session.execution, settings.sync_bn == "on")
+        session.execution.place(model)
+        loss.to(session.execution.device)
+    return session
+
+
+def open_model(command: Command, execution: Execution, checkpoint: Checkpoint, folder: Path) -> LoadedModel:
+    """Open the network of a checkpoint, with its kind of classifier, on the images that a command names, and say so.
+
+    `folder` is where the checkpoint belongs. Raises UserError for whatever does not fit together.
+    """
+    loaded = load_model(command, execution, lambda command: (command, checkpoint))
+    announce(loaded, folder)
+    execution.place(loaded.model)
+    return loaded
+
+
+def load_model(command: Command, execution: Execution, find: Find) -> LoadedModel:
+    """Load the checkpoint that `find` finds, the data, and the network with the weights that it starts from.
+
+    The images lie on the device, the network does not yet.
+    """
+    command, checkpoint = find(command)
+    settings = command.settings
+    data = load_data(settings, stage1_seed(settings), checkpoint)
+    if checkpoint is not None:
+        refuse_other_images(checkpoint, data, warn=command.script == EVALUATE)
+    augment = settings.augment if command.script == STAGE1 else "crop"
+    images = device_images(data, execution, settings, augment)
+    torch.manual_seed(settings.seed)
+    model = build_network(settings, data)
+    weights = None
+    if checkpoint is None:
+        weights = load_weights_file(model, settings)
+    elif checkpoint.state:
+        if checkpoint.config.get("method"):
+            attach_head(model, checkpoint.config["method"])
+        load_weights(model, checkpoint)
+    return LoadedModel(command, execution, data, images, model, checkpoint, weights)
 
 
 def settle_execution(command: Command) -> Execution:
@@ -44,16 +121,15 @@ def settle_execution(command: Command) -> Execution:
     on_disk = settings.dataset in ON_DISK and settings.features is None
     threads = None if on_disk else settings.workers
     gpu = settings.gpu if launch.count == 1 else launch.local_rank
+    deterministic = settings.deterministic
     execution = choose_execution(
-        settings.device, gpu, settings.amp, compile_mode, threads, launch.local_count,
-        deterministic=settings.deterministic,
-    )  # fmt: skip
+        settings.device, gpu, settings.amp, compile_mode, threads, launch.local_count, deterministic=deterministic
+    )
     on_cuda = execution.device.type == "cuda"
     idle = {"workers": on_cuda and not on_disk, "gpu": not on_cuda or launch.count > 1}
     for name, has_none in idle.items():
-        report_unused(
-            command.script, [f"--{name}"] if has_none and name in command.given else [], f" on {execution.device.type}"
-        )
+        flags = [f"--{name}"] if has_none and name in command.given else []
+        report_unused(command.script, flags, f" on {execution.device.type}")
     connect(launch, execution.device)
     return execution
 
@@ -68,54 +144,49 @@ def build_network(settings: Settings, data: LongTailedData) -> Network:
     return model
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A network to be looked at and the images to show it, both on the device."""
+def load_weights_file(model: Network, settings: Settings) -> WeightsFile | None:
+    """Copy the file of `--weights`, where one was named, into a network.
 
-    model: Network
-    images: Images
-    execution: Execution
-
-    def features_of(self, split: str, mirrored: bool) -> Tensor:
-        """Return the features (N, d) of a split's images as they are, or mirrored."""
-        return predict(self.model.eval().features, self.images[split], self.execution, mirrored=mirrored)
-
-
-def open_subject(settings: Settings, checkpoint: Checkpoint, data: LongTailedData, execution: Execution) -> Subject:
-    """Build the network that a checkpoint's weights are for, with its kind of classifier, and place it and the data."""
-    images = device_images(data, execution, settings)
-    model = build_network(settings, data)
-    if checkpoint.config.get("method"):
-        attach_head(model, checkpoint.config["method"])
-    execution.place(model)
-    return Subject(model, images, execution)
+    Raises UserError for a file that cannot be read, does not hold the network's backbone, or has NaN or infinity in it.
+    """
+    if settings.weights is None:
+        return None
+    try:
+        checkpoint = load_checkpoint(Path(settings.weights))
+        report = load_pretrained(model, checkpoint.state)
+        refuse_non_finite(model)
+    except UserError as error:
+        raise UserError(f"--weights {settings.weights}: {error}") from error
+    print(f"weights: {checkpoint.path} ({checkpoint.kind}): {report.summary()}")
+    record = {"file": str(checkpoint.path), "sha256": checkpoint.sha256, "loaded": report.summary()}
+    return WeightsFile(checkpoint, record)
 
 
-def announce(command: Command, data: LongTailedData, execution: Execution, folder: object) -> None:
-    """Print what is about to run: the data with its shots and identity, the arithmetic, the folder."""
-    settings = command.settings
-    groups = ", ".join(f"{int(members.sum())} {name}" for name, members in shot_groups(data.class_counts).items())
-    held_out = f", {len(data.holdout)} held out" if len(data.holdout) else ""
-    profile = f"{settings.imb_type} profile, imbalance factor {settings.imb_ratio or data.imbalance_factor:g}"
-    print(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
-    print(
-        f"      {data.num_classes} classes of {data.class_counts.max()} to {data.class_counts.min()} images ({groups})"
-    )
-    whole = "all images" if settings.imb_ratio is None else f"subset {settings.subset}"
-    print(
-        f"      {whole}, index sha256 {data.subset['index_sha256'][:16]}, content sha256 "
-        f"{data.subset['content_sha256'][:16]}"
-    )
-    print("\n".join(execution.reasons))
-    if isinstance(data.train, ListedSplit):
-        size, resize = image_sizes(settings, data)
-        print(
-            f"images: read from {shown(str(data.train.root))} by {loader_processes(settings, execution)} processes, "
-            f"crops of {size} pixels (evaluation: shorter side {resize}), {decoder_reason()}"
-        )
-    if process_count() > 1:
-        print(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
-    print(
-        f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}; run folder: {folder}",
-        flush=True,
-    )
+def refuse_non_finite(model: Network) -> None:
+    """Raise UserError where a tensor of a network has NaN or infinity, which training would blame on its own steps."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} is not finite: the file is of a training that failed, or damaged")
+
+
+def refuse_small_batches(loaded: LoadedModel) -> None:
+    """Raise UserError where batch norm in train mode would see a batch that it cannot normalise as released."""
+    settings = loaded.settings
+    stage1 = loaded.command.script == STAGE1
+    if not stage1 and settings.bn_mode == "train" and process_count() > 1:
+        raise UserError("--bn_mode train (of --protocol released) needs one process: start without torchrun")
+    trained = settings.epochs > 0 if stage1 else settings.bn_mode == "train"
+    if trained and 1 in batch_sizes(len(loaded.data.train), settings.batch_size, stage1 and settings.drop_last):
+        check_single_image(loaded.model, image_sizes(settings, loaded.data)[0])
+
+
+def objective(loaded: LoadedModel) -> tuple[Target, nn.Module]:
+    """Return the target of a run and its loss: of stage 2 a list, for the first epochs and for the last ones."""
+    settings, num_classes = loaded.settings, loaded.data.num_classes
+    class_counts = loaded.data.class_counts.tolist()
+    if loaded.command.script == STAGE1:
+        target = torch_target(settings.label_smooth or 0.0, num_classes)
+        own = {name: getattr(settings, name) for name in loss_parameters(settings.loss)}
+        return target, build_loss(settings.loss, class_counts, target, **own)
+    plan = plan_of(settings, num_classes)
+    return plan.target(num_classes), nn.ModuleList(build_losses(plan, class_counts))

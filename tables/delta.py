@@ -8,7 +8,7 @@ from evaluation.plots import COLOURS
 from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell
 from losses.los import optimal_gap, torch_target
 from tables.request import Request, write_results
-from tables.rows import Measured, Row, measure_rows, open_laboratory, stage1_name
+from tables.rows import Measured, Row, measure_rows, open_context, stage1_name
 from utils.errors import UserError
 
 SMOOTHINGS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
@@ -21,8 +21,8 @@ def make_table(request: Request) -> None:
         measured: list[Measured] = []
         for seed in request.seeds:
             flags = request.starting_point(seed, **ratio)
-            lab = open_laboratory(flags, __doc__ or "")
-            measured += measure_rows(lab, flags, rows)
+            context = open_context(flags, __doc__ or "")
+            measured += measure_rows(context, flags, rows)
         failed = [
             f"s = {row['label']['smoothing']:g}, seed {row['config']['settings']['seed']}: {row['failure']}."
             for row in measured
@@ -32,7 +32,7 @@ def make_table(request: Request) -> None:
             raise UserError(f"no row of the table has a number: {' '.join(failed)}")
         table = pd.DataFrame([delta_row(row) for row in measured if row["metrics"] is not None])
         shown = pd.DataFrame([line(s, runs) for s, runs in table.groupby("smoothing", sort=True)])
-        write_results(request, f"delta_{stage1_name(lab)}", table, [shown], {"": draw(table)}, "\n".join(failed))
+        write_results(request, f"delta_{stage1_name(context)}", table, [shown], {"": draw(table)}, "\n".join(failed))
 
 
 def delta_row(row: Measured) -> dict[str, object]:

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from datasets.image_source import steps_per_epoch
-from engine.epoch import train_epoch
+from engine.epoch import EpochOptions, train_epoch
 from engine.frozen_features import feature_batches
-from engine.stacked_heads import BankSGD, head_bank, loss_bank
+from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
 from evaluation.logits_magnitude import logits_magnitude, summarise
-from evaluation.measure import LogitsOf, logits_by_way, training_fit
+from evaluation.measure import SplitLogits, logits_by_way, training_fit
 from evaluation.metrics import classification_report, feature_variance_ratio
 from evaluation.plots import COLOURS
 from evaluation.run_rows import GROUPS, mean_cell
@@ -27,7 +27,7 @@ from methods.plan import build_losses, start_head
 from methods.recipes import Recipe, find_recipe
 from runs.run_record import git_revision
 from tables.request import Request, write_results
-from tables.rows import FORMAT, Laboratory, kept_file, open_laboratory, stage1_name
+from tables.rows import FORMAT, TableContext, kept_file, open_context, stage1_name
 from tables.selection import plan_for
 from utils.device import device_name
 from utils.errors import UserError
@@ -50,39 +50,48 @@ def make_table(request: Request) -> None:
         raise UserError("path follows classifiers on one stage 1: give one seed")
     for ratio in request.ratios():
         flags = request.starting_point(request.seeds[0], **ratio)
-        lab = open_laboratory(flags, __doc__ or "")
-        rows = [line for method in methods for line in path_of(lab, method)]
-        fit = describe_features(lab)
-        table = pd.DataFrame(rows).assign(**fit, **provenance(request, lab))
+        context = open_context(flags, __doc__ or "")
+        rows = [line for method in methods for line in path_of(context, method)]
+        fit = describe_features(context)
+        table = pd.DataFrame(rows).assign(**fit, **provenance(request, context))
         notes = (
             f"Stage 1 fits {fit['train_accuracy']:.1f} % of its training images; within-class over between-class "
             f"variance of its features {fit['feature_variance_ratio']:.2f}. Steps of a constant size: the published 20 "
             "epochs at 0.0005 follow a cosine to 0, about half the distance. Objective: the loss over all cached "
             "views, which the steps and L-BFGS minimise."
         )
-        name = f"path_{stage1_name(lab)}{request.suffix()}"
+        name = f"path_{stage1_name(context)}{request.suffix()}"
         write_results(request, name, table, [short(table)], {"": draw(table)}, notes)
 
 
-def path_of(lab: Laboratory, method: str) -> list[dict[str, Any]]:
+def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
     """Return the rows of a method, measured now or kept from an earlier start."""
-    bench, settings = lab.bench, lab.command.settings
+    trainer, settings = context.trainer, context.command.settings
     depends = {
-        "identity": bench.frozen.identity, "views": settings.views, "batch_size": bench.batch_size,
-        "momentum": bench.momentum, "seed": bench.seed, "rates": LEARNING_RATES, "epochs": EPOCHS,
-        "lbfgs": (LBFGS_STEPS, LBFGS_GRADIENT), "format": FORMAT, "ends": 2,
-    }  # fmt: skip
-    place = kept_file(lab, f"path_{method}", depends)
+        "identity": trainer.frozen.store.identity,
+        "views": settings.views,
+        "batch_size": trainer.batch_size,
+        "momentum": trainer.momentum,
+        "seed": trainer.seed,
+        "rates": LEARNING_RATES,
+        "epochs": EPOCHS,
+        "lbfgs": (LBFGS_STEPS, LBFGS_GRADIENT),
+        "format": FORMAT,
+        "ends": 2,
+    }
+    place = kept_file(context, f"path_{method}", depends)
     if place.exists():
         kept = read_json(place)
         if "rows" not in kept:
             raise UserError(f"{place} is damaged; delete it, and the path is measured again")
         return kept["rows"]
     made = {
-        "device": device_name(bench.execution.device), "torch": str(torch.__version__), "git_revision": git_revision()
-    }  # fmt: skip
-    ends = (end_point(lab, method, collapsed=False), end_point(lab, method, collapsed=True))
-    rows = [{**line, **made} for line in (*walk(lab, method), *ends)]
+        "device": device_name(trainer.execution.device),
+        "torch": str(torch.__version__),
+        "git_revision": git_revision(),
+    }
+    ends = (end_point(context, method, collapsed=False), end_point(context, method, collapsed=True))
+    rows = [{**line, **made} for line in (*walk(context, method), *ends)]
     make_folder(place.parent)
     write_json(place, {"rows": rows})
     return rows
@@ -101,21 +110,21 @@ def refuse_constrained(method: str) -> None:
         raise UserError(f"path follows the minimisation of a fixed loss; --methods {method} has {reason}")
 
 
-def provenance(request: Request, lab: Laboratory) -> dict[str, Any]:
+def provenance(request: Request, context: TableContext) -> dict[str, Any]:
     """Return what the table was made for; every row says what made it."""
     return {
-        "seed": lab.bench.seed,
-        "stage1": lab.checkpoint.sha256,
-        "subset_content_sha256": lab.data.subset["content_sha256"],
+        "seed": context.trainer.seed,
+        "stage1": context.checkpoint.sha256,
+        "subset_content_sha256": context.data.subset["content_sha256"],
         "command": request.command,
     }
 
 
-def describe_features(lab: Laboratory) -> dict[str, Any]:
+def describe_features(context: TableContext) -> dict[str, Any]:
     """Return how well stage 1 fits its training images, and how far their features have collapsed."""
     return {
-        "train_accuracy": training_fit(lab.logits_of(lab.bench.linear), lab.images).accuracy,
-        "feature_variance_ratio": feature_variance_ratio(lab.bench.frozen.plain("train"), lab.bench.labels),
+        "train_accuracy": training_fit(context.logits_of(context.trainer.linear), context.images).accuracy,
+        "feature_variance_ratio": feature_variance_ratio(context.trainer.frozen.plain("train"), context.trainer.labels),
     }
 
 
@@ -127,44 +136,51 @@ def measured_epochs() -> set[int]:
     return {*chosen, 5, 20}
 
 
-def walk(lab: Laboratory, method: str) -> list[dict[str, Any]]:
+def walk(context: TableContext, method: str) -> list[dict[str, Any]]:
     """Train a method at every learning rate and measure it along the way, up to the step where it diverges."""
-    bench = lab.bench
-    steps = steps_per_epoch(len(bench.labels), bench.batch_size)
-    plan = plan_for(("--method", method), lab)
-    heads = [start_head(plan, bench.linear, bench.seed) for _ in LEARNING_RATES]
-    bank = head_bank(heads)
-    losses = [build_losses(plan, bench.class_counts)[0].to(bench.labels.device) for _ in LEARNING_RATES]
-    together = loss_bank(losses)
-    rates = torch.tensor(LEARNING_RATES, device=bench.labels.device)
-    optimizer = BankSGD([p for p in bank.parameters() if p.requires_grad], bench.momentum, torch.zeros_like(rates))
+    trainer = context.trainer
+    steps = steps_per_epoch(len(trainer.labels), trainer.batch_size)
+    plan = plan_for(("--method", method), context)
+    heads = [start_head(plan, trainer.linear, trainer.seed) for _ in LEARNING_RATES]
+    stacked = stack_heads(heads)
+    losses = [build_losses(plan, trainer.class_counts)[0].to(trainer.labels.device) for _ in LEARNING_RATES]
+    together = stack_losses(losses)
+    rates = torch.tensor(LEARNING_RATES, device=trainer.labels.device)
+    optimizer = StackedSGD(
+        [p for p in stacked.parameters() if p.requires_grad], trainer.momentum, torch.zeros_like(rates)
+    )
     optimizer.lr = rates
     going = dict(zip(LEARNING_RATES, heads, strict=True))
-    rows = [measure_head(lab, method, rate, 0, head, losses[0]) for rate, head in going.items()]
+    rows = [measure_head(context, method, rate, 0, head, losses[0]) for rate, head in going.items()]
     for epoch in range(EPOCHS):
-        order = epoch_order(len(bench.labels), bench.draws, epoch).to(bench.labels.device)
-        batches = feature_batches(bench.frozen.training_view(epoch), bench.labels, order, bench.batch_size)
+        order = epoch_order(len(trainer.labels), trainer.draws, epoch).to(trainer.labels.device)
+        batches = feature_batches(trainer.frozen.training_view(epoch), trainer.labels, order, trainer.batch_size)
         result = train_epoch(
-            bank, batches, steps, optimizer, together, bench.execution.full_precision(),
-            message=f"{method}, epoch {epoch + 1}/{EPOCHS}",
-        )  # fmt: skip
+            stacked,
+            batches,
+            steps,
+            optimizer,
+            together,
+            trainer.execution.full_precision(),
+            EpochOptions(message=f"{method}, epoch {epoch + 1}/{EPOCHS}"),
+        )
         for rate, step in zip(LEARNING_RATES, result.diverged_at, strict=True):
             if step and rate in going:
                 print(f"{method} at {rate:g} diverged at step {step} of epoch {epoch + 1}", flush=True)
                 del going[rate]
         if epoch + 1 in measured_epochs():
-            bank.write_back(heads)
+            stacked.write_back(heads)
             walked = (epoch + 1) * steps
-            rows += [measure_head(lab, method, rate, walked, head, losses[0]) for rate, head in going.items()]
+            rows += [measure_head(context, method, rate, walked, head, losses[0]) for rate, head in going.items()]
     print(f"{method}: {EPOCHS} epochs at {len(LEARNING_RATES)} learning rates", flush=True)
     return rows
 
 
-def all_views(lab: Laboratory) -> tuple[Tensor, Tensor]:
+def all_views(context: TableContext) -> tuple[Tensor, Tensor]:
     """Return the features (V N, d) of all cached views of the training images, and their labels (V N,)."""
-    frozen = lab.bench.frozen
+    frozen = context.trainer.frozen
     views = 1 if frozen.views == "plain" else int(frozen.views)
-    return torch.cat([frozen.training_view(view) for view in range(views)]), lab.bench.labels.repeat(views)
+    return torch.cat([frozen.training_view(view) for view in range(views)]), context.trainer.labels.repeat(views)
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
@@ -174,7 +190,7 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
     return (sums / torch.bincount(labels, minlength=classes)[:, None].clamp(min=1))[labels]
 
 
-def end_point(lab: Laboratory, method: str, *, collapsed: bool) -> dict[str, Any]:
+def end_point(context: TableContext, method: str, *, collapsed: bool) -> dict[str, Any]:
     """Minimise a method's loss over all cached views with L-BFGS, in float64; `collapsed`, on their class means.
 
     On class means every class is fitted alike, whatever its size: what is unbalanced there comes from the test images.
@@ -182,19 +198,24 @@ def end_point(lab: Laboratory, method: str, *, collapsed: bool) -> dict[str, Any
     `end` says how that ended: at a minimum, at the last step allowed, or on the way to infinity, where one-hot labels
     are all met, so that larger weights always lower the loss.
     """
-    features, labels = all_views(lab)
+    features, labels = all_views(context)
     features = features.double()
     if collapsed:
-        once = len(lab.bench.labels)  # one view stands for all: they have the same means
+        once = len(context.trainer.labels)  # one view stands for all: they have the same means
         features, labels = class_means(features, labels)[:once], labels[:once]
-    plan = plan_for(("--method", method), lab)
-    head = start_head(plan, lab.bench.linear, lab.bench.seed).double()
+    plan = plan_for(("--method", method), context)
+    head = start_head(plan, context.trainer.linear, context.trainer.seed).double()
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    loss = build_losses(plan, lab.bench.class_counts)[0].to(labels.device)
+    loss = build_losses(plan, context.trainer.class_counts)[0].to(labels.device)
     optimizer = torch.optim.LBFGS(
-        trained, max_iter=LBFGS_STEPS, max_eval=2 * LBFGS_STEPS, tolerance_grad=LBFGS_GRADIENT,
-        tolerance_change=0, history_size=50, line_search_fn="strong_wolfe",
-    )  # fmt: skip
+        trained,
+        max_iter=LBFGS_STEPS,
+        max_eval=2 * LBFGS_STEPS,
+        tolerance_grad=LBFGS_GRADIENT,
+        tolerance_change=0,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -209,9 +230,9 @@ def end_point(lab: Laboratory, method: str, *, collapsed: bool) -> dict[str, Any
     with torch.no_grad():
         met = bool((head(features).argmax(dim=1) == labels).all())
     end = "converged" if gradient <= LBFGS_GRADIENT else f"stopped after {iterations} iterations"
-    if met and plan.target(lab.data.num_classes) == ONE_HOT:
+    if met and plan.target(context.data.num_classes) == ONE_HOT:
         end = "no minimum: separable"
-    measured = measure_head(lab, method, None, None, head.float(), loss)
+    measured = measure_head(context, method, None, None, head.float(), loss)
     on = " on class means" if collapsed else ""
     print(f"{method}: L-BFGS{on} {end}, gradient {gradient:.1e}", flush=True)
     if collapsed:
@@ -221,21 +242,21 @@ def end_point(lab: Laboratory, method: str, *, collapsed: bool) -> dict[str, Any
 
 @torch.no_grad()
 def measure_head(
-    lab: Laboratory, method: str, rate: float | None, steps: int | None, head: nn.Linear, loss: nn.Module
+    context: TableContext, method: str, rate: float | None, steps: int | None, head: nn.Linear, loss: nn.Module
 ) -> dict[str, Any]:
     """Measure a head: accuracy on test images; the loss over all cached views, and that on the un-augmented training
     images with the accuracy there; LoMa on training and test images."""
-    logits_of = lab.logits_of(head)
-    logits, labels = logits_by_way(logits_of, lab.data), lab.images["test"].labels
+    logits_of = context.logits_of(head)
+    logits, labels = logits_by_way(logits_of, context.data), context.images["test"].labels
     values: dict[str, Any] = {"method": method, "learning_rate": rate, "steps": steps}
     for way, own in logits.items():
-        report = classification_report(own, labels, lab.data.class_counts)
+        report = classification_report(own, labels, context.data.class_counts)
         values |= {f"{way}_{group}": report[group] for group in GROUPS}
-    features, labels_of_views = all_views(lab)
-    views = LogitsOf(lambda split, mirrored: features, head)
+    features, labels_of_views = all_views(context)
+    views = SplitLogits(lambda split, mirrored: features, head)
     values["objective"] = mean_loss(loss, views.blocks("views"), labels_of_views)
-    values["training_loss"] = mean_loss(loss, logits_of.blocks("train"), lab.bench.labels)
-    fit = training_fit(logits_of, lab.images)
+    values["training_loss"] = mean_loss(loss, logits_of.blocks("train"), context.trainer.labels)
+    fit = training_fit(logits_of, context.images)
     values["training_accuracy"] = fit.accuracy
     for split, magnitude in (("train", fit.magnitude), ("test", logits_magnitude(logits["plain"], labels))):
         summary = summarise(magnitude["column"]["loma"])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from evaluation.plots import save_figure
 from evaluation.run_rows import to_markdown
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import FIELDS, STAGE1, STAGE2
 from utils.files import make_folder, write_text
@@ -55,7 +55,7 @@ class Request:
     def stage1(self, seed: int, **more: Any) -> Path:
         """Return the folder of the stage-1 run that the flags describe, after training what is missing of it."""
         argv = self.flags(STAGE1, seed=seed, **more)
-        folder = stage1_folder(parse_command(STAGE1, "", argv))
+        folder = run_path(parse_command(STAGE1, "", argv))
         if not (folder / "metrics.json").exists():
             print(f"missing stage 1: python main_stage1.py {shlex.join(argv)}", flush=True)
         self.train_stage1([*argv, "--reuse"])

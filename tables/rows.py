@@ -8,31 +8,31 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from datasets.long_tail import LongTailedData
 from engine.finish import measure
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze
-from engine.many_heads import Bench, Trained, train_heads
-from evaluation.measure import Images, LogitsOf, evaluate_test, logits_by_way, selection_score
+from engine.many_heads import HeadTrainer, Trained, train_heads
+from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
 from losses.los import ONE_HOT
 from methods.plan import Plan
-from runs.checkpoint import Checkpoint, load_weights
-from runs.run_names import experiment_name, stage2_tags
+from runs.checkpoint import Checkpoint
+from runs.run_names import experiment_name
 from runs.run_record import describe
+from runs.session import LoadedModel
 from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.resolve import Command
 from settings.stage2_plan import plan_of
 from stages.checkpoints import adopt_checkpoint
-from stages.data import device_images, load_data, refuse_other_images, stage1_seed
-from stages.session import build_network, settle_execution
-from stages.user_features import find_start
+from stages.session import load_model, settle_execution
+from stages.start import find_start
 from utils.errors import DivergedError, UserError
 from utils.files import make_folder, read_json, write_json
 
@@ -40,26 +40,51 @@ FORMAT = 1  # of the kept rows: raise it when a change of the code changes their
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class TableContext:
     """One stage 1, its data, and everything that a row needs of them."""
 
-    command: Command
+    loaded: LoadedModel
     checkpoint: Checkpoint
-    data: LongTailedData
-    images: Images
-    bench: Bench
+    trainer: HeadTrainer
 
-    def features_of(self, split: str, mirrored: bool) -> Tensor:
-        return self.bench.frozen.plain(split, mirrored)
+    @property
+    def command(self) -> Command:
+        """The command line of `main_stage2.py` that names them."""
+        return self.loaded.command
 
-    def logits_of(self, head: nn.Module) -> LogitsOf:
-        return LogitsOf(self.features_of, head)
+    @property
+    def data(self) -> LongTailedData:
+        """The data set that all rows share."""
+        return self.loaded.data
+
+    @property
+    def images(self) -> Images:
+        """Its images on the device."""
+        return self.loaded.images
+
+    def logits_of(self, head: nn.Module) -> SplitLogits:
+        """Return the logits of a head on the frozen features."""
+        return SplitLogits(self.trainer.frozen.plain, head)
 
 
-def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
+def open_context(arguments: Sequence[str], description: str) -> TableContext:
     """Read stage 1 and the data that a command line of `main_stage2.py` names; cached features are found again."""
     command = parse_command(STAGE2, description, arguments)
-    execution = settle_execution(command)
+    loaded = load_model(command, settle_execution(command), find_cacheable)
+    loaded.execution.place(loaded.model)
+    settings, checkpoint = loaded.settings, loaded.checkpoint
+    assert checkpoint is not None
+    frozen = freeze(loaded, seed=settings.seed + STAGE2_DRAWS, views=settings.views, keep=True)
+    labels, class_counts = loaded.images["train"].labels, loaded.data.class_counts.tolist()
+    trainer = HeadTrainer(
+        frozen, loaded.model.fc, labels, class_counts, settings.batch_size, settings.momentum, settings.seed
+    )
+    print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
+    return TableContext(loaded, checkpoint, trainer)
+
+
+def find_cacheable(command: Command) -> tuple[Command, Checkpoint]:
+    """Find the stage 1 of a table; a UserError refuses what cannot be trained on cached features."""
     command, checkpoint = find_start(command)
     settings = command.settings
     if settings.bn_mode != "eval" or settings.views == "fresh" or settings.protocol != "honest" or settings.nesterov:
@@ -67,33 +92,22 @@ def open_laboratory(arguments: Sequence[str], description: str) -> Laboratory:
             "this table trains on cached features: --bn_mode train, --views fresh, --protocol released and --nesterov "
             "are for main_stage2.py"
         )
-    data = load_data(settings, stage1_seed(settings), checkpoint)
-    refuse_other_images(checkpoint, data)
-    model = build_network(settings, data)
-    load_weights(model, checkpoint)
-    images = device_images(data, execution, settings)
-    execution.place(model)
-    draws = settings.seed + STAGE2_DRAWS
-    frozen = freeze(model, images, data, execution, settings, checkpoint, seed=draws, views=settings.views, keep=True)
-    bench = Bench(
-        frozen, model.fc, images["train"].labels, data.class_counts.tolist(), execution,
-        settings.batch_size, settings.momentum, settings.seed, draws,
-    )  # fmt: skip
-    print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
-    return Laboratory(command, checkpoint, data, images, bench)
+    return command, checkpoint
 
 
-def stage1_name(lab: Laboratory) -> str:
+def stage1_name(context: TableContext) -> str:
     """Return what a table's files are named by: data, network, and how its stage 1 differs from the preset.
 
     A table on a file of features says so, where views are usual: it cannot have been made with these.
     """
-    own = lab.checkpoint.config.get("tags")
-    tags = [f"from{lab.checkpoint.sha256[:8]}"] if own is None else [tag for tag in own if not tag.startswith("width")]
-    views = lab.command.settings.views
-    if lab.checkpoint.features is not None and views != lab.command.defaults.views:
+    own = context.checkpoint.config.get("tags")
+    tags = (
+        [f"from{context.checkpoint.sha256[:8]}"] if own is None else [tag for tag in own if not tag.startswith("width")]
+    )
+    views = context.command.settings.views
+    if context.checkpoint.features is not None and views != context.command.defaults.views:
         tags.append(f"views{views}")
-    return "_".join([experiment_name(lab.command.settings), *tags])
+    return "_".join([experiment_name(context.command.settings), *tags])
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ Measured = dict[str, Any]
 
 
 def measure_rows(
-    lab: Laboratory, shared: Sequence[str], rows: Sequence[Row], temperatures: dict[str, float] | None = None
+    context: TableContext, shared: Sequence[str], rows: Sequence[Row], temperatures: dict[str, float] | None = None
 ) -> list[Measured]:
     """Return {label, metrics, config, failure} of each row: kept ones as they are, the others trained together.
 
@@ -124,17 +138,17 @@ def measure_rows(
         temperature = (temperatures or {}).get(" ".join(row.flags))
         if temperature is not None:
             own += ["--temperature", f"{temperature:.6g}"]
-        command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own]), lab.checkpoint)
-        command = command.replace(start=lab.command.settings.start, views=lab.command.settings.views)
+        command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own]), context.checkpoint)
+        command = command.replace(start=context.command.settings.start, views=context.command.settings.views)
         try:
-            plan = plan_of(command.settings, lab.data.num_classes)
-            plan.target(lab.data.num_classes)
+            plan = plan_of(command.settings, context.data.num_classes)
+            plan.target(context.data.num_classes)
         except UserError as error:  # a smoothing that this number of classes rules out, say: the other rows go on
-            config = describe(command, "stage2", [], lab.data, lab.bench.execution, ONE_HOT, lab.checkpoint)
+            config = describe(replace(context.loaded, command=command), ONE_HOT)
             measured[i] = {"failure": f"refused: {error}", "metrics": None, "config": config}
             places.append(None)
             continue
-        path = _place(lab, command, plan)
+        path = _place(context, command, plan)
         places.append(path)
         if not path.exists():
             todo.setdefault(path, (command, plan))
@@ -145,14 +159,14 @@ def measure_rows(
 
     def after_epoch(epoch: int, trained: Sequence[Trained]) -> None:
         for result in trained:
-            follower = followed.setdefault(id(result), _Follower(lab, result))
+            follower = followed.setdefault(id(result), _Follower(context, result))
             follower.epoch(epoch)
             if epoch == (result.plan.epochs if result.plan.recipe.trains else 0):
                 path, command = next((path, command) for path, (command, plan) in todo.items() if plan is result.plan)
                 make_folder(path.parent)
                 write_json(path, follower.content(command))
 
-    train_heads(lab.bench, [plan for _, plan in todo.values()], after_epoch)
+    train_heads(context.trainer, [plan for _, plan in todo.values()], after_epoch)
     found = [read_kept(path) if path is not None else content for path, content in zip(places, measured, strict=True)]
     return [
         {**(content or {}), "label": {**row.label, "flags": " ".join(row.flags)}}
@@ -168,29 +182,35 @@ def read_kept(path: Path) -> Measured:
     return content
 
 
-def _place(lab: Laboratory, command: Command, plan: Plan) -> Path:
+def _place(context: TableContext, command: Command, plan: Plan) -> Path:
     """Return the file of a row, named by everything that its numbers depend on."""
     settings = command.settings
     depends = {
-        "format": FORMAT, "identity": lab.bench.frozen.identity, "plan": asdict(plan), "seed": settings.seed,
-        "views": settings.views, "batch_size": settings.batch_size, "momentum": settings.momentum,
-        "temperature": settings.temperature, "rebalance_tau": settings.rebalance_tau,
-        "counts": lab.bench.class_counts,
-    }  # fmt: skip
-    return kept_file(lab, plan.method, depends)
+        "format": FORMAT,
+        "identity": context.trainer.frozen.store.identity,
+        "plan": asdict(plan),
+        "seed": settings.seed,
+        "views": settings.views,
+        "batch_size": settings.batch_size,
+        "momentum": settings.momentum,
+        "temperature": settings.temperature,
+        "rebalance_tau": settings.rebalance_tau,
+        "counts": context.trainer.class_counts,
+    }
+    return kept_file(context, plan.method, depends)
 
 
-def kept_file(lab: Laboratory, name: str, depends: dict[str, Any]) -> Path:
+def kept_file(context: TableContext, name: str, depends: dict[str, Any]) -> Path:
     """Return where something measured on a stage 1 is kept, for everything that it depends on."""
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(lab.command.settings.out) / "tables" / lab.checkpoint.sha256[:16] / f"{name}_{digest}.json"
+    return Path(context.command.settings.out) / "tables" / context.checkpoint.sha256[:16] / f"{name}_{digest}.json"
 
 
 class _Follower:
     """Evaluates one head as it trains: the latest record, the best one, and the head that each belongs to."""
 
-    def __init__(self, lab: Laboratory, result: Trained) -> None:
-        self.lab = lab
+    def __init__(self, context: TableContext, result: Trained) -> None:
+        self.context = context
         self.result = result
         self.history = History()
         self.best_score = -1.0
@@ -201,8 +221,8 @@ class _Follower:
         """Keep the head if it is the best one so far; the test set decides, as for `best` of a run."""
         if self.result.diverged is not None:
             return
-        labels = self.lab.images["test"].labels
-        logits = logits_by_way(self.lab.logits_of(self.result.head), self.lab.data)
+        labels = self.context.images["test"].labels
+        logits = logits_by_way(self.context.logits_of(self.result.head), self.context.data)
         chosen = logits.get("flip", logits["plain"])
         score = float((chosen.argmax(dim=1) == labels).double().mean())
         if score >= self.best_score:
@@ -212,10 +232,8 @@ class _Follower:
 
     def content(self, command: Command) -> Measured:
         """Return what is kept of the finished row."""
-        lab, result = self.lab, self.result
-        tags = stage2_tags(command, lab.checkpoint)
-        execution, target = lab.bench.execution, result.plan.target(lab.data.num_classes)
-        config = describe(command, "stage2", tags, lab.data, execution, target, lab.checkpoint)
+        context, result = self.context, self.result
+        config = describe(replace(context.loaded, command=command), result.plan.target(context.data.num_classes))
         config["temperature_source"] = "held-out images of the splits"
         content: Measured = {
             "failure": result.diverged and f"diverged at {result.diverged}",
@@ -226,12 +244,12 @@ class _Follower:
             return content
         history = self.history
         history.train_seconds, history.images = result.seconds, result.images
-        last, best = lab.logits_of(result.head), lab.logits_of(self.best_head)
+        last, best = context.logits_of(result.head), context.logits_of(self.best_head)
         try:
-            history.last = {"epoch": self.last_epoch, **evaluate_test(last, lab.images, lab.data)}
-            history.best = {"epoch": self.best_epoch, **evaluate_test(best, lab.images, lab.data)}
+            history.last = {"epoch": self.last_epoch, **evaluate_test(last, context.images, context.data)}
+            history.best = {"epoch": self.best_epoch, **evaluate_test(best, context.images, context.data)}
         except DivergedError:
             return {**content, "failure": "diverged: logits that are not finite"}
         assert selection_score(history.best) >= selection_score(history.last) - 1e-6
-        content["metrics"] = measure(config, history, last, lab.images, lab.data)
+        content["metrics"] = measure(config, history, last, context.images, context.data)
         return content

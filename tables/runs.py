@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from evaluation.plots import COLOURS
 from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, read_run
-from runs.run_names import stage2_folder, stage2_tags
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1, STAGE2, Settings
 from stages.checkpoints import find_stage1
@@ -67,7 +67,7 @@ def gala(request: Request) -> None:
         for ratio in ratios
         for words, switches in GALA_READINGS.items()
         for lambda1, lambda2 in ((1.0, 1.0), (1.2, 0.9))
-    ]  # fmt: skip
+    ]
     run_table(request, "gala", rows, rebalanced=True)
 
 
@@ -164,7 +164,7 @@ def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
     except DivergedError as error:
         print(f"{run.name} failed: {error}", flush=True)
         return failed_row(command.settings, error)
-    return csv_row(*read_run(stage2_folder(command.settings, stage2_tags(command, checkpoint))))
+    return csv_row(*read_run(run_path(command, checkpoint)))
 
 
 def failed_row(settings: Settings, error: DivergedError) -> dict[str, Any]:

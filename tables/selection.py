@@ -21,7 +21,7 @@ from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.presets import preset_flags
 from settings.stage2_plan import plan_of
-from tables.rows import Laboratory
+from tables.rows import TableContext
 from utils.errors import UserError
 
 # A tuned number's flag, where the two differ.
@@ -51,34 +51,36 @@ def _flag(name: str, value: float) -> Flags:
     return f"--{FLAGS.get(name, name)}", f"{value:g}"
 
 
-def refuse_seen(lab: Laboratory) -> None:
+def refuse_seen(context: TableContext) -> None:
     """Raise UserError where a stage 1 has seen the images that would choose."""
-    if len(lab.data.holdout) == 0:
+    if len(context.data.holdout) == 0:
         advice = "train stage 1 with --holdout 0.2 and name its run with --holdout_pth"
-        if lab.command.settings.features is not None:
-            advice = f"put holdout_features and holdout_labels into {lab.command.settings.features}"
-        raise UserError(f"{lab.checkpoint.path} was trained on all images, so none are left to choose on; {advice}")
-    if lab.command.settings.start == "best":
-        raise UserError(f"{lab.checkpoint.path} is of the epoch that was best on the test set; choose on last.pth")
+        if context.command.settings.features is not None:
+            advice = f"put holdout_features and holdout_labels into {context.command.settings.features}"
+        raise UserError(f"{context.checkpoint.path} was trained on all images, so none are left to choose on; {advice}")
+    if context.command.settings.start == "best":
+        raise UserError(f"{context.checkpoint.path} is of the epoch that was best on the test set; choose on last.pth")
 
 
-def plan_for(flags: Flags, lab: Laboratory) -> Plan:
+def plan_for(flags: Flags, context: TableContext) -> Plan:
     """Return the plan that `main_stage2.py` would make of these flags."""
-    plan = plan_of(parse_command(STAGE2, "", [*preset_flags(lab.data.name), *flags]).settings, lab.data.num_classes)
-    plan.target(lab.data.num_classes)
+    plan = plan_of(
+        parse_command(STAGE2, "", [*preset_flags(context.data.name), *flags]).settings, context.data.num_classes
+    )
+    plan.target(context.data.num_classes)
     return plan
 
 
-def possible(flags: Flags, lab: Laboratory) -> bool:
+def possible(flags: Flags, context: TableContext) -> bool:
     """Tell whether a trial makes sense on this data set: `lort` does not with a large smoothing on few classes."""
     try:
-        plan_for(flags, lab)
+        plan_for(flags, context)
     except UserError:
         return False
     return True
 
 
-def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Laboratory]) -> pd.DataFrame:
+def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[TableContext]) -> pd.DataFrame:
     """Try every trial of `methods` on each split; return a row a trial: flags, score on each split, mean, temperature.
 
     The score is the class-balanced accuracy on the held-out images, in percent, of the last epoch; a trial that
@@ -86,25 +88,25 @@ def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Labora
     method, the middle one of equal ones. Temperatures are the geometric mean over the splits, of the chosen trials and
     the extra ones.
     """
-    for lab in labs:
-        refuse_seen(lab)
+    for context in contexts:
+        refuse_seen(context)
     # Features come with one held-out share of their own, which no classifier here has learned from.
-    needed = 1 if labs[0].command.settings.features is not None else SPLITS
-    if len({lab.checkpoint.sha256 for lab in labs}) < needed:
+    needed = 1 if contexts[0].command.settings.features is not None else SPLITS
+    if len({context.checkpoint.sha256 for context in contexts}) < needed:
         raise UserError(f"--holdout_pth must name {SPLITS} different stage 1s: the score is their mean")
-    grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, labs[0])]
+    grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, contexts[0])]
     hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]
-    grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, labs[0])]
+    grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, contexts[0])]
     table = pd.DataFrame({"method": [method for method, _ in grid], "flags": [" ".join(flags) for _, flags in grid]})
     by_split: list[list[Trained]] = []
-    for number, lab in enumerate(labs):
+    for number, context in enumerate(contexts):
         print(
-            f"split {number + 1} of {len(labs)}: {len(grid)} trials, {len(lab.data.holdout)} held-out images",
+            f"split {number + 1} of {len(contexts)}: {len(grid)} trials, {len(context.data.holdout)} held-out images",
             flush=True,
         )
-        by_split.append(train_heads(lab.bench, [plan_for(flags, lab) for _, flags in grid]))
-        table[f"split{number}"] = [score(lab, result) for result in by_split[-1]]
-    splits = [f"split{number}" for number in range(len(labs))]
+        by_split.append(train_heads(context.trainer, [plan_for(flags, context) for _, flags in grid]))
+        table[f"split{number}"] = [score(context, result) for result in by_split[-1]]
+    splits = [f"split{number}" for number in range(len(contexts))]
     table["mean"] = table[splits].mean(axis=1, skipna=False)
     table["chosen"] = False
     for _, rows in table.groupby("method", sort=False):
@@ -113,26 +115,27 @@ def select(methods: Sequence[str], extra: Sequence[Flags], labs: Sequence[Labora
             table.loc[best[len(best) // 2], "chosen"] = True
     nothing = pd.DataFrame({"method": hopeless, "flags": "", "chosen": False})
     table["temperature"] = [
-        temperature_over_splits(labs, [results[i] for results in by_split]) if chosen else None
+        temperature_over_splits(contexts, [results[i] for results in by_split]) if chosen else None
         for i, chosen in enumerate(table["chosen"])
     ]
     return pd.concat([table, nothing]) if hopeless else table
 
 
 @torch.no_grad()
-def score(lab: Laboratory, result: Trained) -> float:
+def score(context: TableContext, result: Trained) -> float:
     """Return the class-balanced accuracy of a head on the held-out images, in percent; NaN where it diverged."""
     if result.diverged is not None:
         return math.nan
-    logits = lab.logits_of(result.head)("holdout")
-    return class_balanced_accuracy(logits, lab.images["holdout"].labels)
+    logits = context.logits_of(result.head)("holdout")
+    return class_balanced_accuracy(logits, context.images["holdout"].labels)
 
 
-def temperature_over_splits(labs: Sequence[Laboratory], results: Sequence[Trained]) -> float | None:
+def temperature_over_splits(contexts: Sequence[TableContext], results: Sequence[Trained]) -> float | None:
     """Return the geometric mean of the temperatures that the held-out images of each split ask for, None where none
     could be fitted."""
     fitted = [
-        held_out_temperature(lab.logits_of(result.head), lab.images) for lab, result in zip(labs, results, strict=True)
+        held_out_temperature(context.logits_of(result.head), context.images)
+        for context, result in zip(contexts, results, strict=True)
     ]
     known = [math.log(value) for value in fitted if value is not None]
     return math.exp(sum(known) / len(known)) if known else None

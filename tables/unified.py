@@ -16,7 +16,7 @@ from settings.fields import FIELDS, STAGE1, STAGE2
 from settings.presets import preset_flags
 from tables.published import cell, sources
 from tables.request import Request, write_results
-from tables.rows import Laboratory, Measured, Row, measure_rows, open_laboratory, stage1_name
+from tables.rows import Measured, Row, TableContext, measure_rows, open_context, stage1_name
 from tables.selection import Flags, select
 from tables.unified_figures import draw_bars, draw_per_class
 from utils.device import device_name
@@ -38,11 +38,11 @@ def make_table(request: Request) -> None:
     for ratio in request.ratios():
         for seed in request.seeds:
             flags = request.starting_point(seed, **ratio)
-            lab = open_laboratory(flags, __doc__ or "")
-            name = f"unified_{stage1_name(lab)}"
-            choices = find_choices(request, name, methods, lab)
-            rows = rows_of(methods, lab.data.name, choices)
-            measured += measure_rows(lab, flags, rows, temperatures(choices))
+            context = open_context(flags, __doc__ or "")
+            name = f"unified_{stage1_name(context)}"
+            choices = find_choices(request, name, methods, context)
+            rows = rows_of(methods, context.data.name, choices)
+            measured += measure_rows(context, flags, rows, temperatures(choices))
         report(request, f"{name}{request.suffix()}", measured, choices)
         measured = []
 
@@ -80,36 +80,39 @@ def temperatures(choices: pd.DataFrame | None) -> dict[str, float]:
     return dict(zip(known["flags"], known["temperature"], strict=True))
 
 
-def find_choices(request: Request, name: str, methods: Sequence[str], lab: Laboratory) -> pd.DataFrame | None:
+def find_choices(request: Request, name: str, methods: Sequence[str], context: TableContext) -> pd.DataFrame | None:
     """Return the trials that an earlier selection left; with `--select`, after choosing for what is missing of them.
 
     What was chosen on other splits, or for another batch size or other views, is not used; a new selection replaces it.
     """
     path = request.results / f"{name}_selection.csv"
-    settings = lab.command.settings
+    settings = context.command.settings
     conditions = f"views {settings.views}, batch_size {settings.batch_size}, momentum {settings.momentum:g}"
     known = read_selection(path)
     if known is not None and known["conditions"].iloc[0] != conditions:
         print(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
         known = None
     if request.select:
-        labs = [open_laboratory(flags, "") for flags in request.splits(**stage1_recipe(lab))]
-        for split in labs:
-            refuse_other_recipe(split, lab)
-        splits = " ".join(split.checkpoint.sha256 for split in labs)
+        contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
+        for split in contexts:
+            refuse_other_recipe(split, context)
+        splits = " ".join(split.checkpoint.sha256 for split in contexts)
         if known is not None and known["splits_sha256"].iloc[0] != splits:
             print(f"{path} was chosen on other splits: choosing again")
             known = None
         missing = [method for method in methods if known is None or method not in set(known["method"])]
         if missing:
-            shared = [shared_flags(method, lab.data.name) for method in missing]
+            shared = [shared_flags(method, context.data.name) for method in missing]
             started = time.perf_counter()
-            trials = select(missing, shared, labs)
+            trials = select(missing, shared, contexts)
             made: dict[str, Any] = {
-                "conditions": conditions, "splits_sha256": splits, "command": request.command,
-                "device": device_name(lab.bench.execution.device), "git_revision": git_revision(),
+                "conditions": conditions,
+                "splits_sha256": splits,
+                "command": request.command,
+                "device": device_name(context.trainer.execution.device),
+                "git_revision": git_revision(),
                 "seconds_of_all": round(time.perf_counter() - started),
-            }  # fmt: skip
+            }
             for column, value in made.items():  # of all trials alike: said once, in the first row
                 trials[column] = [value] + [None] * (len(trials) - 1)
             known = trials if known is None else pd.concat([known, trials])
@@ -136,17 +139,17 @@ def read_selection(path: Path) -> pd.DataFrame | None:
     return table
 
 
-def stage1_recipe(lab: Laboratory) -> dict[str, Any]:
+def stage1_recipe(context: TableContext) -> dict[str, Any]:
     """Return the flags that made a stage 1, but for its seed and what it held out."""
-    trained = lab.checkpoint.settings()
+    trained = context.checkpoint.settings()
     names = ["dataset", "imb_type", "imb_ratio", "network"]
     names += [name for name, field in FIELDS.items() if STAGE1 in field.metadata["folder"] and name != "holdout"]
     return {name: trained[name] for name in names if not (trained.get(name) is None or trained[name] is False)}
 
 
-def refuse_other_recipe(split: Laboratory, lab: Laboratory) -> None:
+def refuse_other_recipe(split: TableContext, context: TableContext) -> None:
     """Raise UserError where numbers chosen on one kind of stage 1 would be used on another."""
-    there, here = stage1_recipe(split), stage1_recipe(lab)
+    there, here = stage1_recipe(split), stage1_recipe(context)
     # A stage 1 of an earlier version lacks the settings that came later; they had their defaults.
     differing = [
         f"--{name} {there.get(name)} there, {here.get(name)} here"

@@ -13,8 +13,12 @@ from tables.rows import Measured
 
 # Drawn in colour, the others in grey.
 HIGHLIGHTED = {
-    "ce": "black", "los": "tab:red", "balanced_softmax": "tab:blue", "tau_norm": "tab:green", "wb": "tab:purple",
-}  # fmt: skip
+    "ce": "black",
+    "los": "tab:red",
+    "balanced_softmax": "tab:blue",
+    "tau_norm": "tab:green",
+    "wb": "tab:purple",
+}
 
 
 def draw_bars(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
@@ -74,9 +78,13 @@ def draw_per_class(measured: Sequence[Measured], titles: Mapping[str, str]) -> F
             for axes, values, panel in zip(line, shown, drawn, strict=True):
                 panel.append(values)
                 axes.plot(
-                    values, color=HIGHLIGHTED.get(method, "lightgrey"), linewidth=1.5 if known else 0.7, marker=".",
-                    markersize=2 if len(values) < 200 else 0, label=method if known else None,
-                )  # fmt: skip
+                    values,
+                    color=HIGHLIGHTED.get(method, "lightgrey"),
+                    linewidth=1.5 if known else 0.7,
+                    marker=".",
+                    markersize=2 if len(values) < 200 else 0,
+                    label=method if known else None,
+                )
         for axes, name in zip(line, names, strict=True):
             axes.set(xlabel="class, largest first", ylabel=name, title=titles[budget], ylim=(0, 3))
         line[1].set_ylim(0, 2)

@@ -1,4 +1,4 @@
-"""Look at a data set before anyone spends a GPU night on it: classes, counts, shots, lists, missing and odd images.
+"""Look at a data set before a night on a GPU is spent on it: classes, counts, shots, lists, missing and odd images.
 
     python -m tools.check_dataset --dataset imagenet_lt --data_dir data --plot sizes.png
     python -m tools.check_dataset --dataset folder --data_dir my_images --decode all --json report.json
@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
@@ -29,22 +28,23 @@ from datasets.decode import read_rgb
 from datasets.listed import LAYOUTS, Facts, ListFiles, find_lists
 from datasets.lists import ListedSplit, class_folders, image_files, join, scan
 from datasets.long_tail import LongTailedData, Profile
+from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
+from evaluation.plots import save_figure
 from utils.command import run_command
 from utils.errors import UserError
-from utils.files import sha256_file, write_atomically, write_json
+from utils.files import sha256_file, write_json
 from utils.progress import show_progress
 from utils.text import shown
 
-MANY_ABOVE, FEW_BELOW = 100, 20  # as in evaluation.metrics, which no data set may import
 SMALL = 224  # pixels of the usual crop
 FIRST = 10  # files that are named
 THREADS = 8  # PIL decodes, and a network disk answers, without holding the others up
+NAMED = 30  # classes that are printed one by one
 
 MISSING, EMPTY, NO_IMAGE = "missing", "zero bytes", "not an image"
 DAMAGED, TOO_LARGE = "damaged or of an unknown form", "too large"
 PALETTE = "palette, alpha or other colours"
 SMALLER = f"smaller than {SMALL}"
-NAMED = 30  # classes that are printed one by one
 # What training does with a file of each kind; None: it cannot use it.
 KINDS: dict[str, str | None] = {
     MISSING: None,
@@ -148,9 +148,8 @@ def check_files(files: ListedSplit, decode: int | None) -> dict[str, Any]:
 
 
 def shot_counts(class_counts: np.ndarray) -> dict[str, int]:
-    """Return how many classes are many-, medium- and few-shot (OLTR, 2019)."""
-    many, few = int((class_counts > MANY_ABOVE).sum()), int((class_counts < FEW_BELOW).sum())
-    return {"many": many, "medium": len(class_counts) - many - few, "few": few}
+    """Return how many classes are many-, medium- and few-shot (`evaluation.metrics.shot_groups`)."""
+    return {name: int(members.sum()) for name, members in shot_groups(class_counts).items()}
 
 
 def part_counts(labels: np.ndarray, num_classes: int) -> dict[str, int]:
@@ -234,11 +233,11 @@ def make_report(
 
 def report_text(report: dict[str, Any]) -> str:
     """Return the report for people."""
-    parts = pd.DataFrame(report["parts"]).T.to_string()
     classes = pd.DataFrame(report["by_class"], index=[shown(name) for name in report["class_names"]])
     shots, train = report["shots"], report["parts"]["train"]
     lines = [
-        f"{report['dataset']}: {report['classes']} classes", parts,
+        f"{report['dataset']}: {report['classes']} classes",
+        pd.DataFrame(report["parts"]).T.to_string(),
         f"imbalance factor {report['imbalance_factor']:.1f} ({train['largest']} / {train['smallest']})",
         f"shots: {shots['many']} many (> {MANY_ABOVE}), {shots['medium']} medium ({FEW_BELOW} to {MANY_ABOVE}), "
         f"{shots['few']} few (< {FEW_BELOW})",
@@ -246,23 +245,28 @@ def report_text(report: dict[str, Any]) -> str:
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
         *(f"warning: {line}" for line in report["warnings"]),
-    ]  # fmt: skip
-    files = report["files"]
-    if files is not None:
-        rows = [
-            {"files": f"{entry['files']:,}", "kind": kind, "training": KINDS[kind] or "cannot use it"}
-            for kind, entry in files["kinds"].items()
-        ]
-        lines.append(f"{files['listed']:,} files looked for in {files['root']}, {files['decoded']:,} of them decoded")
-        lines += [pd.DataFrame(rows).to_string(index=False)] if rows else ["all there, all plain RGB"]
-        for kind in reversed(files["kinds"]):  # the worst last, where they are seen
-            entry = files["kinds"][kind]
-            if kind == SMALLER:  # nothing that anyone would mend
-                continue
-            lines += [f"{kind}:", *(f"    {name}" for name in entry["first"])]
-            if entry["files"] > len(entry["first"]):
-                lines.append(f"    and {entry['files'] - len(entry['first']):,} more")
-    return "\n".join(lines)
+    ]
+    return "\n".join([*lines, *file_lines(report["files"])])
+
+
+def file_lines(files: dict[str, Any] | None) -> list[str]:
+    """Return the lines of the report on the files, none for a data set that has none."""
+    if files is None:
+        return []
+    rows = [
+        {"files": f"{entry['files']:,}", "kind": kind, "training": KINDS[kind] or "cannot use it"}
+        for kind, entry in files["kinds"].items()
+    ]
+    lines = [f"{files['listed']:,} files looked for in {files['root']}, {files['decoded']:,} of them decoded"]
+    lines += [pd.DataFrame(rows).to_string(index=False)] if rows else ["all there, all plain RGB"]
+    for kind in reversed(files["kinds"]):  # the worst last, where they are seen
+        entry = files["kinds"][kind]
+        if kind == SMALLER:  # nothing that anyone would mend
+            continue
+        lines += [f"{kind}:", *(f"    {name}" for name in entry["first"])]
+        if entry["files"] > len(entry["first"]):
+            lines.append(f"    and {entry['files'] - len(entry['first']):,} more")
+    return lines
 
 
 def is_usable(report: dict[str, Any]) -> bool:
@@ -294,12 +298,6 @@ def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) 
     return figure
 
 
-def save_plot(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, atomically and without a display."""
-    FigureCanvasAgg(figure)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-
-
 def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path], Facts | None]:
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
     name, data_dir = arguments.dataset, arguments.data_dir
@@ -319,16 +317,20 @@ def decode_count(text: str) -> int | None:
     return int(text)
 
 
-def refuse(message: str) -> NoReturn:
+def refuse_usage(message: str) -> NoReturn:
+    """Raise UserError for a command line that cannot be."""
     raise UserError(f"{message}; --help lists the flags")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.check_dataset", description=__doc__, allow_abbrev=False,
+        prog="python -m tools.check_dataset",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign]
+    )
+    parser.error = refuse_usage  # type: ignore[method-assign]
     parser.add_argument("--dataset", required=True, help="name of the data set")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets; of list and folder: their own")
     parser.add_argument("--train_list", help="list of the training images: lines of 'path label', or COCO's .json")
@@ -339,7 +341,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--decode", type=decode_count, default=1000, metavar="N|all", help="images to decode [1000]")
     parser.add_argument("--plot", type=Path, help="write a picture of the class sizes to this PNG file")
     parser.add_argument("--json", type=Path, help="write the report to this file")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the data set that a command line names; exit with status 1 where training cannot use it."""
+    arguments = make_parser().parse_args(argv)
     if arguments.dataset in IN_MEMORY:
         if arguments.imb_ratio is None:
             arguments.imb_ratio = Profile().imb_ratio
@@ -349,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(report_text(report))
     if arguments.plot:
         counts = np.array(report["class_counts"])
-        save_plot(arguments.plot, draw_sizes(report["dataset"], counts, report["class_names"]))
+        save_figure(arguments.plot, draw_sizes(report["dataset"], counts, report["class_names"]))
     if arguments.json:
         write_json(arguments.json, report)
     if not is_usable(report):

@@ -48,13 +48,15 @@ def draw_comparison(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Figure
     return figure
 
 
-def refuse(message: str) -> NoReturn:
+def refuse_usage(message: str) -> NoReturn:
+    """Raise UserError for a command line that cannot be."""
     raise UserError(f"{message}; usage: python -m tools.compare RUN_FOLDER ... [--csv F] [--markdown F] [--figure F]")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Put the runs that a command line names side by side."""
     parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__, allow_abbrev=False)
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = refuse_usage  # type: ignore[method-assign]
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     for flag in ("csv", "markdown", "figure"):
         parser.add_argument(f"--{flag}", type=Path, help=f"write the {flag} here")

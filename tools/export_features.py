@@ -1,13 +1,17 @@
-"""Make a file of features from a finished stage 1, in half precision: stage 2 on it needs neither network nor images.
+"""Make a file of features from a stage 1, in half precision: stage 2 on it needs neither network nor images.
 
     python -m tools.export_features RUN_FOLDER FILE.safetensors
+    python -m tools.export_features CHECKPOINT.pth FILE.safetensors --imb_ratio 100 --network resnet34
 
-It holds `train_features` (N, d), `test_features`, where the data set is mirrored `test_features_mirrored`, where
+The first argument is whatever `evaluate.py --pretrained_pth` reads, of a stage 1: a finished run or a checkpoint alone.
+One that does not name its data and network, such as a plain state dict, takes the flags of `evaluate.py` that do.
+
+The file holds `train_features` (N, d), `test_features`, where the data set is mirrored `test_features_mirrored`, where
 images were held out `holdout_features`, each split's `*_labels` and `*_ids`, and the last epoch's classifier in full
 precision: a stage-1 checkpoint whose backbone is replaced by what it makes of the images as they are. `main_stage2.py
 --pretrained_pth FILE` and the tables of `reproduce.py` take it as one, with `--views plain`. It is computed in fp32
 with the data of the run, which must be there. The card beside it, FILE with the ending .json, has the accuracy of the
-run, the accuracy `measured` with the features as they stand in the file, and the sha256 of every part.
+run, the accuracy `measured` with the features as they stand in the file, and the sha256 of every shard.
 """
 
 import argparse
@@ -18,56 +22,59 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from evaluation.run_rows import read_run
+from engine.frozen_features import network_features
 from runs.checkpoint import CLASSIFIER, load_checkpoint
-from runs.shards import PART_MIB, card_of, describe_files, refuse_present, write_safetensors
-from stages.session import Subject
-from tools.release import accuracy_of, describe_run, header_of, look_at
+from runs.session import LoadedModel
+from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
+from tools.sources import accuracy_of, describe_source, header_of, look_at, open_source
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json
 
 
-def export_features(run: Path, file: Path, *, part_mib: float = PART_MIB, device: str = "auto") -> list[Path]:
-    """Write the features of a finished stage-1 run and their card; return what was written, the card last.
+def export_features(path: Path, file: Path, flags: Sequence[str] = (), part_mib: float = SHARD_MIB) -> list[Path]:
+    """Write the features of a stage 1, a run or a checkpoint, and their card; return what was written, the card last.
 
-    Raises UserError for another run, where the run's data are not there, and where something stands in the place.
+    `flags` are those of `evaluate.py` by which the data are found. Raises UserError for a stage 2, where the data are
+    not there, and where something stands in the place.
     """
-    refuse_present(file)
-    metrics, config = read_run(run)
-    if config["stage"] != "stage1":
-        raise UserError(f"{run} is a {config['stage']} run; features are those of a stage 1")
-    checkpoint = load_checkpoint(run / "last.pth")
-    subject, data = look_at(checkpoint, device)
+    refuse_taken_name(file)
+    source = open_source(path, flags)
+    if source.stage != "stage1":
+        raise UserError(f"{source.path} is of a {source.stage}; features are those of a stage 1: name that one")
+    loaded = look_at(source.checkpoint, flags)
+    mirror = loaded.data.augmentation.mirror
     header = {
-        **header_of(checkpoint, metrics),
+        **header_of(source),
         "holds": "features",
-        "class_names": data.class_names,
-        "augmentation": {"mirror": data.augmentation.mirror},
+        "class_names": loaded.data.class_names,
+        "augmentation": {"mirror": mirror},
     }
-    classifier = {key: value.float() for key, value in checkpoint.state.items() if key.startswith(CLASSIFIER)}
-    written = write_safetensors(file, feature_tensors(subject, data.augmentation.mirror) | classifier, header, part_mib)
+    state = source.checkpoint.state
+    classifier = {key: value.float() for key, value in state.items() if key.startswith(CLASSIFIER)}
+    written = write_safetensors(file, feature_tensors(loaded, mirror) | classifier, header, part_mib)
     card = {
         **describe_files(file),
         "holds": "features",
         "precision": "float16",
-        "computed": list(subject.execution.reasons),
-        "measured": accuracy_of(*look_at(load_checkpoint(file), device)),
-        **describe_run(checkpoint, metrics, config),
+        "computed": list(loaded.execution.reasons),
+        "measured": accuracy_of(look_at(load_checkpoint(file), flags)),
+        **describe_source(source),
     }
     write_json(card_of(file), card)
     return [*written, card_of(file)]
 
 
-def feature_tensors(subject: Subject, mirror: bool) -> dict[str, Tensor]:
+def feature_tensors(loaded: LoadedModel, mirror: bool) -> dict[str, Tensor]:
     """Return the features of all splits in half precision, with labels and ids, named as `datasets.features` has it."""
+    features_of = network_features(loaded)
     tensors: dict[str, Tensor] = {}
-    for split, images in subject.images.items():
+    for split, images in loaded.images.items():
         if len(images) == 0:
             continue
         for mirrored in (False, True) if mirror and split == "test" else (False,):
             name = f"{split}_features" + "_mirrored" * mirrored
-            tensors[name] = subject.features_of(split, mirrored).half().cpu()
+            tensors[name] = features_of(split, mirrored).half().cpu()
             if not bool(tensors[name].isfinite().all()):
                 largest = torch.finfo(torch.float16).max
                 raise UserError(f"{name} are not finite, or above {largest:g}, the largest number in half precision")
@@ -75,21 +82,27 @@ def feature_tensors(subject: Subject, mirror: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(
-        f"{message}; usage: python -m tools.export_features RUN_FOLDER FILE.safetensors [--part_mib N] [--device D]"
-    )
+def refuse_usage(message: str) -> NoReturn:
+    """Raise the error of a command line that cannot be."""
+    usage = "python -m tools.export_features RUN_OR_CHECKPOINT FILE.safetensors [--part_mib N] [flags of evaluate.py]"
+    raise UserError(f"{message}; usage: {usage}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.export_features", description=__doc__, allow_abbrev=False)
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("run", type=Path, help="folder of a finished stage-1 run")
+    """Export what the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.export_features",
+        usage="python -m tools.export_features RUN_OR_CHECKPOINT FILE.safetensors [flags of evaluate.py]",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = refuse_usage  # type: ignore[method-assign]
+    parser.add_argument("source", type=Path, help="folder of a finished stage-1 run, or a checkpoint file")
     parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
-    parser.add_argument("--part_mib", type=float, default=PART_MIB, help=f"MiB a file holds at most [{PART_MIB:g}]")
-    parser.add_argument("--device", default="auto", help="where to compute: auto, cpu or cuda [auto]")
-    arguments = parser.parse_args(argv)
-    written = export_features(arguments.run, arguments.file, part_mib=arguments.part_mib, device=arguments.device)
+    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
+    own, flags = parser.parse_known_args(argv)
+    written = export_features(own.source, own.file, flags, own.part_mib)
     print(f"written: {', '.join(map(str, written))}")
 
 

@@ -16,12 +16,12 @@ from utils.distributed import disconnect
 from utils.errors import UserError
 
 # Seconds in which torchrun ends the other processes once one has failed: of all that fail alike only the first speaks.
-TURN = 3
+SECONDS_FOR_TORCHRUN = 3
 # Seconds in which a signal to a whole group of processes reaches each of them.
-MOMENT = 0.5
+SECONDS_FOR_WORKERS = 0.5
 # Seconds in which signals after the first are taken for the same request: terminals and torchrun send several.
-AGAIN = 10
-ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+SECONDS_OF_ONE_REQUEST = 10
+ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def run_command(command: Callable[[], object], interrupted: str = "") -> None:
@@ -81,7 +81,7 @@ def signals_as_interrupts(arrived: list[int]) -> Iterator[None]:
     repetitions.
     """
     usual = {signal.SIG_DFL, signal.default_int_handler}
-    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) in usual}
     owner = os.getpid()
     times: list[float] = []
@@ -89,7 +89,7 @@ def signals_as_interrupts(arrived: list[int]) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a worker, forked just now, that has no handler of its own yet
             os._exit(128 + number)
-        if not times or time.monotonic() - times[-1] > AGAIN:
+        if not times or time.monotonic() - times[-1] > SECONDS_OF_ONE_REQUEST:
             times.append(time.monotonic())
             arrived.append(number)
             raise KeyboardInterrupt
@@ -116,11 +116,12 @@ def patience_with(error: Exception) -> float:
     """Return the seconds to wait for a signal that may be behind an error: another process of ours was ended by it
     first, one that torchrun started or a worker that reads images; or the terminal is gone, and its shell says so."""
     if of_many() > 0 or (of_many() == 0 and not isinstance(error, UserError)):
-        return TURN
+        return SECONDS_FOR_TORCHRUN
     if isinstance(error, OSError) and error.errno == errno.EIO:
-        return TURN
+        return SECONDS_FOR_TORCHRUN
     reason = error.__cause__ if isinstance(error, UserError) else error
-    return MOMENT if isinstance(reason, RuntimeError) and str(reason).startswith("DataLoader worker") else 0
+    of_worker = isinstance(reason, RuntimeError) and str(reason).startswith("DataLoader worker")
+    return SECONDS_FOR_WORKERS if of_worker else 0
 
 
 def say(line: str) -> None:

@@ -84,22 +84,33 @@ def choose_execution(
         if threads:
             torch.set_num_threads(threads)
         why = "asked for" if device == "cpu" else "no CUDA device was found"
-        bf16, compiled = amp == "bf16", compile_mode == "on"
-        reasons = [
-            f"device: CPU with {torch.get_num_threads()} threads ({why})",
-            f"precision: {'bf16 autocast (asked for)' if bf16 else 'fp32 (the default on a CPU)'}",
-            f"step: {'compiled (asked for)' if compiled else 'eager (the default on a CPU)'}, channels last",
-        ]
-        if deterministic:
-            reasons.append("repeatable: bit for bit with as many threads, as every run on a CPU; no need to ask for it")
-        return Execution(torch.device("cpu"), bf16, compiled, tuple(reasons))
-    if processes > torch.cuda.device_count():
+        return execution_on_cpu(why, amp, compile_mode, deterministic)
+    count = torch.cuda.device_count()
+    if processes > count:
         raise UserError(
-            f"{processes} processes were started on a machine with {torch.cuda.device_count()} CUDA devices; start one "
-            "for each at most (--nproc_per_node), or add --device cpu"
+            f"{processes} processes were started on a machine with {count} CUDA devices; start one for each at most "
+            "(--nproc_per_node), or add --device cpu"
         )
-    if gpu >= torch.cuda.device_count():
-        raise UserError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    if gpu >= count:
+        raise UserError(f"--gpu {gpu}: this machine has {count} CUDA devices, numbered from 0")
+    return execution_on_cuda(gpu, amp, compile_mode, deterministic)
+
+
+def execution_on_cpu(why: str, amp: str, compile_mode: str, deterministic: bool) -> Execution:
+    """Return how a CPU computes, which was chosen for the reason `why`."""
+    bf16, compiled = amp == "bf16", compile_mode == "on"
+    reasons = [
+        f"device: CPU with {torch.get_num_threads()} threads ({why})",
+        f"precision: {'bf16 autocast (asked for)' if bf16 else 'fp32 (the default on a CPU)'}",
+        f"step: {'compiled (asked for)' if compiled else 'eager (the default on a CPU)'}, channels last",
+    ]
+    if deterministic:
+        reasons.append("repeatable: bit for bit with as many threads, as every run on a CPU; no need to ask for it")
+    return Execution(torch.device("cpu"), bf16, compiled, tuple(reasons))
+
+
+def execution_on_cuda(gpu: int, amp: str, compile_mode: str, deterministic: bool) -> Execution:
+    """Return how the CUDA device `gpu` computes, which becomes the current one."""
     repeat_bits(deterministic)
     torch.cuda.set_device(gpu)
     # PyTorch lets fp32 convolutions run in TF32, with the mantissa of half precision: fp32 shall mean fp32 here.

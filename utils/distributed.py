@@ -1,5 +1,4 @@
-"""What one process needs of the others, started by `torchrun`. It imports nothing of the project but the error: every
-room may import it.
+"""What one process needs of the others, started by `torchrun`.
 
 Without a process group each function does what is right for one process alone. Every process must call what talks to
 the others (`sum_over_processes`, `gather_rows`, `from_main`, `wait_for_all`), in the same order.
@@ -125,15 +124,6 @@ def from_main(value: Value) -> Value:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.distributed.get_backend() == "nccl" else None
     torch.distributed.broadcast_object_list(holder, src=0, device=device)
     return holder[0]  # type: ignore[return-value]
-
-
-def from_all(value: Value) -> list[Value]:
-    """Return the `value` of every process, in their order."""
-    if not _joined():
-        return [value]
-    values: list[Value | None] = [None] * process_count()
-    torch.distributed.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
 
 
 def wait_for_all() -> None:

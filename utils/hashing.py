@@ -34,6 +34,15 @@ def hash_ids(ids: Tensor, seed: int, epoch: int) -> Tensor:
     return (value ^ ((value >> 31) & ((1 << 33) - 1))) & ((1 << 62) - 1)
 
 
+def split_draws(draws: Tensor, *bases: int) -> list[Tensor]:
+    """Split integers (N,) >= 0 into independent ones below each of `bases`, whose product must be far below 2**62."""
+    parts = []
+    for base in bases:
+        parts.append(draws % base)
+        draws = draws // base
+    return parts
+
+
 def stream_seed(seed: int, stream: int) -> int:
     """Return the seed of a further stream of draws, independent of those of `seed` and of its other streams."""
     return mix64(mix64(stream) ^ (seed & MASK64))

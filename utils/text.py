@@ -1,8 +1,9 @@
-"""Text that may come from a stranger's file, made fit for one line of any terminal."""
+"""Text that may come from a stranger's file, made fit for a message of one line, a table or a file's name."""
 
 import re
 
 SHOWN = 200  # characters of a stranger's text in a message
+LONGEST_MESSAGE = 2000  # characters of a message, whatever long flags and strangers' files put into it
 
 
 def shown(text: str) -> str:
@@ -11,18 +12,14 @@ def shown(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
 
 
-def printable(name: str) -> str:
-    """Return a class name as one line that any terminal and any file in UTF-8 can hold; most names stay as they are."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
-
-
-LONGEST_MESSAGE = 2000  # characters of a message, whatever long flags and strangers' files put into it
+def printable(text: str) -> str:
+    """Return text as one line that any terminal and any file in UTF-8 can hold; most text stays as it is."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
     """Return text as one line that any terminal shows as it is: what is not printable is escaped, the end cut off."""
-    line = " ".join(text.split())
-    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line[:longest])
+    line = printable(" ".join(text.split())[:longest])
     return line if len(line) < longest else f"{line[: longest - 3]}..."
 
 

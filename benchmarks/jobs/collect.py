@@ -1,10 +1,9 @@
-"""What a call of `benchmarks.jobs.paper_runs` writes to the folder given as --bring_home, within the limits of that
-call.
+"""What a call of `benchmarks.jobs.paper_runs` writes to the folder given as --collect, within the limits of that call.
 
 `paper_runs.csv` has a row of every finished run, as in the tables of `results/`, and `paper_runs_log.csv` the epochs of
 each. Both are written anew whenever a run is finished, behind the rows that they have of runs made elsewhere. Exported
-features are moved: a part that is home is kept nowhere else, and a folder of features that was emptied stays, as the
-sign that they need not be exported again.
+features are moved: a part that was collected is kept nowhere else, and a folder of features that was emptied stays, as
+the sign that they need not be exported again.
 """
 
 import io
@@ -26,7 +25,7 @@ MIB = 2**20
 
 
 @dataclass
-class Home:
+class Collection:
     """A folder, and how many files and bytes a call may write there; `written` are those that it has: {name: bytes}."""
 
     folder: Path
@@ -39,7 +38,7 @@ class Home:
         return len(after) <= self.files and sum(after.values()) <= self.size
 
 
-def bring(runs: Mapping[tuple[str, str], Path], features: Sequence[Path], home: Home) -> list[str]:
+def collect_runs(runs: Mapping[tuple[str, str], Path], features: Sequence[Path], collection: Collection) -> list[str]:
     """Write the tables of finished runs and move the files in the folders of features; return what had no room.
 
     `runs` are the folders of the runs by (item, run).
@@ -49,31 +48,33 @@ def bring(runs: Mapping[tuple[str, str], Path], features: Sequence[Path], home: 
         label = dict(zip(KEY, pair, strict=True))
         rows.append({**label, **csv_row(*read_run(folder))})
         logs += [{**label, **epoch} for epoch in pd.read_csv(folder / "log.csv").to_dict("records")]
-    left = [name for name, table in ((ROWS, rows), (LOGS, logs)) if table and not bring_table(name, table, home)]
+    left = [
+        name for name, table in ((ROWS, rows), (LOGS, logs)) if table and not collect_table(name, table, collection)
+    ]
     for folder in features:
         for part in sorted(folder.glob("*")):
             size = part.stat().st_size
-            if not home.has_room(part.name, size):
+            if not collection.has_room(part.name, size):
                 left.append(f"{part.name} ({size / MIB:.1f} MiB)")
                 continue
             with open(part, "rb") as source:
-                write_atomically(home.folder / part.name, partial(shutil.copyfileobj, source))
-            home.written[part.name] = size
+                write_atomically(collection.folder / part.name, partial(shutil.copyfileobj, source))
+            collection.written[part.name] = size
             part.unlink()
     return left
 
 
-def bring_table(name: str, table: list[dict[str, Any]], home: Home) -> bool:
+def collect_table(name: str, table: list[dict[str, Any]], collection: Collection) -> bool:
     """Write a table, behind the rows that the file has of other runs, if there is room; tell whether there was."""
-    path = home.folder / name
+    path = collection.folder / name
     text = pd.DataFrame(table).to_csv(index=False, float_format="%.6g")
     if path.is_file():
         old, new = (pd.read_csv(file, dtype=str, keep_default_na=False) for file in (path, io.StringIO(text)))
         others = old[~old.set_index(KEY).index.isin(new.set_index(KEY).index)]
         text = pd.concat([others, new]).to_csv(index=False)
     size = len(text.encode())
-    if not home.has_room(name, size):
+    if not collection.has_room(name, size):
         return False
     write_text(path, text)
-    home.written[name] = size
+    collection.written[name] = size
     return True

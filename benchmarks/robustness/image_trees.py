@@ -1,8 +1,9 @@
 """CIFAR-100 as files on disk, in each of the forms that images come in.
 
-    python -m benchmarks.robustness.image_trees FOLDER [--imb_ratio 20] [--test 20]
+    python -m benchmarks.robustness.image_trees cifar_trees
+    python -m benchmarks.robustness.image_trees cifar_trees --imb_ratio 20 --test 20
 
-writes into FOLDER
+Writes into the folder:
 
 - `folder/{train,val,test}/<class>/*`, JPEG and PNG by turns, for `--dataset folder`;
 - `list/{train,val,test}.txt` and the same as COCO's JSON, with images in `list/images`, for `--dataset list`;
@@ -10,19 +11,18 @@ writes into FOLDER
   `--dataset imagenet_lt`: so that the layout can be tried where no ImageNet is.
 
 There is no ImageNet in a test, but the way from files to a report is the same for images of 32 pixels. Classes are made
-long-tailed, so that the files have an imbalance of their own.
+long-tailed, so that the files have an imbalance of their own. `benchmarks.robustness.layouts` trains on them.
 """
 
-import argparse
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.command import make_own_parser
 from datasets import load_dataset
 from datasets.long_tail import LongTailedData, Profile, Split
 from utils.command import run_command
@@ -115,31 +115,23 @@ def write_trees(data: LongTailedData, folder: Path) -> None:
         write_list(layout / f"ImageNet_LT_{part}.txt", as_thousand(of_part))
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; --help lists the flags")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.robustness.image_trees", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("folder", type=Path, help="where the trees go")
+    parser = make_own_parser("robustness.image_trees", __doc__, results=False, words="FOLDER [flags]")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the trees go")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets [data]")
     parser.add_argument("--imb_ratio", type=float, default=20.0, help="imbalance factor of the training images [20]")
     parser.add_argument("--test", type=int, help="test images a class [all 100]")
     parser.add_argument("--holdout", type=float, default=0.1, help="share of each class that becomes val [0.1]")
-    arguments = parser.parse_args(argv)
-    if os.path.exists(arguments.folder) and not arguments.folder.is_dir():
-        raise UserError(f"{arguments.folder} is no folder; name a new one")
-    if os.path.exists(arguments.folder) and any(arguments.folder.iterdir()):
-        raise UserError(f"{arguments.folder} is not empty; name a new folder")
-    data = load_dataset("cifar100", Profile(arguments.imb_ratio, holdout=arguments.holdout), arguments.data_dir)
-    data = replace(data, test=cut(data.test, arguments.test))
-    write_trees(data, arguments.folder)
+    own = parser.parse_args(argv)
+    if os.path.exists(own.folder) and not own.folder.is_dir():
+        raise UserError(f"{own.folder} is no folder; name a new one")
+    if os.path.exists(own.folder) and any(own.folder.iterdir()):
+        raise UserError(f"{own.folder} is not empty; name a new folder")
+    data = load_dataset("cifar100", Profile(own.imb_ratio, holdout=own.holdout), own.data_dir)
+    data = replace(data, test=cut(data.test, own.test))
+    write_trees(data, own.folder)
     counts = f"{len(data.train)} training, {len(data.holdout)} held-out, {len(data.test)} test images"
-    print(f"{counts} in {arguments.folder}")
+    print(f"{counts} in {own.folder}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The same images through every form in which they can lie on disk, by one process and by two.
 
-    python -m benchmarks.robustness.layouts FOLDER [--epochs 10]
+    python -m benchmarks.robustness.image_trees cifar_trees
+    python -m benchmarks.robustness.layouts cifar_trees
+    python -m benchmarks.robustness.layouts cifar_trees --epochs 2 --workers 1
 
-FOLDER is what `python -m benchmarks.robustness.image_trees FOLDER` wrote. Stage 1 (a small network on crops of 32
-pixels), stage 2 (LOS)
-and the report run as at the shell: a folder a class, lists, COCO's JSON, ImageNet-LT's layout, and two of them again as
+The folder is what the first command wrote. Stage 1 (a small network on crops of 32 pixels), stage 2 (LOS) and the
+report run as at the shell: a folder a class, lists, COCO's JSON, ImageNet-LT's layout, and two of them again as
 two processes over gloo that share every batch. `results/layouts.csv` and `.md` say what came out, and how far the
 weights of runs lie apart that should be the same: folder, lists and JSON name the same images in the same order, so
 that training is promised to agree bit for bit; two processes sum in another order than one, so that they agree but for
@@ -25,14 +26,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.command import Benchmark
+from benchmarks.command import ROOT, make_own_parser
 from benchmarks.record import provenance, write_record
 from runs.checkpoint import load_checkpoint
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NETWORK = ["--network", "resnet20", "--stem", "cifar", "--image_size", "32", "--resize", "32", "--batch_size", "64"]
 STAGE1 = ["--lr", "0.05", "--wd", "5e-4", "--amp", "off", "--device", "cpu"]
 
@@ -53,10 +53,8 @@ def ways(trees: Path) -> list[Way]:
     folder = ("--dataset", "folder", "--data_dir", str(trees / "folder"))
     images = ("--data_dir", str(trees / "list"), "--image_root", str(trees / "list" / "images"))
     json = tuple(
-        word
-        for part in ("train", "val", "test")
-        for word in (f"--{part}_list", str(trees / "list" / f"{part}.json"))
-    )  # fmt: skip
+        word for part in ("train", "val", "test") for word in (f"--{part}_list", str(trees / "list" / f"{part}.json"))
+    )
     imagenet = ("--dataset", "imagenet_lt", "--data_dir", str(trees / "data"))
     return [
         Way("folder", folder),
@@ -129,13 +127,13 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("robustness.layouts", __doc__, "one epoch")
-    benchmark.parser.add_argument("trees", type=Path, help="what benchmarks.robustness.image_trees wrote")
-    benchmark.add("--epochs", default=10, help="epochs of stage 1 [10]")
-    benchmark.add("--workers", default=1, help="processes that read, for each that computes [1]")
-    own = benchmark.parser.parse_args(argv)
+    parser = make_own_parser("robustness.layouts", __doc__, quick="one epoch", words="FOLDER [flags]")
+    parser.add_argument("trees", metavar="FOLDER", type=Path, help="what benchmarks.robustness.image_trees wrote")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of stage 1 [10]")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read, for each that computes [1]")
+    own = parser.parse_args(argv)
     if own.epochs < 1 or own.workers < 0:
-        benchmark.refuse("--epochs must be at least 1 and --workers 0 or more")
+        parser.error("--epochs must be at least 1 and --workers 0 or more")
     if not (own.trees / "folder").is_dir():
         raise UserError(
             f"{own.trees} has no trees; make them first: python -m benchmarks.robustness.image_trees {own.trees}"

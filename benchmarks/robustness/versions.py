@@ -1,10 +1,12 @@
 """The tests on the oldest versions that requirements.txt allows and on the newest there are.
 
-    python -m benchmarks.robustness.versions [--folder .versions] [--python python3.12]
+    python -m benchmarks.robustness.versions                        # `make versions`
+    python -m benchmarks.robustness.versions --folder .versions --python python3.12
+    python -m benchmarks.robustness.versions --quick                # the tests of the losses alone
 
-makes an environment for each below FOLDER (two downloads of PyTorch; one that is there is brought up to date), runs the
-tests in it and writes `results/versions.csv` and `.md`. Exit status 1 where a test fails. A lower bound such
-as `torch>=2.11` stands for the newest patch of that release.
+Makes an environment for each below FOLDER (two downloads of PyTorch; one that is there is brought up to date), runs the
+tests in it and writes `results/versions.csv` and `.md`. Exit status 1 where a test fails. A lower bound such as
+`torch>=2.11` stands for the newest patch of that release.
 """
 
 import json
@@ -21,13 +23,12 @@ from xml.etree import ElementTree
 import pandas as pd
 import torch
 
-from benchmarks.command import Benchmark
+from benchmarks.command import ROOT, make_own_parser
 from benchmarks.record import provenance, write_record
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "safetensors", "pillow", "matplotlib")
 BOUND = re.compile(r"^([A-Za-z0-9_.-]+)>=(\d+(?:\.\d+)?)")
 ASK = "import sys, json, importlib.metadata as m; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
@@ -80,10 +81,10 @@ def versions_of(interpreter: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    benchmark = Benchmark("robustness.versions", __doc__, "the tests of the losses alone")
-    benchmark.parser.add_argument("--folder", type=Path, default=Path(".versions"), help="environments [.versions]")
-    benchmark.parser.add_argument("--python", default=sys.executable, help="interpreter that makes them [this one]")
-    own = benchmark.parser.parse_args(argv)
+    parser = make_own_parser("robustness.versions", __doc__, quick="the tests of the losses alone")
+    parser.add_argument("--folder", type=Path, default=Path(".versions"), help="environments [.versions]")
+    parser.add_argument("--python", default=sys.executable, help="interpreter that makes them [this one]")
+    own = parser.parse_args(argv)
     constraints = {"oldest": oldest((ROOT / "requirements.txt").read_text(encoding="utf-8")), "newest": []}
     rows = []
     for name, of_name in constraints.items():

@@ -1,12 +1,15 @@
-"""What each lever of stage 1's speed gains by itself.
+"""What each optimisation of stage 1's training loop gains by itself.
 
-    python -m benchmarks.speed.ablation [--quick] [--rounds 5] [--steps 40] [flags of main_stage1.py]
+    python -m benchmarks.speed.ablation
+    python -m benchmarks.speed.ablation --network resnet32 --rounds 4 --steps 20
+    python -m benchmarks.speed.ablation --quick
 
-A lever is one difference between the plain loop and the fast path. Each is measured twice: pulled alone, from a loop
-with none of them, and released alone, from one with all of them (bf16 and compilation, which a CPU does not default to,
-are pulled and released from loops that lack them). All ways take turns, round after round, in one process, so that what
-the machine does beside it meets all of them; the gain is the median over the rounds of the ratio to the way it is
-compared with in the same round.
+An optimisation is one difference between the baseline loop and the fast path. Each is measured twice: added alone, to a
+loop with none of them, and added last, to one with all the others (bf16, compilation and the fused optimiser, which a
+CPU does not default to, are added last to a fast path without all three). All ways take turns, round after round, in
+one process, so that what the machine does beside it meets all of them. The gain is the median over the rounds of the
+ratio to the way it is compared with in the same round. Other flags are those of main_stage1.py. Writes
+`results/speed_ablation_<device>_<network>.csv` and `.md`.
 """
 
 import dataclasses
@@ -16,16 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.optim import SGD
 
 from benchmarks.command import Benchmark
-from benchmarks.record import network_name, provenance, synchronize, write_record
-from benchmarks.speed.baseline_loop import PlainLoop
-from benchmarks.speed.roofline import CIFAR, CLASSES, random_split
+from benchmarks.costs import synchronize
+from benchmarks.noise import CLASSES, noise_data
+from benchmarks.record import network_name, provenance, write_record
+from benchmarks.speed.baseline_loop import BaselineLoop
 from datasets.device_images import DeviceImages
 from datasets.long_tail import LongTailedData
 from engine.epoch import Batches, train_epoch
@@ -40,8 +43,8 @@ from utils.hashing import epoch_order
 
 
 @dataclass(frozen=True)
-class Levers:
-    """Which levers are pulled. With none, the loop is the plain one but for its bookkeeping."""
+class Optimisations:
+    """Which optimisations are on. With none, the loop is the baseline but for its bookkeeping."""
 
     resident: bool = False  # images on the device as uint8, augmented there, instead of PIL in worker processes
     together: bool = False  # thousands of images augmented at once, not batch by batch
@@ -52,7 +55,7 @@ class Levers:
     compile: bool = False
 
 
-WORDS = {
+DESCRIPTIONS = {
     "resident": "images on the device, augmented there",
     "together": "thousands augmented at once",
     "no_sync": "no waiting for numbers in a step",
@@ -63,78 +66,84 @@ WORDS = {
 }
 
 
-def possible_levers() -> list[str]:
-    """Return the levers that can be pulled here: without a compiler nothing is compiled."""
+def possible_optimisations() -> list[str]:
+    """Return the optimisations that can be had here: without a compiler nothing is compiled."""
     compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
-    return [lever for lever in WORDS if compiler or lever != "compile"]
+    return [name for name in DESCRIPTIONS if compiler or name != "compile"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways that differ by one lever."""
+    """Two ways that differ by one optimisation."""
 
-    lever: str
+    optimisation: str
     kind: str  # "alone" or "last"
-    without: Levers
-    pulled: Levers
+    without: Optimisations
+    added: Optimisations
 
 
 def comparisons(device: torch.device) -> list[Comparison]:
-    """Return every lever pulled alone, and released last from the fast path of this device."""
-    basis = Levers()
-    fast = Levers(**dict.fromkeys(WORDS, True))
+    """Return every optimisation added alone, and added last to the fast path of this device."""
+    fast = Optimisations(**dict.fromkeys(DESCRIPTIONS, True))
     if device.type == "cpu":
         fast = dataclasses.replace(fast, bf16=False, compile=False, fused=False)
     found = []
-    for lever in possible_levers():
-        start = dataclasses.replace(basis, resident=lever == "together")  # it has a meaning on the device only
-        found.append(Comparison(lever, "alone", start, dataclasses.replace(start, **{lever: True})))
-        without = dataclasses.replace(fast, **{lever: False})
-        if lever == "resident":
+    for name in possible_optimisations():
+        start = Optimisations(resident=name == "together")  # which has a meaning on the device only
+        found.append(Comparison(name, "alone", start, dataclasses.replace(start, **{name: True})))
+        without = dataclasses.replace(fast, **{name: False})
+        if name == "resident":
             without = dataclasses.replace(without, together=False)
-        found.append(Comparison(lever, "last", without, dataclasses.replace(fast, **{lever: True})))
+        found.append(Comparison(name, "last", without, dataclasses.replace(fast, **{name: True})))
     return found
 
 
 class Trainer:
     """A network of its own, trained in one way; each call trains `steps` steps and returns images a second."""
 
-    def __init__(self, levers: Levers, settings: Settings, data: LongTailedData, device: torch.device, loaders: int):
-        self.levers = levers
+    def __init__(
+        self,
+        optimisations: Optimisations,
+        settings: Settings,
+        data: LongTailedData,
+        device: torch.device,
+        loaders: int,
+    ) -> None:
+        self.on = optimisations
         self.settings = settings
         self.device = device
-        self.execution = Execution(device, levers.bf16, levers.compile, ())
+        self.execution = Execution(device, optimisations.bf16, optimisations.compile, ())
         torch.manual_seed(0)
         self.model = self.execution.place(build_model(settings.network, CLASSES, width=settings.width))
-        if not levers.channels_last:
+        if not optimisations.channels_last:
             self.model.to(memory_format=torch.contiguous_format)
         self.optimizer = SGD(
             self.model.parameters(),
             lr=1e-3,
             momentum=settings.momentum,
             weight_decay=settings.wd,
-            fused=True if levers.fused else None,
+            fused=True if optimisations.fused else None,
         )
         self.loss = build_loss("ce", [1] * CLASSES, ONE_HOT).to(device)
         self.images = DeviceImages(data.train, data.augmentation, device)
-        self.loader = PlainLoop(self.model, data, device, loaders, settings.batch_size).loader("train")
+        self.loader = BaselineLoop(self.model, data, device, loaders, settings.batch_size).loader("train")
         self.epoch = 0
 
     def batches(self, steps: int) -> Batches:
-        """Return the batches of the next `steps` steps, as the levers make them."""
-        if not self.levers.resident:
+        """Return the batches of the next `steps` steps, as the optimisations make them."""
+        if not self.on.resident:
             return self._from_workers(steps)
         made = self._from_device()
-        return islice(made if self.levers.channels_last else self._as_nchw(made), steps)
+        return islice(made if self.on.channels_last else self._as_nchw(made), steps)
 
     def _from_workers(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        format_ = torch.channels_last if self.levers.channels_last else torch.contiguous_format
+        format_ = torch.channels_last if self.on.channels_last else torch.contiguous_format
         for inputs, labels in islice(self.loader, steps):
             yield inputs.to(self.device, memory_format=format_), labels.to(self.device)
 
     def _from_device(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, size = self.images, self.settings.batch_size
-        if self.levers.together:
+        if self.on.together:
             yield from images.training_batches(size, 0, self.epoch)
         else:
             for rows in epoch_order(len(images), 0, self.epoch).to(self.device).split(size):
@@ -146,8 +155,8 @@ class Trainer:
             yield inputs.contiguous(), labels
 
     def loss_function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the loss, which without the lever waits for its own value and for the accuracy, as released."""
-        if self.levers.no_sync:
+        """Return the loss, which by default waits for its own value and for the accuracy, as released."""
+        if self.on.no_sync:
             return self.loss
 
         def waiting(logits: Tensor, labels: Tensor) -> Tensor:
@@ -172,20 +181,15 @@ class Trainer:
         return result.images / (time.perf_counter() - started)
 
 
-def noise(count: int) -> LongTailedData:
-    """Return noise in CIFAR's shape, as many images as an epoch has: training does not depend on what they show."""
-    split = random_split(count)
-    names = [str(label) for label in range(CLASSES)]
-    counts = np.bincount(split.labels, minlength=CLASSES)
-    return LongTailedData("noise", split, split.take(np.arange(0)), split, names, counts, CIFAR, {})
-
-
 def measure(settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int) -> pd.DataFrame:
-    """Return one row a lever, kind and round: images per second without and with it; an epoch has `steps` steps."""
-    data, pairs = noise(settings.batch_size * steps), comparisons(device)
-    ways = list(dict.fromkeys(way for pair in pairs for way in (pair.without, pair.pulled)))
-    trainers: dict[Levers, Trainer] = {}
-    speeds: dict[tuple[Levers, int], float] = {}
+    """Return one row an optimisation, kind and round: images per second without and with it.
+
+    An epoch has `steps` steps.
+    """
+    data, pairs = noise_data(settings.batch_size * steps), comparisons(device)
+    ways = list(dict.fromkeys(way for pair in pairs for way in (pair.without, pair.added)))
+    trainers: dict[Optimisations, Trainer] = {}
+    speeds: dict[tuple[Optimisations, int], float] = {}
     for way in ways:
         trainers[way] = Trainer(way, settings, data, device, loaders)
         trainers[way](min(steps, 5))
@@ -196,21 +200,24 @@ def measure(settings: Settings, device: torch.device, loaders: int, steps: int, 
         print(f" round {number + 1} of {rounds} done", flush=True)
     return pd.DataFrame(
         {
-            "lever": pair.lever, "kind": pair.kind, "round": number,
-            "without": speeds[pair.without, number], "with": speeds[pair.pulled, number],
+            "lever": pair.optimisation,  # the column's name in the records that were released
+            "kind": pair.kind,
+            "round": number,
+            "without": speeds[pair.without, number],
+            "with": speeds[pair.added, number],
         }
         for pair in pairs
         for number in range(rounds)
-    )  # fmt: skip
+    )
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one line a lever: the median gain alone and last, with its range over the rounds."""
+    """Return one line an optimisation: the median gain alone and last, with its range over the rounds."""
     lines = []
-    for lever in rows["lever"].unique():
-        line: dict[str, str] = {"lever": WORDS[lever]}
+    for name in rows["lever"].unique():
+        line: dict[str, str] = {"optimisation": DESCRIPTIONS[name]}
         for kind in ("alone", "last"):
-            own = rows[(rows["lever"] == lever) & (rows["kind"] == kind)]
+            own = rows[(rows["lever"] == name) & (rows["kind"] == kind)]
             gains = own["with"] / own["without"]
             line[f"{kind}: images/s"] = f"{own['without'].median():.0f} -> {own['with'].median():.0f}"
             line[f"{kind}: gain"] = f"{gains.median():.2f} ({gains.min():.2f} to {gains.max():.2f})"
@@ -233,14 +240,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds, steps = (1, 2) if own.quick else (own.rounds, steps)
     made = provenance("speed.ablation", argv, execution.device)
     rows = measure(settings, execution.device, loaders, steps, rounds)
-    for name, value in {**made, "network": settings.network, "width": settings.width,
-                        "batch_size": settings.batch_size, "steps": steps, "loaders": loaders}.items():  # fmt: skip
-        rows[name] = value
+    rows = rows.assign(
+        **made,
+        network=settings.network,
+        width=settings.width,
+        batch_size=settings.batch_size,
+        steps=steps,
+        loaders=loaders,
+    )
     notes = (
         f"{network_name(settings)}, batch {settings.batch_size}, training alone, on {made['device']}, torch "
         f"{made['torch']}; median and range over {rounds} rounds of {steps} steps. Made by `{made['command']}`."
     )
-    name = f"levers_{execution.device.type}_{network_name(settings, short=True)}"
+    name = f"speed_ablation_{execution.device.type}_{network_name(settings, short=True)}"
     write_record(own.results, name, rows, summary(rows), notes)
 
 

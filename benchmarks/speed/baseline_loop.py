@@ -1,4 +1,4 @@
-"""The yardstick: a plain PyTorch loop that does what the released code of LOS does.
+"""The baseline: a baseline PyTorch loop that does what the released code of LOS does.
 
 Images pass one by one through PIL transforms in worker processes of a `DataLoader`; arithmetic is fp32 in NCHW memory
 order; every step waits for the loss and the accuracy; after every epoch the test set is predicted, mirrored images
@@ -24,9 +24,10 @@ from torchvision import transforms
 from datasets.long_tail import Augmentation, LongTailedData, Split
 
 LABEL_SMOOTH = 0.98  # of the released stage 2
+STAGE2_LR = 5e-4  # of the released stage 2
 
 
-class PlainImages(Dataset[tuple[Tensor, int]]):
+class BaselineImages(Dataset[tuple[Tensor, int]]):
     """One split (N, H, W, 3) uint8 as (image (3, H, W), label) pairs, each transformed when it is asked for."""
 
     def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -50,8 +51,8 @@ def make_transforms(size: int, augmentation: Augmentation) -> dict[str, Callable
 
 
 @dataclass
-class PlainRun:
-    """What a plain loop measured: seconds and images of each epoch of training, seconds of each test, and accuracies.
+class BaselineRun:
+    """What the baseline loop measured: seconds and images of each epoch of training, seconds of each test, accuracies.
 
     `accuracy` is the last epoch's on the test set in percent, of the images as they are (`plain`) and averaged with
     their mirror images (`flip`); `best` the highest flip-averaged one, which is what the released code reports.
@@ -65,7 +66,7 @@ class PlainRun:
 
 
 @dataclass(frozen=True)
-class PlainLoop:
+class BaselineLoop:
     """A network, its data, and how the loop runs: device, worker processes, a limit of steps an epoch for trials."""
 
     model: nn.Module
@@ -80,11 +81,16 @@ class PlainLoop:
         images = self.data.train if split == "train" else self.data.test
         transform = make_transforms(images.images.shape[1], self.data.augmentation)[split]
         return DataLoader(
-            PlainImages(images, transform), batch_size=self.batch_size, shuffle=True, num_workers=self.workers,
+            BaselineImages(images, transform),
+            batch_size=self.batch_size,
+            shuffle=True,
+            num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
+        )
 
-    def stage1(self, epochs: int, lr: float, weight_decay: float, momentum: float = 0.9, test: str = "all") -> PlainRun:
+    def stage1(
+        self, epochs: int, lr: float, weight_decay: float, momentum: float = 0.9, test: str = "all"
+    ) -> BaselineRun:
         """Train the whole network with cross-entropy, the learning rate on a cosine to 0, stepped per epoch.
 
         `test` says after which epochs the test set is predicted: "all", "last" or "none".
@@ -92,7 +98,7 @@ class PlainLoop:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
         return self._fit(optimizer, nn.CrossEntropyLoss(), epochs, lr, test)
 
-    def stage2(self, epochs: int, lr: float, momentum: float = 0.9, test: str = "all") -> PlainRun:
+    def stage2(self, epochs: int, lr: float, momentum: float = 0.9, test: str = "all") -> BaselineRun:
         """Re-train `fc` alone with label over-smoothing, differentiating everything all the same."""
         classifier = self.model.get_submodule("fc")
         optimizer = torch.optim.SGD(classifier.parameters(), lr=lr, momentum=momentum)
@@ -100,9 +106,9 @@ class PlainLoop:
 
     def _fit(
         self, optimizer: torch.optim.Optimizer, criterion: nn.Module, epochs: int, lr: float, test: str
-    ) -> PlainRun:
+    ) -> BaselineRun:
         self.model.to(self.device)
-        train, testing, run = self.loader("train"), self.loader("test"), PlainRun()
+        train, testing, run = self.loader("train"), self.loader("test"), BaselineRun()
         best = copy.deepcopy(self.model)
         for epoch in range(epochs):
             for group in optimizer.param_groups:

@@ -8,12 +8,11 @@ is what `run_child` starts. A request is {"task": one of TASKS, ...its arguments
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,19 @@ import torch
 
 import main_stage1
 import main_stage2
-from benchmarks.record import memory, reset_peak
-from benchmarks.speed.baseline_loop import PlainLoop
+from benchmarks.children import answer_of
+from benchmarks.costs import memory, reset_peak
+from benchmarks.speed.baseline_loop import STAGE2_LR, BaselineLoop
 from datasets.long_tail import LongTailedData
 from models import build_model
 from runs.checkpoint import load_checkpoint, load_weights
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from stages.data import load_data
 from stages.session import settle_execution
 from utils.errors import UserError
-from utils.files import read_json, write_json
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from utils.files import write_json
 
 
 def run_child(task: str, **arguments: Any) -> dict[str, Any]:
@@ -43,12 +41,21 @@ def run_child(task: str, **arguments: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         write_json(request, {"task": task, **arguments})
-        command = [sys.executable, "-m", "benchmarks.speed.child", str(request), str(answer)]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if process.returncode:
-            lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-            raise UserError(f"the measurement of {task} failed: {lines[-1].removeprefix('error: ')}")
-        return read_json(answer)
+        return answer_of(["-m", "benchmarks.speed.child", str(request), str(answer)], answer, task)
+
+
+@dataclass(frozen=True)
+class BaselineTask:
+    """What the baseline loop is to do: a stage, on what flags of main_stage1.py describe, from a checkpoint or anew."""
+
+    stage: str
+    argv: list[str]
+    loaders: int
+    tf32: bool
+    epochs: int
+    max_steps: int | None
+    test: str
+    checkpoint: str | None = None
 
 
 def set_tf32(allowed: bool) -> None:
@@ -58,35 +65,35 @@ def set_tf32(allowed: bool) -> None:
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
 
 
-def plain(
-    stage: str, argv: list[str], loaders: int, tf32: bool, epochs: int, max_steps: int | None, test: str,
-    checkpoint: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Run the plain loop on what flags of main_stage1.py describe, from `checkpoint` or anew: a PlainRun's content."""
-    command = parse_command(STAGE1, "", argv)
+def baseline(task: BaselineTask) -> dict[str, Any]:
+    """Run the baseline loop; return a BaselineRun's content."""
+    command = parse_command(STAGE1, "", task.argv)
     settings, execution = command.settings, settle_execution(command)
-    set_tf32(tf32)
+    set_tf32(task.tf32)
     data = load_data(settings, settings.seed)
     reset_peak(torch.device("cpu"))
     torch.manual_seed(settings.seed)
     model = build_model(settings.network, data.num_classes, width=settings.width)
-    if checkpoint is not None:
-        load_weights(model, load_checkpoint(Path(checkpoint)))
-    loop = PlainLoop(model, data, execution.device, loaders, settings.batch_size, max_steps)
-    if stage == "stage1":
-        run = loop.stage1(epochs, settings.lr, settings.wd, settings.momentum, test)
+    if task.checkpoint is not None:
+        load_weights(model, load_checkpoint(Path(task.checkpoint)))
+    loop = BaselineLoop(model, data, execution.device, task.loaders, settings.batch_size, task.max_steps)
+    if task.stage == "stage1":
+        run = loop.stage1(task.epochs, settings.lr, settings.wd, settings.momentum, task.test)
     else:
-        run = loop.stage2(epochs, 5e-4, settings.momentum, test)
+        run = loop.stage2(task.epochs, STAGE2_LR, settings.momentum, task.test)
     return asdict(run)
 
 
 def ours(script: str, argv: list[str], folder: str | None = None) -> dict[str, Any]:
     """Run main_stage1.py or main_stage2.py; return its folder, the clocks of its log, and its accuracy."""
-    for module in (main_stage1, main_stage2):
-        vars(module)["load_data"] = then_forget_the_peak(load_data)
+    forgetting = then_forget_the_peak(load_data)
+    for module in list(sys.modules.values()):  # wherever the name is bound
+        names = getattr(module, "__dict__", {})
+        if names.get("load_data") is load_data:
+            names["load_data"] = forgetting
     if script == "main_stage1":
         metrics = main_stage1.main(argv)
-        run = stage1_folder(parse_command(STAGE1, "", argv))
+        run = run_path(parse_command(STAGE1, "", argv))
     else:
         out = Path(argv[argv.index("--out") + 1])
         before = set(out.rglob("metrics.json"))
@@ -103,7 +110,10 @@ def ours(script: str, argv: list[str], folder: str | None = None) -> dict[str, A
     }
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"plain": plain, "ours": ours}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "baseline": lambda **arguments: baseline(BaselineTask(**arguments)),
+    "ours": ours,
+}
 
 
 def then_forget_the_peak(load: Callable[..., LongTailedData]) -> Callable[..., LongTailedData]:
@@ -127,6 +137,7 @@ def peak_memory(workers: int) -> dict[str, float | None]:
 
 
 def main(request_file: str, answer_file: str) -> None:
+    """Do what a request asks for and write the answer."""
     request = json.loads(Path(request_file).read_text())
     started = time.perf_counter()
     answer = TASKS[request.pop("task")](**request)

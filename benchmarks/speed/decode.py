@@ -1,12 +1,15 @@
 """How close the loader of large images comes to the rate at which the same processes can decode them.
 
-    python -m benchmarks.speed.decode [--images 2000] [--workers 2] [--size 224] [--rounds 5]
+    python -m benchmarks.speed.decode
+    python -m benchmarks.speed.decode --images 2000 --workers 2 --size 224 --rounds 5
     python -m benchmarks.speed.decode --dataset imagenet_lt --data_dir data
+    python -m benchmarks.speed.decode --quick
 
-By default it reads JPEG files of 500 x 375 pixels that are made for it; with `--data_dir` the training images of a data
+By default it reads JPEG files of 500 x 375 pixels that are made for it; with --data_dir the training images of a data
 set. Five ways take turns, round after round: the same number of processes that decode and do nothing else, ones that
 also crop and resize, the loader's crops as they reach the training process, the loader's normalised batches, and a
-plain `DataLoader` with PIL transforms. The first two are measured with both decoders.
+plain `DataLoader` with PIL transforms. The first two are measured with both decoders. Writes `results/decode.csv` and
+`.md`.
 """
 
 import argparse
@@ -15,8 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -26,7 +29,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.record import provenance, synchronize, write_record
+from benchmarks.command import make_own_parser
+from benchmarks.costs import synchronize
+from benchmarks.record import provenance, write_record
 from datasets import ON_DISK, load_dataset
 from datasets.augment.crops import random_crop
 from datasets.decode import decode_rgb, decode_with_pil, decoder_reason
@@ -36,7 +41,6 @@ from datasets.long_tail import Profile
 from datasets.streamed import StreamedImages
 from utils.command import run_command
 from utils.device import choose_execution
-from utils.errors import UserError
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 90  # of the images made here; ImageNet's are about as large on the average
 DISTINCT = 200  # of them; more images are these again
@@ -77,10 +81,14 @@ class PlainFiles(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, split: ListedSplit, size: int) -> None:
         self.split = split
-        self.transform = transforms.Compose([
-            transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize(AUGMENTATION.mean, AUGMENTATION.std),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(AUGMENTATION.mean, AUGMENTATION.std),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.split)
@@ -90,40 +98,54 @@ class PlainFiles(Dataset[tuple[Tensor, int]]):
             return self.transform(image.convert("RGB")), int(self.split.labels[row])
 
 
-def measure(split: ListedSplit, size: int, workers: int, rounds: int, device: torch.device) -> pd.DataFrame:
-    """Return one row a way and round: images per second. All processes live through all rounds."""
+Run = Callable[[int], None]
+Ways = dict[tuple[str, str], Run]
+
+
+def make_ways(split: ListedSplit, images: StreamedImages, workers: int, device: torch.device, pool: Pool) -> Ways:
+    """Return what is timed by (way, decoder): functions of the round's number, each through all images once."""
+    size = images.size
     paths = [split.path(row) for row in range(len(split))]
     shares = [paths[first::workers] for first in range(workers)]
-    images = StreamedImages(split, AUGMENTATION, device, size=size, resize=size * 8 // 7, workers=workers)
-    plain = DataLoader(
-        PlainFiles(split, size), BATCH, shuffle=True, num_workers=workers, persistent_workers=True,
-        pin_memory=device.type == "cuda",
-    )  # fmt: skip
     rows = list(torch.arange(len(split)).split(BATCH))
+    plain = DataLoader(
+        PlainFiles(split, size),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
+
+    def decoding(decoder: str, crop: int | None) -> Run:
+        def run(_: int) -> None:
+            pool.map(partial(decode_all, decoder, crop), shares, chunksize=1)
+
+        return run
+
+    def exhaust(batches: Callable[[int], Iterable[Tensor]]) -> Run:
+        def run(number: int) -> None:
+            for _ in batches(number):
+                pass
+            synchronize(device)
+
+        return run
+
+    return {
+        **{("decoding alone", decoder): decoding(decoder, None) for decoder in DECODERS},
+        **{("decoding, crop, resize", decoder): decoding(decoder, size) for decoder in DECODERS},
+        ("loader, crops", "torchvision"): exhaust(lambda number: images.crops(rows, (0, number))),
+        ("loader, batches", "torchvision"): exhaust(lambda number: images.view_batches(rows, (0, number))),
+        ("plain DataLoader", "PIL"): exhaust(lambda _: (batch.to(device, non_blocking=True) for batch, _ in plain)),
+    }
+
+
+def measure(split: ListedSplit, size: int, workers: int, rounds: int, device: torch.device) -> pd.DataFrame:
+    """Return one row a way and round: images per second. All processes live through all rounds."""
+    images = StreamedImages(split, AUGMENTATION, device, size=size, resize=size * 8 // 7, workers=workers)
     speeds = []
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-
-        def decoding(decoder: str, crop: int | None) -> Callable[[int], None]:
-            def run(_: int) -> None:
-                pool.map(partial(decode_all, decoder, crop), shares, chunksize=1)
-
-            return run
-
-        def exhaust(batches: Callable[[int], Iterable[Tensor]]) -> Callable[[int], None]:
-            def run(number: int) -> None:
-                for _ in batches(number):
-                    pass
-                synchronize(device)
-
-            return run
-
-        ways = {
-            **{("decoding alone", decoder): decoding(decoder, None) for decoder in DECODERS},
-            **{("decoding, crop, resize", decoder): decoding(decoder, size) for decoder in DECODERS},
-            ("loader, crops", "torchvision"): exhaust(lambda number: images.crops(rows, (0, number))),
-            ("loader, batches", "torchvision"): exhaust(lambda number: images.view_batches(rows, (0, number))),
-            ("plain DataLoader", "PIL"): exhaust(lambda _: (batch.to(device, non_blocking=True) for batch, _ in plain)),
-        }
+        ways = make_ways(split, images, workers, device, pool)
         for number in range(-1, rounds):  # the first one starts the processes and is not counted
             for (way, decoder), run in ways.items():
                 started = time.perf_counter()
@@ -152,17 +174,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; --help lists the flags")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.decode",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse  # type: ignore[method-assign]
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags; a UserError where they cannot be."""
+    parser = make_own_parser("speed.decode", __doc__, quick="one round of few small crops")
     parser.add_argument("--images", type=int, default=2000, help="images a turn [2000]")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode [2]")
     parser.add_argument("--size", type=int, default=224, help="side of a crop in pixels [224]")
@@ -170,13 +184,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", choices=ON_DISK, default="folder", help="form of the data set [folder]")
     parser.add_argument("--data_dir", help="folder of the data sets; without it, images are made")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, where batches go [cpu]")
-    parser.add_argument("--quick", action="store_true", help="one round of few small crops")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
     own = parser.parse_args(argv)
     if min(own.images, own.workers, own.size, own.rounds) < 1:
-        refuse("--images, --workers, --size and --rounds must be at least 1")
+        parser.error("--images, --workers, --size and --rounds must be at least 1")
     if own.quick:
         own.images, own.rounds = min(own.images, 64), 1
+    return own
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    own = parse(argv)
     device = choose_execution(own.device, 0, "off", "off", 1).device
     with tempfile.TemporaryDirectory() as folder:
         if own.data_dir is None:
@@ -190,9 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         kilobytes = np.mean([Path(split.path(row)).stat().st_size for row in range(min(len(split), 1000))]) / 1000
         rows = measure(split, own.size, own.workers, own.rounds, device)
     made = provenance("speed.decode", argv, device)
-    for name, value in {**made, "images": len(split), "kilobytes": kilobytes, "workers": own.workers,
-                        "size": own.size}.items():  # fmt: skip
-        rows[name] = value
+    rows = rows.assign(**made, images=len(split), kilobytes=kilobytes, workers=own.workers, size=own.size)
     notes = (
         f"{len(split)} {what}, {kilobytes:.0f} kB each, crops of {own.size} pixels, {own.workers} processes that "
         f"decode, on {made['device']}; median of {own.rounds} rounds, and range of the shares within a round. "

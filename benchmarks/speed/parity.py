@@ -1,11 +1,13 @@
-"""Do the plain loop, this project in full precision and its fast path train to the same accuracy?
+"""Do the baseline loop, this project in full precision and its fast path train to the same accuracy?
 
-    python -m benchmarks.speed.parity [--seeds 0 1 2] [--epochs 15] [--finetune_epoch 3] [--loaders 2] [--quick]
-                                   [--results results] [flags of main_stage1.py]
+    python -m benchmarks.speed.parity
+    python -m benchmarks.speed.parity --seeds 0 1 2 --epochs 15 --finetune_epoch 3 --loaders 2
+    python -m benchmarks.speed.parity --quick
 
-Every way trains stage 1 with every seed by the same recipe, then label over-smoothing on its own stage 1: the plain
+Every way trains stage 1 with every seed by the same recipe, then label over-smoothing on its own stage 1: the baseline
 loop as released (the whole network in train mode, fresh augmentation), ours in the same way and with cached features
-(the default). Accuracies are the last epoch's. Ways whose means differ by less than the seeds' deviation agree.
+(the default). Accuracies are the last epoch's. Ways whose means differ by less than the seeds' deviation agree. Other
+flags are those of main_stage1.py. Writes `results/parity_<device>_<network>.csv` and `.md`.
 """
 
 import tempfile
@@ -20,9 +22,9 @@ import main_stage1
 import main_stage2
 from benchmarks.command import Benchmark
 from benchmarks.record import network_name, provenance, write_record
-from benchmarks.speed.baseline_loop import LABEL_SMOOTH, PlainLoop
+from benchmarks.speed.baseline_loop import LABEL_SMOOTH, STAGE2_LR, BaselineLoop
 from models import build_model
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from settings.resolve import Command
@@ -31,21 +33,20 @@ from stages.session import settle_execution
 from utils.command import run_command
 
 SMALL = {"network": "resnet20", "epochs": "15"}  # what three seeds can be trained of three times on a CPU
-STAGE2_LR = 5e-4  # of the released stage 2
 AS_RELEASED = "los, train-mode batch norm, fresh augmentation"
 RELEASED = ["--start", "last", "--bn_mode", "train", "--views", "fresh"]
 
 
-def plain_rows(command: Command, seed: int, finetune_epoch: int, loaders: int) -> list[dict[str, Any]]:
-    """Train both stages with the plain loop; return a row each."""
+def baseline_rows(command: Command, seed: int, finetune_epoch: int, loaders: int) -> list[dict[str, Any]]:
+    """Train both stages with the baseline loop; return a row each."""
     settings, execution = command.settings, settle_execution(command)
     data = load_data(settings, seed)
     torch.manual_seed(seed)
     model = build_model(settings.network, data.num_classes, width=settings.width)
-    loop = PlainLoop(model, data, execution.device, loaders, settings.batch_size)
+    loop = BaselineLoop(model, data, execution.device, loaders, settings.batch_size)
     first = loop.stage1(settings.epochs, settings.lr, settings.wd, settings.momentum, test="last")
     second = loop.stage2(finetune_epoch, STAGE2_LR, settings.momentum, test="last")
-    common = {"way": "plain loop", "seed": seed}
+    common = {"way": "baseline loop", "seed": seed}
     return [{"stage": "stage 1", **common, **first.accuracy}, {"stage": AS_RELEASED, **common, **second.accuracy}]
 
 
@@ -59,7 +60,7 @@ def our_rows(
     kept = []
     for flag in ("data_dir", "workers", "device", "gpu", "batch_size", "momentum"):
         kept += [f"--{flag}", str(command.given[flag])] if flag in command.given else []
-    common = ["--pretrained_pth", str(stage1_folder(command)), "--out", out, *kept, "--seed", str(seed)]
+    common = ["--pretrained_pth", str(run_path(command)), "--out", out, *kept, "--seed", str(seed)]
     common += [*(flags if "--amp" in flags else []), "--finetune_epoch", str(finetune_epoch), "--eval_every", "1000"]
     common += ["--finetune_lr", str(STAGE2_LR), "--label_smooth", str(LABEL_SMOOTH)]
     kinds = {AS_RELEASED: RELEASED, "los, frozen, cached features": []}
@@ -102,11 +103,27 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def measure(
+    command: Command, seeds: Sequence[int], finetune_epoch: int, loaders: int, device: torch.device
+) -> pd.DataFrame:
+    """Train every way with every seed; return a row a way, stage and seed."""
+    rows: list[dict[str, Any]] = []
+    for seed in dict.fromkeys(seeds):
+        of_seed = baseline_rows(command, seed, finetune_epoch, loaders)
+        with tempfile.TemporaryDirectory() as out:
+            for number, (way, flags) in enumerate(our_ways(device).items()):
+                of_seed += our_rows(list(command.arguments), way, flags, seed, finetune_epoch, f"{out}/{number}")
+        for row in of_seed:
+            print(f"seed {seed}: {row['way']}, {row['stage']}: {row['plain']:.2f}", flush=True)
+        rows += of_seed
+    return pd.DataFrame(rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     benchmark = Benchmark("speed.parity", __doc__, "one epoch of each stage on ResNet-8")
     benchmark.add("--seeds", nargs="+", default=[0, 1, 2], help="seeds, two at least [0 1 2]")
     benchmark.add("--finetune_epoch", default=3, help="epochs of label over-smoothing [3]")
-    benchmark.add("--loaders", default=2, help="worker processes of the plain loop [2]")
+    benchmark.add("--loaders", default=2, help="worker processes of the baseline loop [2]")
     own, command = benchmark.parse(
         argv,
         lambda own: {"lr": "0.05", **({"network": "resnet8", "epochs": "1"} if own.quick else SMALL)},
@@ -115,21 +132,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(set(own.seeds)) < 2 or own.loaders < 0 or own.finetune_epoch < 1:
         benchmark.refuse("--seeds needs two at least, --loaders 0 or more, --finetune_epoch 1 or more")
     finetune_epoch = 1 if own.quick else own.finetune_epoch
-    rest = list(command.arguments)
-    device = settle_execution(command).device
-    rows: list[dict[str, Any]] = []
-    for seed in dict.fromkeys(own.seeds):
-        rows += plain_rows(command, seed, finetune_epoch, own.loaders)
-        with tempfile.TemporaryDirectory() as out:
-            for number, (way, flags) in enumerate(our_ways(device).items()):
-                rows += our_rows(rest, way, flags, seed, finetune_epoch, f"{out}/{number}")
-        for row in rows:
-            if row["seed"] == seed:
-                print(f"seed {seed}: {row['way']}, {row['stage']}: {row['plain']:.2f}", flush=True)
-    table, settings, made = pd.DataFrame(rows), command.settings, provenance("speed.parity", argv, device)
-    for name, value in {**made, "network": settings.network, "width": settings.width, "epochs": settings.epochs,
-                        "finetune_epoch": finetune_epoch}.items():  # fmt: skip
-        table[name] = value
+    settings, device = command.settings, settle_execution(command).device
+    made = provenance("speed.parity", argv, device)
+    table = measure(command, own.seeds, finetune_epoch, own.loaders, device).assign(
+        **made,
+        network=settings.network,
+        width=settings.width,
+        epochs=settings.epochs,
+        finetune_epoch=finetune_epoch,
+    )
     notes = (
         f"{network_name(settings)}, {settings.dataset}, imbalance factor {settings.imb_ratio:g}, {settings.epochs} "
         f"epochs of stage 1 (batch {settings.batch_size}, learning rate {settings.lr:g}, weight decay {settings.wd:g}) "
@@ -137,9 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"deviation over seeds {', '.join(map(str, own.seeds))}; the last column is the difference of the means and "
         f"its standard error. Made by `{made['command']}`."
     )
-    write_record(
-        own.results, f"agreement_{device.type}_{network_name(settings, short=True)}", table, summary(table), notes
-    )
+    name = f"parity_{device.type}_{network_name(settings, short=True)}"
+    write_record(own.results, name, table, summary(table), notes)
 
 
 if __name__ == "__main__":

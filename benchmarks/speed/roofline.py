@@ -1,18 +1,19 @@
 """How near a training step comes to what the machine can do, and what the rest of it is.
 
-    python -m benchmarks.speed.roofline [--network resnet34 --batch_size 64 --amp bf16 --device cuda ...] [--quick]
+    python -m benchmarks.speed.roofline                              # ResNet-34 in the device's usual precision
+    python -m benchmarks.speed.roofline --network resnet32 --amp bf16
+    python -m benchmarks.speed.roofline --quick
 
-counts the operations of a step (matrix products and convolutions, forward and backward), measures the rate of large
-matrix products in the same precision in the same run, and shares the step's time out over kinds of work: convolutions,
-batch norm, element-wise work, the optimiser, copies and conversions, and what no operation accounts for (on CUDA:
-launches and waiting).
+Counts the operations of a step (matrix products and convolutions, forward and backward) and measures the rate of large
+matrix products in the same precision in the same run: the roofline. Then it shares the step's time out over kinds of
+work: convolutions, batch norm, element-wise work, the optimiser, copies and conversions, and what no operation accounts
+for (on CUDA: launches and waiting). Other flags are those of main_stage1.py. Writes
+`results/roofline_<device>_<network>_<precision>.csv` and `.md`.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.command import Benchmark
-from benchmarks.record import network_name, provenance, synchronize, write_record
+from benchmarks.costs import seconds_of, synchronize
+from benchmarks.noise import AUGMENTATION, CLASSES, noise_split
+from benchmarks.record import network_name, provenance, write_record
 from datasets.device_images import DeviceImages
-from datasets.long_tail import Augmentation, Split
 from engine.epoch import train_epoch
 from engine.fit import make_sgd
 from losses import build_loss
@@ -35,8 +37,6 @@ from stages.session import settle_execution
 from utils.command import run_command
 from utils.device import Execution
 
-CIFAR = Augmentation(padding=4, mirror=True, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
-CLASSES = 100
 # Kinds of work by parts of operators' and kernels' names; the first that fits counts.
 KINDS = {
     "bookkeeping": ("autograd::", "optimizer.", "as_strided", "aten::empty", "resize", "aten::view", "detach"),
@@ -46,28 +46,11 @@ KINDS = {
     "linear": ("addmm", "aten::mm", "gemm"),
     "copies, conversions": ("copy", "memcpy", "_to_copy", "fill", "zero", "memset", "contiguous", "clone", "cat"),
     "data": ("index", "gather", "randperm", "remainder", "bitwise", "shift"),
-    "element-wise": ("relu", "threshold", "clamp", "aten::ne", "add", "mul", "sum", "mean", "softmax", "where",
-                     "elementwise", "triton", "reduce", "expand", "div", "sub", "nll", "eq", "argmax", "isfinite"),
-}  # fmt: skip
-
-
-def random_split(count: int) -> Split:
-    """Return `count` images of noise in CIFAR's shape: (count, 32, 32, 3)."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    return Split(pixels, generator.integers(0, CLASSES, count), np.arange(count))
-
-
-def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the seconds of the fastest of `repeats` runs, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+    "element-wise": (
+        *("relu", "threshold", "clamp", "aten::ne", "add", "mul", "sum", "mean", "softmax", "where"),
+        *("elementwise", "triton", "reduce", "expand", "div", "sub", "nll", "eq", "argmax", "isfinite"),
+    ),
+}
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> tuple[float, str]:
@@ -113,7 +96,7 @@ def training(settings: Settings, execution: Execution, steps: int) -> Callable[[
     """Return a function that makes `steps` steps of stage 1 on noise, as main_stage1.py makes them."""
     torch.manual_seed(0)
     model = execution.place(build_model(settings.network, CLASSES, width=settings.width)).train()
-    images = DeviceImages(random_split(settings.batch_size * steps), CIFAR, execution.device)
+    images = DeviceImages(noise_split(settings.batch_size * steps), AUGMENTATION, execution.device)
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
     optimizer.param_groups[0]["lr"] = settings.lr
     loss = build_loss("ce", [1] * CLASSES, ONE_HOT).to(execution.device)
@@ -145,50 +128,60 @@ def shares(work: Callable[[], object], device: torch.device) -> dict[str, float]
     return seconds
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    own, command = Benchmark("speed.roofline", __doc__, "a few steps only").parse(argv)
-    settings, execution = command.settings, settle_execution(command)
-    steps, repeats = (3, 1) if own.quick else (20, 5)
+def measure(settings: Settings, execution: Execution, quick: bool) -> dict[str, Any]:
+    """Measure a step and the rate of products; return the row of the CSV, without what says how it came about."""
+    steps, repeats = (3, 1) if quick else (20, 5)
     dtype = torch.bfloat16 if execution.bf16 else torch.float32
-    made = provenance("speed.roofline", argv, execution.device)
-    rate, product = product_rate(execution.device, dtype, 512 if own.quick else None)
+    rate, product = product_rate(execution.device, dtype, 512 if quick else None)
     work = training(settings, execution, steps)
     step = seconds_of(work, execution.device, repeats) / steps
     operations = operations_per_image(settings) * settings.batch_size
     parts = {kind: seconds / steps for kind, seconds in shares(work, execution.device).items()}
     parts["no operation"] = max(step - sum(parts.values()), 0.0)
     everything = sum(parts.values())  # the profiler slows a step down: shares are of what it saw
-    row: dict[str, Any] = {
-        "network": settings.network, "width": settings.width, "batch_size": settings.batch_size,
-        "precision": str(dtype).removeprefix("torch."), "compiled": execution.compile,
-        "step_ms": 1e3 * step, "images_per_second": settings.batch_size / step,
+    return {
+        "network": settings.network,
+        "width": settings.width,
+        "batch_size": settings.batch_size,
+        "precision": str(dtype).removeprefix("torch."),
+        "compiled": execution.compile,
+        "step_ms": 1e3 * step,
+        "images_per_second": settings.batch_size / step,
         "gigaoperations_per_step": operations / 1e9,
-        "products_gigaoperations_per_second": rate / 1e9, "product": product,
+        "products_gigaoperations_per_second": rate / 1e9,
+        "product": product,
         "share_of_product_rate": operations / rate / step,
         "floor_ms": 1e3 * operations / rate,
         **{f"share_{kind}": seconds / everything for kind, seconds in parts.items()},
-    }  # fmt: skip
-    rows = pd.DataFrame([{**row, **made}])
-    shown = pd.DataFrame(
-        [
-            {
-                "precision": row["precision"],
-                "step, ms": f"{row['step_ms']:.1f}",
-                "images/s": f"{row['images_per_second']:.0f}",
-                "floor at the rate of products, ms": f"{row['floor_ms']:.1f}",
-                "share of that rate": f"{row['share_of_product_rate']:.0%}",
-                **{kind: f"{seconds / everything:.0%}" for kind, seconds in parts.items()},
-            }
-        ]
-    )
+    }
+
+
+def shown_row(row: dict[str, Any]) -> dict[str, str]:
+    """Return the row that people read."""
+    kinds = (*KINDS, "other", "no operation")
+    return {
+        "precision": row["precision"],
+        "step, ms": f"{row['step_ms']:.1f}",
+        "images/s": f"{row['images_per_second']:.0f}",
+        "step at the rate of products, ms": f"{row['floor_ms']:.1f}",
+        "share of that rate": f"{row['share_of_product_rate']:.0%}",
+        **{kind: f"{row[f'share_{kind}']:.0%}" for kind in kinds},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    own, command = Benchmark("speed.roofline", __doc__, "a few steps only").parse(argv)
+    settings, execution = command.settings, settle_execution(command)
+    made = provenance("speed.roofline", argv, execution.device)
+    row = measure(settings, execution, own.quick)
     notes = (
-        f"A step of {network_name(settings)}, batch {settings.batch_size}, on "
-        f"{rows['device'].iloc[0]}: {operations / 1e9:.1f} billion operations in convolutions and matrix products, "
-        f"forward and backward; a large {product} runs at {rate / 1e9:.0f} billion a second here. Shares of the time "
-        f"by kind of work are the profiler's. Made by `{rows['command'].iloc[0]}`."
+        f"A step of {network_name(settings)}, batch {settings.batch_size}, on {made['device']}: "
+        f"{row['gigaoperations_per_step']:.1f} billion operations in convolutions and matrix products, forward and "
+        f"backward; a large {row['product']} runs at {row['products_gigaoperations_per_second']:.0f} billion a second "
+        f"here. Shares of the time by kind of work are the profiler's. Made by `{made['command']}`."
     )
-    name = f"floor_{execution.device.type}_{network_name(settings, short=True)}_{row['precision']}"
-    write_record(own.results, name, rows, shown, notes)
+    name = f"roofline_{execution.device.type}_{network_name(settings, short=True)}_{row['precision']}"
+    write_record(own.results, name, pd.DataFrame([{**row, **made}]), pd.DataFrame([shown_row(row)]), notes)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from datasets.sampling import SAMPLERS
 
-MEMORY_FLOOR = 32.0  # MB: below it the allocator's own habits hide how memory grows
+MIN_MEMORY_MB = 32.0  # MB: below it the allocator's own habits hide how memory grows
 
 
 def spread(values: pd.Series, digits: str) -> str:
@@ -37,7 +37,7 @@ def cells(largest: pd.DataFrame, note: str = "") -> dict[str, str]:
         "ms there": spread(largest["milliseconds"], ".3g"),
         "exponent of the work": spread(largest["expected_exponent"], "g"),
         "exponent measured": spread(largest["time_exponent"], ".2f") + note,
-        "memory added there, MB": spread(largest["extra_mb"].where(largest["extra_mb"] >= MEMORY_FLOOR), ".0f"),
+        "memory added there, MB": spread(largest["extra_mb"].where(largest["extra_mb"] >= MIN_MEMORY_MB), ".0f"),
         "its exponent": spread(largest["memory_exponent"], ".2f"),
     }
 
@@ -56,7 +56,7 @@ def describe(rows: pd.DataFrame, fixed: str) -> str:
     return (
         f"{rows['device'].iloc[0]}, torch {rows['torch'].iloc[0]}; {rows['execution'].iloc[0]}. {fixed} The peak of "
         f"the process at the most rows is {peak:.0f} MB. Exponents: the larger half of the sizes. Memory below "
-        f"{MEMORY_FLOOR:g} MB is left out. Several items in a line: smallest to largest (the steepest in time). "
+        f"{MIN_MEMORY_MB:g} MB is left out. Several items in a line: smallest to largest (the steepest in time). "
         f"Made by `{rows['command'].iloc[0]}`."
     )
 

@@ -1,20 +1,22 @@
-"""This project beside a plain PyTorch loop, both stages, in one run on one machine.
+"""This project beside a baseline PyTorch loop, both stages, in one run on one machine.
 
-    python -m benchmarks.speed.throughput [--quick] [--rounds 3] [--loaders 0 1 2 4] [flags of main_stage1.py]
+    python -m benchmarks.speed.throughput
+    python -m benchmarks.speed.throughput --network resnet32 --workers 3 --rounds 2 --loaders 0 1 2 3
+    python -m benchmarks.speed.throughput --quick
 
-The plain loop (`benchmarks.speed.baseline_loop`) does what the released code does; the number of its worker
-processes, and on CUDA
-TF32 on or off, is swept and the best taken. Ours are main_stage1.py and main_stage2.py as a user runs them. Every
-measurement has a process of its own, and plain and ours take turns; a ratio is that of the two in the same round. What
-is timed:
+The baseline loop (`benchmarks.speed.baseline_loop`) does what the released code does; the number of its worker
+processes, and on CUDA TF32 on or off, is swept and the best taken. Ours are main_stage1.py and main_stage2.py as a user
+runs them. Every measurement has a process of its own, and baseline and ours take turns; a ratio is that of the two in
+the same round. What is timed:
 
     training            the steps of an epoch: data, forward, backward, update
     training + report   the same and the evaluation after it: test images plain and mirrored
     fixed               what a stage costs beside its epochs: reading the data; of ours also files and the final report
     whole stage         all of it; of stage 1 computed from the lines above for all its epochs
 
-Stage 2 is timed over its 20 epochs: of ours the steps and every feature that they need, of the plain loop the faster of
-two epochs, times 20.
+Stage 2 is timed over its 20 epochs: of ours the steps and every feature that they need, of the baseline loop the faster
+of two epochs, times 20. Other flags are those of main_stage1.py. Writes `results/speed_<device>_<network>.csv` and
+`.md`.
 """
 
 import argparse
@@ -39,12 +41,13 @@ from stages.session import settle_execution
 from utils.command import run_command
 
 STAGE2_EPOCHS = 20
-LOADERS = (0, 1, 2, 4, 8, 16)  # worker processes that the plain loop tries, as far as there are cores
+BASELINE = "baseline"
+LOADERS = (0, 1, 2, 4, 8, 16)  # worker processes that the baseline loop tries, as far as there are cores
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of doing the work: its name, and the flags that main_stage1.py gets for it (none for the plain loop)."""
+    """One way of doing the work: its name, and the flags that main_stage1.py gets for it (none for the baseline)."""
 
     name: str
     flags: list[str] = field(default_factory=list)
@@ -65,13 +68,17 @@ class Plan:
 
 
 def make_plan(own: argparse.Namespace, command: Command) -> Plan:
-    """Settle what is measured; `--quick` is one round, few steps of the plain loop."""
+    """Settle what is measured; `--quick` is one round, few steps of the baseline loop."""
     return Plan(
-        argv=list(command.arguments), settings=command.settings, device=settle_execution(command).device,
+        argv=list(command.arguments),
+        settings=command.settings,
+        device=settle_execution(command).device,
         loaders=own.loaders or [count for count in LOADERS if count <= (2 if own.quick else os.cpu_count() or 1)],
-        rounds=1 if own.quick else own.rounds, epochs=1 if own.quick else 2,
-        max_steps=10 if own.quick else None, views=["1"] if own.quick else ["1", "5"],
-    )  # fmt: skip
+        rounds=1 if own.quick else own.rounds,
+        epochs=1 if own.quick else 2,
+        max_steps=10 if own.quick else None,
+        views=["1"] if own.quick else ["1", "5"],
+    )
 
 
 def our_ways(device: torch.device) -> list[Way]:
@@ -82,20 +89,26 @@ def our_ways(device: torch.device) -> list[Way]:
 
 
 def sweep(plan: Plan) -> tuple[int, bool, list[dict[str, Any]]]:
-    """Return the number of worker processes and the TF32 switch with which the plain loop is fastest, and all rows."""
+    """Return the number of worker processes and the TF32 switch with which the baseline is fastest, and all rows."""
     epochs = 2 if plan.device.type == "cuda" else 1  # the first one on CUDA chooses and loads kernels
     rows: list[dict[str, Any]] = []
     for tf32 in (False, True) if plan.device.type == "cuda" else (False,):
         for loaders in plan.loaders:
             answer = run_child(
-                "plain", stage="stage1", argv=plan.argv, loaders=loaders, tf32=tf32, epochs=epochs,
-                max_steps=plan.max_steps, test="none",
-            )  # fmt: skip
+                "baseline",
+                stage="stage1",
+                argv=plan.argv,
+                loaders=loaders,
+                tf32=tf32,
+                epochs=epochs,
+                max_steps=plan.max_steps,
+                test="none",
+            )
             speed = answer["train_images"][0] / min(answer["train_seconds"])
             rows.append({"loaders": loaders, "tf32": tf32, "images_per_second": speed})
-            print(f"plain loop, {loaders} worker processes, TF32 {tf32}: {speed:.0f} images/s", flush=True)
+            print(f"baseline loop, {loaders} worker processes, TF32 {tf32}: {speed:.0f} images/s", flush=True)
     best = max(rows, key=lambda row: row["images_per_second"])
-    named = [{"stage": "stage 1", "way": "plain", "timed": "sweep", **row} for row in rows]
+    named = [{"stage": "stage 1", "way": BASELINE, "timed": "sweep", **row} for row in rows]
     return best["loaders"], best["tf32"], named
 
 
@@ -104,8 +117,8 @@ def memory(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: answer[name] for name in ("peak_mib", "worker_peak_mib", "cuda_peak_mib")}
 
 
-def plain_rows(plan: Plan, loaders: int, tf32: bool, checkpoint: str, images: int) -> list[dict[str, Any]]:
-    """Measure the plain loop once: rows of both stages.
+def baseline_rows(plan: Plan, loaders: int, tf32: bool, checkpoint: str, images: int) -> list[dict[str, Any]]:
+    """Measure the baseline loop once: rows of both stages.
 
     Where its epochs were cut short, their seconds are scaled up to the `images` of a whole one.
     """
@@ -113,14 +126,21 @@ def plain_rows(plan: Plan, loaders: int, tf32: bool, checkpoint: str, images: in
     for stage in ("stage1", "stage2"):
         source = {} if stage == "stage1" else {"checkpoint": checkpoint}
         answer = run_child(
-            "plain", stage=stage, argv=plan.argv, loaders=loaders, tf32=tf32, epochs=plan.epochs,
-            max_steps=plan.max_steps, test="all", **source,
-        )  # fmt: skip
+            "baseline",
+            stage=stage,
+            argv=plan.argv,
+            loaders=loaders,
+            tf32=tf32,
+            epochs=plan.epochs,
+            max_steps=plan.max_steps,
+            test="all",
+            **source,
+        )
         scale = images / answer["train_images"][0]
         train = min(answer["train_seconds"]) * scale
         report = min(answer["test_seconds"])
         fixed = answer["wall_seconds"] - sum(answer["train_seconds"]) - sum(answer["test_seconds"])
-        common = {"way": "plain", "loaders": loaders, "tf32": tf32, **memory(answer)}
+        common = {"way": BASELINE, "loaders": loaders, "tf32": tf32, **memory(answer)}
         if stage == "stage1":
             rows += stage1_rows(plan, common, images, train, report, fixed)
         else:
@@ -140,20 +160,32 @@ def stage1_rows(
         f"whole stage, {epochs} epochs, computed": fixed + epochs * (train + report),
     }
     return [
-        {"stage": "stage 1", "timed": what, "seconds": seconds, "images": images,
-         "images_per_second": images / seconds if what == "training" else None, **common}
+        {
+            "stage": "stage 1",
+            "timed": what,
+            "seconds": seconds,
+            "images": images,
+            "images_per_second": images / seconds if what == "training" else None,
+            **common,
+        }
         for what, seconds in timed.items()
-    ]  # fmt: skip
+    ]
 
 
 def stage2_rows(common: dict[str, Any], images: int, train: float, wall: float) -> list[dict[str, Any]]:
     """Return the rows of one measurement of stage 2; seconds are those of all its epochs."""
     timed = {f"training, {STAGE2_EPOCHS} epochs": train, f"whole stage, {STAGE2_EPOCHS} epochs": wall}
     return [
-        {"stage": "stage 2", "timed": what, "seconds": seconds, "images": images,
-         "images_per_second": images * STAGE2_EPOCHS / seconds if what.startswith("training") else None, **common}
+        {
+            "stage": "stage 2",
+            "timed": what,
+            "seconds": seconds,
+            "images": images,
+            "images_per_second": images * STAGE2_EPOCHS / seconds if what.startswith("training") else None,
+            **common,
+        }
         for what, seconds in timed.items()
-    ]  # fmt: skip
+    ]
 
 
 def our_stage1(plan: Plan, way: Way, out: str) -> tuple[list[dict[str, Any]], str]:
@@ -198,7 +230,7 @@ def measure(plan: Plan) -> pd.DataFrame:
             for views in plan.views:
                 words = "default, 5 views" if views == "5" else "1 view"
                 made += our_stage2(plan, f"ours ({words})", ["--views", views], folder, out)
-            made += plain_rows(plan, loaders, tf32, f"{folder}/last.pth", images)
+            made += baseline_rows(plan, loaders, tf32, f"{folder}/last.pth", images)
         rows += [{**row, "round": number} for row in made]
         print(f"round {number + 1} of {plan.rounds} done", flush=True)
     return pd.DataFrame(rows)
@@ -207,7 +239,7 @@ def measure(plan: Plan) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     benchmark = Benchmark("speed.throughput", __doc__, "one round on a small network, for a look")
     benchmark.add("--rounds", default=3, help="measurements of everything [3]")
-    benchmark.add("--loaders", nargs="+", help="worker processes that the plain loop tries [0 1 2 4 ...]")
+    benchmark.add("--loaders", nargs="+", help="worker processes that the baseline loop tries [0 1 2 4 ...]")
     own, command = benchmark.parse(
         argv, lambda own: {"network": "resnet8"} if own.quick else {}, taken=("epochs", "amp", "compile")
     )
@@ -222,9 +254,13 @@ def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -
     """Write every measurement, and the table."""
     settings = plan.settings
     operations = operations_per_image(settings)
-    for name, value in {**made, "network": settings.network, "width": settings.width,
-                        "batch_size": settings.batch_size, "imb_ratio": settings.imb_ratio}.items():  # fmt: skip
-        rows[name] = value
+    rows = rows.assign(
+        **made,
+        network=settings.network,
+        width=settings.width,
+        batch_size=settings.batch_size,
+        imb_ratio=settings.imb_ratio,
+    )
     shown = summary(rows[rows["round"].notna()])
     dtype = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     products, product = product_rate(plan.device, dtype)
@@ -235,8 +271,8 @@ def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -
     notes = (
         f"{network_name(settings)}, batch {settings.batch_size}, imbalance factor {settings.imb_ratio:g}, on "
         f"{made['device']}, torch {made['torch']}; {plan.rounds} rounds: the fastest seconds, the median of the "
-        f"rounds' ratios, in brackets their range. The plain loop ran with {best['loaders']:.0f} worker processes, the "
-        f"fastest of {', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the "
+        f"rounds' ratios, in brackets their range. The baseline loop ran with {best['loaders']:.0f} worker processes, "
+        f"the fastest of {', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the "
         f"{products / 1e9:.0f} billion operations a second that a large {product} reaches here "
         f"({reached / products:.0%}). Made by `{made['command']}`."
     )
@@ -244,13 +280,13 @@ def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the table that people read: every way beside the plain loop, the best of the rounds."""
+    """Return the table that people read: every way beside the baseline loop, the best of the rounds."""
     lines = []
     for (stage, timed), group in rows.groupby(["stage", "timed"], sort=False):
-        plain = group[group["way"] == "plain"].set_index("round")
-        for way, of_way in sorted(group.groupby("way", sort=False), key=lambda pair: pair[0] != "plain"):
+        baseline = group[group["way"] == BASELINE].set_index("round")
+        for way, of_way in sorted(group.groupby("way", sort=False), key=lambda pair: pair[0] != BASELINE):
             own = of_way.set_index("round")
-            ratios = plain["seconds"] / own["seconds"]
+            ratios = baseline["seconds"] / own["seconds"]
             fastest = own.loc[own["seconds"].idxmin()]
             each = "an epoch" if timed.startswith("training") and stage == "stage 1" else "in all"
             speed = fastest["images_per_second"]
@@ -263,7 +299,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                     "way": way,
                     "seconds": f"{fastest['seconds']:.3g} {each}",
                     "images/s": "-" if pd.isna(speed) else f"{speed:.0f}",
-                    "times the plain loop": "1" if way == "plain" else times,
+                    "times the baseline loop": "1" if way == BASELINE else times,
                     "peak memory, MiB": " + ".join(f"{value:.0f}" for value in peak if pd.notna(value) and value > 0),
                 }
             )

@@ -1,0 +1,1 @@
+"""What a training image undergoes: random crops, colour jitter, the AutoAugment policy and Cutout."""

@@ -12,6 +12,8 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
+from utils.hashing import split_draws
+
 AUGMENTATIONS = ["crop", "jitter", "autoaugment"]
 
 Step = tuple[str, float, int | None]  # operation, probability, magnitude's index among MAGNITUDES (None: has none)
@@ -118,15 +120,6 @@ def policy_variants(height: int, width: int) -> tuple[list[tuple[str, float]], T
     return list(variants), table
 
 
-def digits(draws: Tensor, *bases: int) -> list[Tensor]:
-    """Split integers (N,) >= 0 into independent ones below each of `bases`, whose product must be far below 2**62."""
-    parts = []
-    for base in bases:
-        parts.append(draws % base)
-        draws = draws // base
-    return parts
-
-
 def draw_policy(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Read from draws (N,) each image's sub-policy (N,) int64, which of its two steps apply and which are negative.
 
@@ -134,7 +127,7 @@ def draw_policy(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     so a digit below 10 decides exactly.
     """
     tenths = torch.tensor([[round(10 * step[1]) for step in steps] for steps in POLICY], device=draws.device)
-    sub_policies, first, second, *signs = digits(draws, len(POLICY), 10, 10, 2, 2)
+    sub_policies, first, second, *signs = split_draws(draws, len(POLICY), 10, 10, 2, 2)
     applied = torch.stack([first, second], dim=1) < tenths[sub_policies]
     return sub_policies, applied, torch.stack(signs, dim=1).bool()
 
@@ -165,7 +158,7 @@ def cutout(images: Tensor, draws: Tensor, size: int = HOLE) -> Tensor:
     quarter and all of its area.
     """
     inside = []
-    for length, centres in zip(images.shape[-2:], digits(draws, *images.shape[-2:]), strict=True):
+    for length, centres in zip(images.shape[-2:], split_draws(draws, *images.shape[-2:]), strict=True):
         distance = torch.arange(length, device=images.device) - centres[:, None]
         inside.append((-size // 2 <= distance) & (distance < size // 2))
     rows, columns = inside

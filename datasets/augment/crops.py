@@ -1,4 +1,4 @@
-"""Random and centre crops of large images, drawn as torchvision draws them."""
+"""Random and centre crops of large images, drawn and resized as torchvision draws and resizes them."""
 
 import math
 from collections.abc import Iterator
@@ -9,14 +9,10 @@ from torch import Tensor
 
 from utils.hashing import MASK64, mix64
 
-AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a random crop: share of the image, width over height
-
-
-SPLITMIX_STEP = 0x9E3779B97F4A7C15
-
-
+# Of a random crop: its share of the image, its width over its height, and how often one is drawn that does not fit.
+AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 LONGEST_RATIO = 20  # of the sides of an image that is resized as a whole
-
+SPLITMIX_STEP = 0x9E3779B97F4A7C15
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 

@@ -9,7 +9,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from datasets.augment.autoaugment import digits
+from utils.hashing import split_draws
 
 STRENGTH = 0.4  # factors lie within 1 +- this
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
@@ -32,7 +32,7 @@ def draw_jitter(draws: Tensor, strength: float = STRENGTH) -> tuple[Tensor, Tens
     Column i of the order is the operation that comes i-th; column k of the factors belongs to the operation k. All
     orders are equally likely, and a factor is uniform in [1 - strength, 1 + strength].
     """
-    which, *levels = digits(draws, len(ORDERS), LEVELS, LEVELS, LEVELS)
+    which, *levels = split_draws(draws, len(ORDERS), LEVELS, LEVELS, LEVELS)
     shares = (torch.stack(levels, dim=1) + 0.5) / LEVELS
     return torch.tensor(ORDERS, device=draws.device)[which], 1 - strength + 2 * strength * shares
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.robustness.fuzz_inputs import make_material
+from benchmarks.robustness.fuzz_inputs.material import make_material
 from tests.helpers import image_tree, stage1, stage2, use_small_cifar, write_cifar
 from tests.image_runs import train_on_images
 

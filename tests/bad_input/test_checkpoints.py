@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.robustness.fuzz_inputs import RUN
+from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN as STAGE1
+from benchmarks.robustness.fuzz_inputs.material import STAGE2_RUN as STAGE2
 from evaluation.run_rows import read_run
 from models import build_model
 from runs.checkpoint import load_checkpoint
@@ -32,9 +33,6 @@ from tests.image_runs import PIXELS, train_on_images
 from utils.errors import UserError
 
 # Checkpoints
-
-
-STAGE1, STAGE2 = RUN / "stage1_epochs1_width4", RUN / "stage2_los_epochs1_width4_finetune_epoch1"
 
 
 DIGITS = ("--dataset", "digits")

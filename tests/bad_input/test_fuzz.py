@@ -1,4 +1,4 @@
-"""Rubbish in every place where a user can put something: accepted rightly or refused in one line, never anything else.
+"""Bad input wherever a user can put something: accepted rightly or refused in one line, never anything else.
 
 Few examples of each kind, the same every time; `python -m benchmarks.robustness.fuzz` draws thousands of others.
 """
@@ -15,14 +15,37 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-import benchmarks.robustness.fuzz_inputs as rubbish
-from benchmarks.robustness.fuzz_inputs import ACCEPTED, KINDS, REFUSED, STARTS, Kind, Material, shell
+from benchmarks.robustness.fuzz_inputs import lists
+from benchmarks.robustness.fuzz_inputs.cases import (
+    ACCEPTED,
+    REFUSED,
+    Hang,
+    Kind,
+    Material,
+    refusal,
+    shell,
+    time_limit,
+)
+from benchmarks.robustness.fuzz_inputs.checkpoints import PICKLED, RELEASED
+from benchmarks.robustness.fuzz_inputs.command_lines import MAINS
+from benchmarks.robustness.fuzz_inputs.command_words import STARTS
+from benchmarks.robustness.fuzz_inputs.cut_short import cut_short
+from benchmarks.robustness.fuzz_inputs.features import FEATURE_FILES
+from benchmarks.robustness.fuzz_inputs.images import PICTURES
+from benchmarks.robustness.fuzz_inputs.kinds import KINDS
+from benchmarks.robustness.fuzz_inputs.material import make_material
+from benchmarks.robustness.fuzz_inputs.records import RECORDS
 from utils.errors import UserError
 
 EXAMPLES = {
-    "command line": 80, "list": 100, "COCO list": 60, "record of a run": 20, "features": 80, "image": 100,
+    "command line": 80,
+    "list": 100,
+    "COCO list": 60,
+    "record of a run": 20,
+    "features": 80,
+    "image": 100,
     "checkpoint": 80,
-}  # fmt: skip
+}
 # What is right, as the generators have it before they damage it.
 SOUND: dict[str, list[Any]] = {
     "command line": [
@@ -30,18 +53,18 @@ SOUND: dict[str, list[Any]] = {
     ],
     "list": [([], "\n", "utf-8", None, []), ([], "\r\n", "utf-8-sig", 2, [])],
     "COCO list": [("train.json", [], "utf-8", []), ("train.json", [], "with a mark", [])],
-    "record of a run": [(name, [], "utf-8", []) for name in rubbish.RECORDS],
-    "features": [(name, [], None, []) for name in rubbish.FEATURE_FILES],
-    "image": [(form, "RGB", "a.jpg", None, []) for form in rubbish.PICTURES],
-    "checkpoint": [(name, ([], [])) for name in (*rubbish.PICKLED, *rubbish.RELEASED)],
+    "record of a run": [(name, [], "utf-8", []) for name in RECORDS],
+    "features": [(name, [], None, []) for name in FEATURE_FILES],
+    "image": [(form, "RGB", "a.jpg", None, []) for form in PICTURES],
+    "checkpoint": [(name, ([], [])) for name in (*PICKLED, *RELEASED)],
 }
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Material]:
     """Small runs and files that are right, with the work of every command cut short."""
-    with rubbish.cut_short():
-        yield rubbish.make_material(tmp_path_factory.mktemp("material"))
+    with cut_short():
+        yield make_material(tmp_path_factory.mktemp("material"))
 
 
 def attempt(kind: Kind, material: Material, case: Any, parent: Path) -> str:
@@ -54,13 +77,16 @@ def attempt(kind: Kind, material: Material, case: Any, parent: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_rubbish_is_taken_rightly_or_refused_in_one_line(kind: Kind, material: Material, tmp_path: Path) -> None:
+def test_bad_input_is_taken_rightly_or_refused_in_one_line(kind: Kind, material: Material, tmp_path: Path) -> None:
     outcomes: collections.Counter[str] = collections.Counter()
 
     @settings(
-        max_examples=EXAMPLES[kind.name], derandomize=True, database=None, deadline=None,
+        max_examples=EXAMPLES[kind.name],
+        derandomize=True,
+        database=None,
+        deadline=None,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(kind.cases(material))
     def of_each(case: Any) -> None:
         outcomes[attempt(kind, material, case, tmp_path)] += 1
@@ -79,13 +105,13 @@ def test_what_is_right_is_accepted(kind: Kind, material: Material, tmp_path: Pat
 
 
 def test_another_row_is_noticed(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = rubbish.read_list
+    read = lists.read_list
 
     def mistaken(*arguments: Any) -> Any:
         split = read(*arguments)
         return replace(split, labels=split.labels[::-1])
 
-    monkeypatch.setattr(rubbish, "read_list", mistaken)
+    monkeypatch.setattr(lists, "read_list", mistaken)
     with pytest.raises(AssertionError):
         attempt(KINDS[1], material, SOUND["list"][0], tmp_path)
 
@@ -97,11 +123,11 @@ def test_a_bad_message_is_noticed(message: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(UserError, "__str__", lambda error: error.args[0])
     with pytest.raises(AssertionError):
-        rubbish.refusal(refuse, "file.txt")
+        refusal(refuse, "file.txt")
 
 
 def test_a_hang_is_noticed() -> None:
-    with pytest.raises(rubbish.Hang), rubbish.time_limit(0.05):
+    with pytest.raises(Hang), time_limit(0.05):
         while True:
             try:
                 time.sleep(0.01)
@@ -122,6 +148,6 @@ def test_a_changed_file_is_noticed(material: Material, tmp_path: Path, monkeypat
         Path("mine.npz").write_bytes(b"")
         raise UserError("no")
 
-    monkeypatch.setattr(rubbish, "main_of", lambda script: spoil)
+    monkeypatch.setitem(MAINS, "evaluate", spoil)
     with pytest.raises(AssertionError, match=r"mine\.npz"):
         attempt(KINDS[0], material, ("evaluate", []), tmp_path)

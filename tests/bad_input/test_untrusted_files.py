@@ -23,10 +23,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.robustness.fuzz_inputs import RUN, feature_arrays
+from benchmarks.robustness.fuzz_inputs.features import feature_arrays
+from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN as STAGE1
+from benchmarks.robustness.fuzz_inputs.material import STAGE2_RUN as STAGE2
 from datasets.cifar import read_pickle
 from datasets.lists import read_json_list, read_list
-from engine.frozen_features import FrozenFeatures
+from engine.frozen_features import FeatureStore, FrozenFeatures
 from runs.checkpoint import load_checkpoint, with_backbone
 from runs.feature_files import read_features
 from tables.rows import read_kept
@@ -36,7 +38,6 @@ from utils.device import Execution
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STAGE1, STAGE2 = RUN / "stage1_epochs1_width4", RUN / "stage2_los_epochs1_width4_finetune_epoch1"
 
 
 # Pickles
@@ -167,7 +168,7 @@ def test_no_stored_feature_runs_anything(mapped: bool, tmp_path: Path, cpu: Exec
         def __len__(self) -> int:
             return 1
 
-    frozen = FrozenFeatures(None, {"train": Images()}, cpu, 0, "plain", tmp_path / "kept", "x", mapped)  # type: ignore[arg-type,dict-item]
+    frozen = FrozenFeatures(None, {"train": Images()}, cpu, 0, "plain", FeatureStore(tmp_path / "kept", "x", mapped))  # type: ignore[arg-type,dict-item]
     exists = []
 
     def place(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The plain loop is what it says it is, and every benchmark measures and writes what it promises."""
+"""The baseline loop is what it says it is, and every benchmark measures and writes what it promises."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed import ablation as levers
-from benchmarks.speed import parity as agreement
-from benchmarks.speed import roofline as floor
-from benchmarks.speed import throughput as speed
-from benchmarks.speed.baseline_loop import PlainImages, PlainLoop, make_transforms
+from benchmarks.noise import AUGMENTATION, noise_data, noise_split
+from benchmarks.speed import ablation, parity, roofline, throughput
+from benchmarks.speed.baseline_loop import BaselineImages, BaselineLoop, make_transforms
 from benchmarks.speed.child import TASKS, run_child
 from datasets import load_dataset
 from datasets.device_images import DeviceImages
@@ -37,23 +35,23 @@ def digits() -> LongTailedData:
     return load_dataset("digits", Profile(imb_ratio=25))
 
 
-def small_loop(data: LongTailedData, max_steps: int | None = None) -> PlainLoop:
+def small_loop(data: LongTailedData, max_steps: int | None = None) -> BaselineLoop:
     torch.manual_seed(0)
-    return PlainLoop(build_model("resnet8", data.num_classes, width=4), data, CPU, 0, 32, max_steps)
+    return BaselineLoop(build_model("resnet8", data.num_classes, width=4), data, CPU, 0, 32, max_steps)
 
 
-def test_plain_test_images_are_those_of_the_device() -> None:
-    split = floor.random_split(20)
-    pairs = PlainImages(split, make_transforms(32, floor.CIFAR)["test"])
-    ours = DeviceImages(split, floor.CIFAR, CPU).plain(torch.arange(20))
+def test_baseline_test_images_are_those_of_the_device() -> None:
+    split = noise_split(20)
+    pairs = BaselineImages(split, make_transforms(32, AUGMENTATION)["test"])
+    ours = DeviceImages(split, AUGMENTATION, CPU).plain(torch.arange(20))
     torch.testing.assert_close(torch.stack([image for image, _ in pairs]), ours.contiguous(), rtol=1e-5, atol=1e-5)
     assert [label for _, label in pairs] == split.labels.tolist()
 
 
-def test_plain_augmentation_is_one_of_the_same_crops() -> None:
-    split = floor.random_split(3)
-    pairs = PlainImages(split, make_transforms(32, floor.CIFAR)["train"])
-    images = DeviceImages(split, floor.CIFAR, CPU)
+def test_baseline_augmentation_is_one_of_the_same_crops() -> None:
+    split = noise_split(3)
+    pairs = BaselineImages(split, make_transforms(32, AUGMENTATION)["train"])
+    images = DeviceImages(split, AUGMENTATION, CPU)
     possible = []
     for row in range(3):
         padded = images.normalise(images.images[row : row + 1])[0]
@@ -69,7 +67,7 @@ def test_plain_augmentation_is_one_of_the_same_crops() -> None:
     assert len(found) > 30  # of 162 a picture
 
 
-def test_the_plain_loop_learns(digits: LongTailedData) -> None:
+def test_the_baseline_loop_learns(digits: LongTailedData) -> None:
     run = small_loop(digits).stage1(epochs=6, lr=0.1, weight_decay=5e-4)
     assert run.accuracy["plain"] > 25 and run.best >= run.accuracy["flip"]
     assert len(run.train_seconds) == len(run.test_seconds) == 6
@@ -81,7 +79,7 @@ def test_a_limit_of_steps_ends_the_epoch(digits: LongTailedData) -> None:
     assert run.train_images == [96, 96] and run.test_seconds == [] and run.accuracy == {}
 
 
-def test_the_plain_stage_2_is_the_released_one(digits: LongTailedData) -> None:
+def test_the_baseline_stage_2_is_the_released_one(digits: LongTailedData) -> None:
     """Only the classifier is updated, but everything is differentiated and batch norm's statistics move."""
     loop = small_loop(digits, max_steps=4)
     before = {key: value.clone() for key, value in loop.model.state_dict().items()}
@@ -96,24 +94,30 @@ def test_the_plain_stage_2_is_the_released_one(digits: LongTailedData) -> None:
 
 
 def test_a_failing_child_is_one_line() -> None:
-    with pytest.raises(UserError, match="the measurement of plain failed: unknown --network 'nothing'") as caught:
+    with pytest.raises(UserError, match="the measurement of baseline failed: unknown --network 'nothing'") as caught:
         run_child(
-            "plain", stage="stage1", argv=["--network", "nothing"], loaders=0, tf32=False, epochs=1, max_steps=1,
+            "baseline",
+            stage="stage1",
+            argv=["--network", "nothing"],
+            loaders=0,
+            tf32=False,
+            epochs=1,
+            max_steps=1,
             test="none",
-        )  # fmt: skip
+        )
     assert "\n" not in str(caught.value)
 
 
 def test_speed_measures_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "run_child", answer_here)
+    monkeypatch.setattr(throughput, "run_child", answer_here)
     argv = ["--quick", "--dataset", "digits", "--width", "4", "--loaders", "0", "--results", str(tmp_path)]
-    speed.main(argv)
+    throughput.main(argv)
     rows = pd.read_csv(tmp_path / "speed_cpu_resnet8w4.csv")
     measured = rows[rows["round"].notna()]
-    assert set(measured["way"]) == {"plain", "ours (default, fp32)", "ours, bf16", "ours (1 view)"}
+    assert set(measured["way"]) == {"baseline", "ours (default, fp32)", "ours, bf16", "ours (1 view)"}
     for stage, timed in (("stage 1", "training"), ("stage 1", "training + report"), ("stage 2", "training, 20 epochs")):
         found = measured[(measured["stage"] == stage) & (measured["timed"] == timed)]
-        assert "plain" in set(found["way"]) and len(found) >= 2 and (found["seconds"] > 0).all()
+        assert "baseline" in set(found["way"]) and len(found) >= 2 and (found["seconds"] > 0).all()
     assert measured["worker_peak_mib"].isna().all() or (measured["worker_peak_mib"] == 20).all()
     both = measured[measured["stage"] == "stage 1"].pivot(index="way", columns="timed", values="seconds")
     whole = both["fixed"] + 60 * both["training + report"]  # the epochs of the digits' preset
@@ -121,45 +125,56 @@ def test_speed_measures_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (both["training + report"] > both["training"]).all()
     for column in ("command", "device", "torch", "git_revision", "network"):
         assert rows[column].notna().all(), column
-    assert "times the plain loop" in (tmp_path / "speed_cpu_resnet8w4.md").read_text()
+    assert "times the baseline loop" in (tmp_path / "speed_cpu_resnet8w4.md").read_text()
 
 
 def test_ratios_of_a_round_are_to_its_own_plain_loop() -> None:
-    seconds = {("plain", 0): 10.0, ("ours", 0): 5.0, ("plain", 1): 12.0, ("ours", 1): 4.0}
+    seconds = {("baseline", 0): 10.0, ("ours", 0): 5.0, ("baseline", 1): 12.0, ("ours", 1): 4.0}
     rows = pd.DataFrame(
-        {"stage": "stage 1", "timed": "training", "way": way, "round": number, "seconds": value, "images": 100,
-         "images_per_second": 100 / value, "peak_mib": 1.0, "worker_peak_mib": None, "cuda_peak_mib": None}
+        {
+            "stage": "stage 1",
+            "timed": "training",
+            "way": way,
+            "round": number,
+            "seconds": value,
+            "images": 100,
+            "images_per_second": 100 / value,
+            "peak_mib": 1.0,
+            "worker_peak_mib": None,
+            "cuda_peak_mib": None,
+        }
         for (way, number), value in seconds.items()
-    )  # fmt: skip
-    table = speed.summary(rows).set_index("way")["times the plain loop"]
-    assert table["plain"] == "1" and table["ours"] == "2.5 (2 to 3)"
+    )
+    table = throughput.summary(rows).set_index("way")["times the baseline loop"]
+    assert table["baseline"] == "1" and table["ours"] == "2.5 (2 to 3)"
 
 
-def test_every_lever_is_compared_with_a_way_that_lacks_it_alone() -> None:
-    for pair in levers.comparisons(CPU):
-        differing = [name for name in levers.WORDS if getattr(pair.without, name) != getattr(pair.pulled, name)]
-        assert pair.lever in differing
-        assert differing == [pair.lever] or (pair.lever, differing) == ("resident", ["resident", "together"])
-    found = {(pair.lever, pair.kind) for pair in levers.comparisons(CPU)}
-    assert found == {(lever, kind) for lever in levers.possible_levers() for kind in ("alone", "last")}
+def test_every_optimisation_is_compared_with_a_way_that_lacks_it_alone() -> None:
+    for pair in ablation.comparisons(CPU):
+        differing = [name for name in ablation.DESCRIPTIONS if getattr(pair.without, name) != getattr(pair.added, name)]
+        assert pair.optimisation in differing
+        assert differing == [pair.optimisation] or differing == ["resident", "together"]
+    found = {(pair.optimisation, pair.kind) for pair in ablation.comparisons(CPU)}
+    assert found == {(name, kind) for name in ablation.possible_optimisations() for kind in ("alone", "last")}
 
 
-def test_levers_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(levers, "possible_levers", lambda: [name for name in levers.WORDS if name != "compile"])
+def test_optimisations_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = [name for name in ablation.DESCRIPTIONS if name != "compile"]
+    monkeypatch.setattr(ablation, "possible_optimisations", lambda: without)
     argv = ["--quick", "--network", "resnet8", "--width", "2", "--batch_size", "8", "--loaders", "0"]
-    levers.main([*argv, "--results", str(tmp_path)])
-    rows = pd.read_csv(tmp_path / "levers_cpu_resnet8w2.csv")
+    ablation.main([*argv, "--results", str(tmp_path)])
+    rows = pd.read_csv(tmp_path / "speed_ablation_cpu_resnet8w2.csv")
     assert (rows[["without", "with"]] > 0).all(axis=None)
     assert rows["lever"].nunique() == 6 and set(rows["kind"]) == {"alone", "last"}
 
 
-def test_ways_with_other_levers_take_the_same_steps() -> None:
+def test_ways_with_other_optimisations_take_the_same_steps() -> None:
     """The ways differ in speed only: from the same images on the device they train to the same weights."""
     settings = parse_command(STAGE1, "", ["--network", "resnet8", "--width", "2", "--batch_size", "8"]).settings
     trained = {}
     for pulled in ((), ("together",), ("no_sync",), ("channels_last",), ("fused",)):
-        own = levers.Levers(**dict.fromkeys(("resident", *pulled), True))
-        trainer = levers.Trainer(own, settings, levers.noise(24), CPU, 0)
+        own = ablation.Optimisations(**dict.fromkeys(("resident", *pulled), True))
+        trainer = ablation.Trainer(own, settings, noise_data(24), CPU, 0)
         before = trainer.model.fc.weight.detach().clone()
         assert trainer(3) > 0
         trained[pulled] = trainer.model.fc.weight.detach()
@@ -170,19 +185,19 @@ def test_ways_with_other_levers_take_the_same_steps() -> None:
 
 def test_images_from_workers_are_as_many() -> None:
     settings = parse_command(STAGE1, "", ["--network", "resnet8", "--width", "2", "--batch_size", "8"]).settings
-    trainer = levers.Trainer(levers.Levers(), settings, levers.noise(24), CPU, 0)
+    trainer = ablation.Trainer(ablation.Optimisations(), settings, noise_data(24), CPU, 0)
     assert [len(labels) for _, labels in trainer.batches(3)] == [8, 8, 8]
 
 
 def test_operations_of_resnet34() -> None:
     """1.16 billion multiplications forward, twice that backward but for the first layer's input; 2 operations each."""
     settings = parse_command(STAGE1, "", []).settings
-    assert floor.operations_per_image(settings) == pytest.approx(6 * 1.16e9, rel=0.01)
+    assert roofline.operations_per_image(settings) == pytest.approx(6 * 1.16e9, rel=0.01)
 
 
-def test_floor_knows_the_kinds_of_work_of_a_step(tmp_path: Path) -> None:
-    floor.main(["--quick", "--network", "resnet8", "--width", "2", "--batch_size", "8", "--results", str(tmp_path)])
-    row = pd.read_csv(tmp_path / "floor_cpu_resnet8w2_float32.csv").iloc[0]
+def test_roofline_knows_the_kinds_of_work_of_a_step(tmp_path: Path) -> None:
+    roofline.main(["--quick", "--network", "resnet8", "--width", "2", "--batch_size", "8", "--results", str(tmp_path)])
+    row = pd.read_csv(tmp_path / "roofline_cpu_resnet8w2_float32.csv").iloc[0]
     assert row["share_convolution"] > 0 and row["share_batch norm"] > 0 and row["share_optimiser"] > 0
     assert row["share_other"] < 0.3  # nearly everything has a kind
     assert row["images_per_second"] == pytest.approx(8 / row["step_ms"] * 1e3, rel=1e-3)
@@ -191,20 +206,25 @@ def test_floor_knows_the_kinds_of_work_of_a_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("aten::native_batch_norm_backward", "batch norm"), ("aten::convolution_backward", "convolution"),
-        ("aten::addmm", "linear"), ("aten::copy_", "copies, conversions"), ("aten::threshold_backward", "element-wise"),
-        ("aten::_foreach_add_", "optimiser"), ("aten::_fused_sgd_", "optimiser"), ("something", "other"),
+        ("aten::native_batch_norm_backward", "batch norm"),
+        ("aten::convolution_backward", "convolution"),
+        ("aten::addmm", "linear"),
+        ("aten::copy_", "copies, conversions"),
+        ("aten::threshold_backward", "element-wise"),
+        ("aten::_foreach_add_", "optimiser"),
+        ("aten::_fused_sgd_", "optimiser"),
+        ("something", "other"),
     ],
-)  # fmt: skip
+)
 def test_kinds_of_work(name: str, kind: str) -> None:
-    assert floor.kind_of(name) == kind
+    assert roofline.kind_of(name) == kind
 
 
-def test_agreement_trains_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "our_ways", lambda device: {"ours, fp32, eager": ["--amp", "off"]})
+def test_parity_trains_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "our_ways", lambda device: {"ours, fp32, eager": ["--amp", "off"]})
     argv = ["--quick", "--dataset", "digits", "--width", "4", "--loaders", "0", "--seeds", "0", "1"]
-    agreement.main([*argv, "--results", str(tmp_path)])
-    rows = pd.read_csv(tmp_path / "agreement_cpu_resnet8w4.csv")
+    parity.main([*argv, "--results", str(tmp_path)])
+    rows = pd.read_csv(tmp_path / "parity_cpu_resnet8w4.csv")
     assert len(rows) == 2 * (2 + 3) and rows["plain"].between(0, 100).all()
     assert rows.groupby(["stage", "way"]).size().tolist() == [2] * 5
 
@@ -216,7 +236,7 @@ def test_difference_of_means_and_its_error() -> None:
         for way, values in accuracies.items()
         for seed, value in enumerate(values)
     )
-    table = agreement.summary(rows).set_index("way")
+    table = parity.summary(rows).set_index("way")
     assert table.loc["ours, fast", "from ours in fp32"] == f"+1.00 ± {np.sqrt(2):.2f}"
     assert table.loc["ours, fp32, eager", "from ours in fp32"] == "-"
     assert table.loc["ours, fast", "flip, %"] == "-"
@@ -225,12 +245,16 @@ def test_difference_of_means_and_its_error() -> None:
 @pytest.mark.parametrize(
     ("module", "argv", "words"),
     [
-        (speed, ["--rounds", "0"], "--rounds must be at least 1"), (speed, ["--amp", "bf16"], "--amp is set here"),
-        (speed, ["--loaders", "-1"], "--loaders 0 or more"), (levers, ["--steps", "0"], "must be at least 1"),
-        (agreement, ["--seeds", "1"], "two at least"), (agreement, ["--seed", "1"], "--seed is set here"),
-        (floor, ["--nothing"], "unrecognized arguments: --nothing"), (floor, ["--network", "x"], "unknown --network"),
+        (throughput, ["--rounds", "0"], "--rounds must be at least 1"),
+        (throughput, ["--amp", "bf16"], "--amp is set here"),
+        (throughput, ["--loaders", "-1"], "--loaders 0 or more"),
+        (ablation, ["--steps", "0"], "must be at least 1"),
+        (parity, ["--seeds", "1"], "two at least"),
+        (parity, ["--seed", "1"], "--seed is set here"),
+        (roofline, ["--nothing"], "unrecognized arguments: --nothing"),
+        (roofline, ["--network", "x"], "unknown --network"),
     ],
-)  # fmt: skip
+)
 def test_wrong_flags(module: Any, argv: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         module.main(argv)

@@ -12,23 +12,18 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.robustness.kill_and_resume import (
-    AIMS,
-    MOST_KILLS,
+from benchmarks.robustness.kills.children import (
     being_written,
-    content,
-    contents,
-    disk_case,
-    hashes,
-    is_good,
-    kill_table,
     meet,
-    plan,
     printed_epoch,
     saved_epoch,
     start,
     temporaries,
 )
+from benchmarks.robustness.kills.commands import AIMS, MAX_KILLS_PER_RUN, plan
+from benchmarks.robustness.kills.contents import content, contents, hashes
+from benchmarks.robustness.kills.faults import disk_case
+from benchmarks.robustness.kills.report import is_good, kill_table
 from tests.helpers import assert_same_run, folder_of, image_tree, run, stage1, succeed
 from utils.files import LOCK, write_json
 
@@ -119,14 +114,21 @@ def test_a_weight_that_differs_in_one_bit_is_noticed_and_a_clock_is_not(whole: P
 def test_the_moments_are_those_of_the_seed() -> None:
     first, second, other = (plan(20, random.Random(seed)) for seed in (0, 0, 1))
     assert first == second != other
-    assert all(1 <= len(moments) <= MOST_KILLS for _, moments in first)
-    assert {work.name for work, _ in first[:4]} == {work.name for work, _ in first}
+    assert all(1 <= len(moments) <= MAX_KILLS_PER_RUN for _, moments in first)
+    assert {command.name for command, _ in first[:4]} == {command.name for command, _ in first}
 
 
 GOOD: dict[str, Any] = {
-    "signal": "SIGKILL", "status": -9, "readable": True, "resumed": True, "identical": True, "left": False, "lost": 1,
-    "proper": False, "state": "an epoch",
-}  # fmt: skip
+    "signal": "SIGKILL",
+    "status": -9,
+    "readable": True,
+    "resumed": True,
+    "identical": True,
+    "left": False,
+    "lost": 1,
+    "proper": False,
+    "state": "an epoch",
+}
 
 
 def test_what_counts_as_harm() -> None:

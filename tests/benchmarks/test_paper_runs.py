@@ -1,26 +1,18 @@
-"""The papers' runs in job slots: what comes first, when a call stops, what the next one does, what comes home.
+"""The papers' runs in job slots: what comes first, when a call stops, what the next one does, what is collected.
 
-Children are stubs on a clock of their own, but where processes are what is tested; an item on the digits is real.
+Children are stubs on a clock of their own; an item on the digits is real.
 """
 
-import multiprocessing
-import os
 import re
-import runpy
-import signal
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from benchmarks.jobs import collect as bring_home
-from benchmarks.jobs import paper_runs
-from benchmarks.jobs.paper_runs import Call, Step, locked, main, make_steps, progress, run_child
-from runs.run_names import stage1_folder
+from benchmarks.jobs import collect, paper_runs
+from benchmarks.jobs.paper_items import Step, make_steps, progress, unfinished
+from benchmarks.jobs.paper_runs import Call, main
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from tests.helpers import run
@@ -66,7 +58,7 @@ class World:
         if step.epochs:
             (step.folder / "metrics.json").write_text("{}")
             return 0
-        folder = paper_runs.unfinished(step.folder)
+        folder = unfinished(step.folder)
         folder.mkdir()
         for number, size in enumerate(self.parts):
             (folder / f"{step.item}_features-{number}.safetensors").write_bytes(bytes(size))
@@ -76,7 +68,7 @@ class World:
         """Make a call and return the seconds that it took."""
         argv = ["--out", str(self.out), *map(str, arguments)]
         own, given = paper_runs.parse(argv)
-        self.steps = {step.command: step for step in make_steps(given, own.quick, min(15.0, own.home_mib / 2))}
+        self.steps = {step.command: step for step in make_steps(given, own.quick, min(15.0, own.collect_mib / 2))}
         started = self.time
         main(argv)
         return self.time - started
@@ -87,8 +79,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path / "runs")
     monkeypatch.setattr(paper_runs, "run_child", world.run_child)
     monkeypatch.setattr(paper_runs, "monotonic", lambda: world.time)
-    monkeypatch.setattr(bring_home, "read_run", lambda folder: ({"all": 1}, {}))
-    monkeypatch.setattr(bring_home, "csv_row", lambda metrics, config: metrics)
+    monkeypatch.setattr(collect, "read_run", lambda folder: ({"all": 1}, {}))
+    monkeypatch.setattr(collect, "csv_row", lambda metrics, config: metrics)
     return world
 
 
@@ -104,13 +96,28 @@ def test_items_stand_in_the_order_of_worth() -> None:
     for step in make_steps({}, quick=False):
         items.setdefault(step.item, []).append(step.name)
     assert list(items) == [
-        "if100_seed0", "if100_seed1", "if100_seed2", "if10_seed0", "if50_seed0",
-        "if100_seed0_gala_lambda1_1", "if100_seed0_gala_lambda1.2_0.9",
-        "if100_seed0_gala_released_lambda1_1", "if100_seed0_gala_released_lambda1.2_0.9",
-        "if100_seed0_holdout", "if100_seed1_holdout", "if100_seed2_holdout",
-        "if100_seed0_shuffle0", "if100_seed0_shuffle1", "if100_seed0_shuffle2",
-        "if10_seed1", "if50_seed1", "if10_seed2", "if50_seed2", "if200_seed0", "if500_seed0",
-    ]  # fmt: skip
+        "if100_seed0",
+        "if100_seed1",
+        "if100_seed2",
+        "if10_seed0",
+        "if50_seed0",
+        "if100_seed0_gala_lambda1_1",
+        "if100_seed0_gala_lambda1.2_0.9",
+        "if100_seed0_gala_released_lambda1_1",
+        "if100_seed0_gala_released_lambda1.2_0.9",
+        "if100_seed0_holdout",
+        "if100_seed1_holdout",
+        "if100_seed2_holdout",
+        "if100_seed0_shuffle0",
+        "if100_seed0_shuffle1",
+        "if100_seed0_shuffle2",
+        "if10_seed1",
+        "if50_seed1",
+        "if10_seed2",
+        "if50_seed2",
+        "if200_seed0",
+        "if500_seed0",
+    ]
     whole, first = ["stage1", "los", "los_released", "ce", "features"], ["stage1", "features"]
     assert list(items.values()) == [[*whole, "weights"]] + [whole] * 4 + [first] * 7 + [whole] * 9
 
@@ -133,7 +140,7 @@ def test_stage_1s_are_those_that_other_commands_look_for() -> None:
         "if100_seed0_shuffle2": "--subset shuffle --subset_seed 2",
     }
     for name, line in lines.items():
-        assert folders[name] == stage1_folder(parse_command(STAGE1, "", line.split()))
+        assert folders[name] == run_path(parse_command(STAGE1, "", line.split()))
 
 
 def test_flags_of_stage_1_reach_the_children() -> None:
@@ -157,9 +164,12 @@ def test_work_goes_on_call_after_call_in_order_and_in_time(world: World, capsys:
         if "all runs are finished" in capsys.readouterr().out:
             break
     assert list(dict.fromkeys(world.begun)) == [
-        "if100_seed0 stage1", "if100_seed0 los", "if100_seed0 los_released", "if100_seed0 ce",
+        "if100_seed0 stage1",
+        "if100_seed0 los",
+        "if100_seed0 los_released",
+        "if100_seed0 ce",
         "if100_seed0_gala_lambda1_1 stage1",
-    ]  # fmt: skip
+    ]
     assert world.begun.count("if100_seed0 stage1") == 2  # of the 30 epochs 16 fit into a call: no child began anew
     begun = len(world.begun)
     assert world.call("--minutes", 9, *only) == 0
@@ -194,32 +204,41 @@ def test_a_crash_is_tried_once_more_and_a_refusal_is_not(world: World, capsys: p
         world.call(*flags)
     assert world.begun == [
         "if100_seed0 stage1",  # what follows has nothing to start from
-        "if100_seed1 stage1", "if100_seed1 stage1", "if100_seed1 los", "if100_seed1 los_released", "if100_seed1 ce",
-        "if100_seed2 stage1", "if100_seed2 los", "if100_seed2 los", "if100_seed2 los_released", "if100_seed2 ce",
-    ]  # fmt: skip
+        "if100_seed1 stage1",
+        "if100_seed1 stage1",
+        "if100_seed1 los",
+        "if100_seed1 los_released",
+        "if100_seed1 ce",
+        "if100_seed2 stage1",
+        "if100_seed2 los",
+        "if100_seed2 los",
+        "if100_seed2 los_released",
+        "if100_seed2 ce",
+    ]
     out = capsys.readouterr().out
     assert "if100_seed1 stage1: failed with status 1: RuntimeError: no memory" in out and "5 runs are unfinished" in out
     world.call(*flags)
     assert "all runs are finished" in capsys.readouterr().out
 
 
-# Bringing home
+# Collecting
 
 
-def test_what_is_finished_comes_home_within_the_limits_of_a_call(world: World, tmp_path: Path) -> None:
-    flags = ("--only", "if100_seed[01]", *SHORT, "--minutes", 60, "--home_files", 4, "--home_mib", 4.5)
-    brought = []
+def test_what_is_finished_is_collected_within_the_limits_of_a_call(world: World, tmp_path: Path) -> None:
+    flags = ("--only", "if100_seed[01]", *SHORT, "--minutes", 60, "--collect_files", 4, "--collect_mib", 4.5)
+    collected = []
     for number in range(4):
-        home = tmp_path / f"home{number}"  # what was brought is taken away
-        world.call(*flags, "--bring_home", home)
+        home = tmp_path / f"home{number}"  # what was collected is taken away
+        world.call(*flags, "--collect", home)
         assert sum(path.stat().st_size for path in home.iterdir()) <= 4.5 * MIB
-        brought.append(names(home))
+        collected.append(names(home))
     tables = ["paper_runs.csv", "paper_runs_log.csv"]
-    assert brought == [
+    assert collected == [
         ["if100_seed0_features-0.safetensors", "if100_seed0_features-1.safetensors", *tables],
         ["if100_seed1_features-0.safetensors", "if100_seed1_features-1.safetensors", *tables],
-        tables, tables,
-    ]  # fmt: skip
+        tables,
+        tables,
+    ]
     rows, logs = (pd.read_csv(tmp_path / "home0" / name) for name in tables)
     runs = [(f"if100_seed{seed}", run) for seed in (0, 1) for run in ("stage1", "los", "los_released", "ce")]
     assert [*zip(rows["item"], rows["run"], strict=True)] == [*zip(logs["item"], logs["run"], strict=True)] == runs
@@ -231,13 +250,13 @@ def test_rows_join_those_of_runs_made_elsewhere(world: World, tmp_path: Path) ->
     home = tmp_path / "home"
     home.mkdir()
     (home / "paper_runs.csv").write_text("item,run,all,note\nother,stage1,2.50,mine\nif100_seed0,stage1,0,old\n")
-    world.call("--only", "if100_seed0", "--epochs", 16, "--minutes", 9, "--bring_home", home)
-    assert world.begun == ["if100_seed0 stage1", "if100_seed0 los"]  # a row is home before the item is finished
+    world.call("--only", "if100_seed0", "--epochs", 16, "--minutes", 9, "--collect", home)
+    assert world.begun == ["if100_seed0 stage1", "if100_seed0 los"]  # a row is collected before the item is finished
     rows = pd.read_csv(home / "paper_runs.csv", dtype=str).fillna("").to_numpy().tolist()
     assert rows == [["other", "stage1", "2.50", "mine"], ["if100_seed0", "stage1", "1", ""]]
 
 
-def test_a_call_that_is_cut_off_brings_what_was_there(
+def test_a_call_that_is_cut_off_collects_what_was_there(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -246,15 +265,17 @@ def test_a_call_that_is_cut_off_brings_what_was_there(
     world.call("--only", "if100_seed0", *SHORT)
     monkeypatch.setattr(paper_runs, "run_child", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        world.call("--only", "if100_seed0", *SHORT, "--bring_home", tmp_path / "home")
+        world.call("--only", "if100_seed0", *SHORT, "--collect", tmp_path / "home")
     assert names(tmp_path / "home") == ["paper_runs.csv", "paper_runs_log.csv"]
 
 
 def test_a_part_that_has_no_room_is_named(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world.parts = [5 * MIB, MIB]
-    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--bring_home", tmp_path / "home", "--home_mib", 4)
+    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home", "--collect_mib", 4)
     out = capsys.readouterr().out
-    assert "no room in this call, the next one brings: if100_seed0_gala_lambda1_1_features-0.safetensors (5.0 Mi" in out
+    assert (
+        "no room in this call, the next one collects: if100_seed0_gala_lambda1_1_features-0.safetensors (5.0 Mi" in out
+    )
     assert (tmp_path / "home" / "if100_seed0_gala_lambda1_1_features-1.safetensors").is_file()
 
 
@@ -262,11 +283,11 @@ def test_an_export_that_was_cut_off_is_done_anew(world: World, tmp_path: Path) -
     torn = world.out / "paper_runs" / "exports" / "if100_seed0_gala_lambda1_1.unfinished" / "torn.safetensors"
     torn.parent.mkdir(parents=True)
     torn.touch()
-    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--bring_home", tmp_path / "home")
+    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home")
     assert len(names(tmp_path / "home")) == 4 and "torn.safetensors" not in names(tmp_path / "home")
 
 
-def test_an_item_on_the_digits_comes_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_on_the_digits_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real scripts, in this process to spare their start, make the folders that were planned for them."""
 
     def run_here(command: tuple[str, ...], log: Path, call: Call) -> int:
@@ -278,127 +299,27 @@ def test_an_item_on_the_digits_comes_home(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(paper_runs, "run_child", run_here)
     home, name = tmp_path / "home", "quick_if100_seed0"
     flags = ["--quick", "--only", name, "--epochs", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
-    main([*flags, "--minutes", "5", "--bring_home", str(home)])
+    main([*flags, "--minutes", "5", "--collect", str(home)])
     assert names(home) == [
-        "paper_runs.csv", "paper_runs_log.csv", f"{name}_features.json", f"{name}_features.safetensors",
-        f"{name}_weights.json", f"{name}_weights.safetensors",
-    ]  # fmt: skip
+        "paper_runs.csv",
+        "paper_runs_log.csv",
+        f"{name}_features.json",
+        f"{name}_features.safetensors",
+        f"{name}_weights.json",
+        f"{name}_weights.safetensors",
+    ]
     rows = pd.read_csv(home / "paper_runs.csv").set_index("run")
     assert list(rows["protocol"].items()) == [
-        ("stage1", "honest"), ("los", "honest"), ("los_released", "released"), ("ce", "honest")
-    ]  # fmt: skip
+        ("stage1", "honest"),
+        ("los", "honest"),
+        ("los_released", "released"),
+        ("ce", "honest"),
+    ]
     for step in make_steps({"epochs": 1, "out": str(tmp_path / "out"), "device": "cpu"}, quick=True)[:4]:
         accuracy = read_json(step.folder / "metrics.json")["last"]["plain"]["all"]
         assert rows.loc[step.name, "last_plain_all"] == pytest.approx(accuracy)
     epochs = pd.read_csv(home / "paper_runs_log.csv").groupby("run").size()
     assert epochs["stage1"] == 1 and epochs["los"] == 2
-
-
-# Processes
-
-
-def program(text: str) -> tuple[str, ...]:
-    return sys.executable, "-c", f"import os, signal, time; print(os.getpid(), 'up', flush=True); {text}"
-
-
-ENDLESS, STUBBORN = "time.sleep(600)", "signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf'); time.sleep(600)"
-
-
-def start(target: Callable[..., Any], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """Start a function in a process of its own, which has imported all that this one has."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments, daemon=True)
-    process.start()
-    return process
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
-def is_up(log: Path) -> bool:
-    return log.is_file() and "up\n" in log.read_text()
-
-
-def is_free(folder: Path) -> bool:
-    try:
-        with locked(folder):
-            return True
-    except UserError:
-        return False
-
-
-@pytest.mark.parametrize(("text", "sign"), [(ENDLESS, "up\n"), (STUBBORN, "deaf\n")], ids=["endless", "stubborn"])
-def test_a_child_ends_when_the_time_is_up(
-    text: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The clock stands still until the child has begun, however busy the machine is."""
-    log = tmp_path / "log"
-
-    def nearly_over() -> float:
-        wait_for(lambda: sign in log.read_text())
-        return 99.9
-
-    monkeypatch.setattr(paper_runs, "monotonic", nearly_over)
-    with locked(tmp_path) as lock:
-        assert run_child(program(text), log, Call(tmp_path, lock, 100.0, 0.5)) is None
-    assert is_free(tmp_path)  # the child, which held the lock too, is gone
-    assert ("KeyboardInterrupt" in log.read_text()) == (text is ENDLESS)
-
-
-def test_a_child_that_ends_in_time_gives_its_status(tmp_path: Path) -> None:
-    with locked(tmp_path) as lock:
-        call = Call(tmp_path, lock, time.monotonic() + 60, 1)
-        assert [run_child(program(f"exit({status})"), tmp_path / "log", call) for status in (0, 3)] == [0, 3]
-
-
-def work_without_end(folder: Path) -> None:
-    with locked(folder) as lock:
-        run_child(program(ENDLESS), folder / "log", Call(folder, lock, time.monotonic() + 600, 1))
-
-
-@pytest.mark.parametrize("dies_too", [True, False])
-def test_no_child_that_outlives_a_killed_call_is_worked_beside(
-    dies_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if dies_too and sys.platform != "linux":
-        pytest.skip("only Linux ends a child with its parent")
-    if not dies_too:
-        monkeypatch.setattr(paper_runs, "ends_with_this_process", lambda: None)
-    call = start(work_without_end, tmp_path)
-    wait_for(lambda: is_up(tmp_path / "log"))
-    with pytest.raises(UserError, match="another call is at work"), locked(tmp_path):
-        pass
-    call.kill()
-    call.join(10)
-    if not dies_too:
-        assert not is_free(tmp_path)
-        os.kill(int((tmp_path / "log").read_text().split()[-2]), signal.SIGKILL)
-    wait_for(lambda: is_free(tmp_path))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_call_and_child(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    child = tmp_path / "python"  # in the place of the interpreter: a script that starts at once and does not end
-    child.write_text(f"#!{sys.executable}\nimport time\nprint('up', flush=True)\ntime.sleep(600)\n")
-    child.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(child))
-    monkeypatch.setattr(sys, "argv", ["paper_runs", "--quick", "--out", str(tmp_path), "--device", "cpu"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a command in the background
-    try:
-        call = start(lambda: runpy.run_module("benchmarks.jobs.paper_runs", run_name="__main__", alter_sys=True))
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    wait_for(lambda: is_up(tmp_path / "paper_runs" / "quick_if100_seed0.log"))
-    assert call.pid is not None
-    os.kill(call.pid, number)
-    call.join(20)
-    assert call.exitcode == 128 + number and is_free(tmp_path / "paper_runs")
-    assert ": finished epochs are saved; the same command goes on" in capfd.readouterr().err
 
 
 # Wrong input
@@ -409,8 +330,8 @@ def test_a_signal_ends_call_and_child(
     [
         (["--minutes", "0"], "--minutes must be"),
         (["--minutes", "soon"], "--minutes"),
-        (["--home_files", "2"], "--home_files must be"),
-        (["--home_mib", "nan"], "--home_mib at least 4"),
+        (["--collect_files", "2"], "--collect_files must be"),
+        (["--collect_mib", "nan"], "--collect_mib at least 4"),
         (["--only", "if7"], "no item is called 'if7'"),
         (["--seed", "1"], "--seed cannot be given here"),
         (["--lambda1", "1", "--json", "x"], "--json, --lambda1 cannot be given here"),

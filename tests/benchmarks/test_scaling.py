@@ -8,19 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.record import memory, reset_peak
-from benchmarks.speed.scaling import (
-    MOST_REPEATS,
-    QUICK,
-    Sizes,
-    exponent,
-    larger_half,
-    long_tailed_labels,
-    main,
-    measure,
-    with_exponents,
-)
-from benchmarks.speed.scaling_report import MEMORY_FLOOR, short_table, spread
+from benchmarks.costs import memory, reset_peak
+from benchmarks.speed.scaling import MAX_REPEATS, exponent, larger_half, main, measure, with_exponents
+from benchmarks.speed.scaling_cases import QUICK, Sizes, long_tailed_labels
+from benchmarks.speed.scaling_report import MIN_MEMORY_MB, short_table, spread
 from datasets.sampling import SAMPLERS
 from losses import LOSSES
 from methods.closed_form import CLOSED_FORM
@@ -74,7 +65,7 @@ def rows_of(item: str, sizes: list[int], milliseconds: list[float], extra_mb: li
 def test_small_sizes_and_small_memory_do_not_count() -> None:
     sizes = [10, 100, 365, 1000, 8142]
     times = [50.0, 50.0, *(0.01 * size**2 for size in sizes[2:])]
-    small = [MEMORY_FLOOR / 2] * 3
+    small = [MIN_MEMORY_MB / 2] * 3
     rows = with_exponents(rows_of("square", sizes, times, [*small, 1000.0, 8142.0]))
     np.testing.assert_allclose(rows["time_exponent"], 2.0)
     np.testing.assert_allclose(rows["memory_exponent"], 1.0)
@@ -99,7 +90,7 @@ def test_labels_are_long_tailed_and_as_many_as_asked(count: int, num_classes: in
     assert int(sizes[0]) > 50 * int(sizes[-1])
 
 
-@pytest.mark.parametrize(("budget", "repeats"), [(0.0, 1), (60.0, MOST_REPEATS)])
+@pytest.mark.parametrize(("budget", "repeats"), [(0.0, 1), (60.0, MAX_REPEATS)])
 def test_calls_are_repeated_within_the_budget(budget: float, repeats: int) -> None:
     calls: list[int] = []
     assert measure(lambda: calls.append(1), CPU, budget).repeats == repeats

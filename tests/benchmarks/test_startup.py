@@ -8,8 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.speed import startup
-from benchmarks.speed.startup import CLASSES, LARGEST, ROWS, SMALLEST, class_sizes
+from benchmarks.speed import startup, startup_lists
+from benchmarks.speed.startup_lists import (
+    CLASSES,
+    MAX_IMAGES,
+    MIN_IMAGES,
+    NAMES,
+    ROWS,
+    class_sizes,
+    home,
+)
 from datasets.lists import read_json_list, read_list
 from utils.errors import UserError
 
@@ -17,20 +25,25 @@ from utils.errors import UserError
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lists")
-    startup.write_lists(folder, 500, 20)
+    startup_lists.write_lists(folder, 500, 20)
     return folder
 
 
 def test_sizes_are_those_of_inaturalist() -> None:
     sizes = class_sizes(ROWS, CLASSES)
-    assert (len(sizes), sizes.sum(), sizes.max(), sizes.min()) == (CLASSES, ROWS, LARGEST, SMALLEST)
-    assert sizes[0] == LARGEST and sizes[-1] == SMALLEST
+    assert (len(sizes), sizes.sum(), sizes.max(), sizes.min()) == (
+        CLASSES,
+        ROWS,
+        MAX_IMAGES,
+        MIN_IMAGES,
+    )
+    assert sizes[0] == MAX_IMAGES and sizes[-1] == MIN_IMAGES
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(500, 20), (2000, 100), (8, 2), (401, 100), (12345, 67)])
 def test_sizes_of_a_rehearsal(rows: int, classes: int) -> None:
     sizes = class_sizes(rows, classes)
-    assert len(sizes) == classes and sizes.sum() == rows and sizes.min() >= SMALLEST
+    assert len(sizes) == classes and sizes.sum() == rows and sizes.min() >= MIN_IMAGES
 
 
 def test_too_few_rows_are_refused() -> None:
@@ -40,17 +53,17 @@ def test_too_few_rows_are_refused() -> None:
 
 def test_all_forms_list_the_same_images(lists: Path) -> None:
     for part, rows in ((0, 500), (1, 60)):
-        text = read_list(startup.home(lists, "text") / startup.NAMES["text"][part], lists)
-        other, names = read_json_list(startup.home(lists, "json") / startup.NAMES["json"][part], lists)
+        text = read_list(home(lists, "text") / NAMES["text"][part], lists)
+        other, names = read_json_list(home(lists, "json") / NAMES["json"][part], lists)
         assert len(text) == rows and names == [str(label) for label in range(20)]
         assert (text.images == other.images).all() and (text.labels == other.labels).all()
         assert len(np.unique(text.images)) == rows
-    train = read_list(startup.home(lists, "text") / startup.NAMES["text"][0], lists)
+    train = read_list(home(lists, "text") / NAMES["text"][0], lists)
     assert (np.bincount(train.labels) == class_sizes(500, 20)).all()
 
 
 def test_paths_are_as_long_as_the_real_ones() -> None:
-    path = startup.image_path(0, 7477)
+    path = startup_lists.image_path(0, 7477)
     assert path.startswith("train_val2018/") and path.split("/")[2] == "7477"
     assert len(path.split("/")[3]) == len("3b60c9486db1d2ee875f11a669fbde4a.jpg")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runs.run_names import stage1_folder
+from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import EVALUATE, FIELDS, STAGE1, STAGE2
 from stages.session import settle_execution
@@ -226,7 +226,7 @@ def test_every_script_hands_it_on(script: str, flags: tuple[str, ...], gpu: pyte
 def test_it_names_no_folder(tmp_path: Path) -> None:
     """Results are the same numbers, whether or not they repeat to the last bit; runs find one another."""
     one, other = (parse_command(STAGE1, "", ["--dataset", "digits", *flags]) for flags in ([], ["--deterministic"]))
-    assert stage1_folder(one) == stage1_folder(other)
+    assert run_path(one) == run_path(other)
     assert other.settings == dataclasses.replace(one.settings, deterministic=True)
     assert FIELDS["deterministic"].metadata["folder"] == ()
 

@@ -14,7 +14,7 @@ from datasets.sampling import SAMPLERS
 from engine.many_heads import train_heads
 from losses import loss_parameters
 from losses.ldam import LDAM, WeightedLDAM
-from methods.plan import Plan, build_losses, describe_parameters, is_late, row_norm_limit, start_head
+from methods.plan import Plan, build_losses, describe_parameters, in_late_phase, row_norm_limit, start_head
 from methods.recipes import RECIPES
 from models import build_model
 from models.heads import Normed
@@ -22,7 +22,7 @@ from settings.command_line import parse_command
 from settings.fields import EVALUATE, PARAMETERS, STAGE1_LOSSES, STAGE2
 from settings.stage2_plan import plan_of
 from stages.data import load_data
-from tables.rows import open_laboratory
+from tables.rows import open_context
 from tests.helpers import folder_of, not_used, read, run, same, stage1, stage2, succeed, weights
 
 TRAINED = [name for name, recipe in RECIPES.items() if recipe.trains]
@@ -107,7 +107,7 @@ def test_a_plan_in_words() -> None:
 
 @pytest.mark.parametrize(("epochs", "first"), [(20, 16), (5, 4), (200, 160), (1, 1), (3, 3), (10, 8)])
 def test_the_last_fifth_of_the_epochs_is_late(epochs: int, first: int) -> None:
-    assert [is_late(epoch, epochs) for epoch in range(epochs)] == [epoch >= first for epoch in range(epochs)]
+    assert [in_late_phase(epoch, epochs) for epoch in range(epochs)] == [epoch >= first for epoch in range(epochs)]
 
 
 def test_only_ldam_drw_has_a_late_loss() -> None:
@@ -288,13 +288,13 @@ def test_stage_2_goes_on_from_a_stage_1_of_another_loss(tmp_path: Path) -> None:
 def test_a_bank_gives_the_classifiers_that_stage_2_gives_alone(plain: Path, tmp_path: Path) -> None:
     """The same plans through `train_heads` and through main_stage2.py, on the same cached features."""
     shared = [*map(str, SMALL), "--out", str(tmp_path), "--pretrained_pth", str(plain), "--finetune_epoch", "5"]
-    lab = open_laboratory(shared, "")
+    context = open_context(shared, "")
     lines = {
         "los": ("--finetune_lr", "0.02"), "ce": ("--finetune_wd", "0.1"), "gala": ("--finetune_lr", "0.05"), "wb": (),
         "crt": (), "ldam_drw": (), "disalign": ("--sampler", "progressive"), "cosine_los": (),
     }  # fmt: skip
     plans = [parsed_plan(*shared, "--method", method, *flags) for method, flags in lines.items()]
-    for result, (method, flags) in zip(train_heads(lab.bench, plans), lines.items(), strict=True):
+    for result, (method, flags) in zip(train_heads(context.trainer, plans), lines.items(), strict=True):
         folder = retrained_by(plain, tmp_path / method, "--finetune_epoch", 5, "--method", method, *flags)
         found = weights(folder / "last.pth")
         for name, value in result.head.state_dict().items():

@@ -18,7 +18,7 @@ from torch import nn
 import tables.path
 import tables.request
 from datasets import DATASETS
-from datasets.features import own_name
+from datasets.features import user_dataset_name
 from methods.linear_probe import fit_probe
 from runs.feature_files import read_features
 from settings.checks import NOT_OF_FEATURES, NOT_OF_PROBES
@@ -278,8 +278,8 @@ def test_other_test_features_are_another_file() -> None:
 
 def test_names_are_no_known_data_set() -> None:
     for dataset in DATASETS:
-        assert own_name(Path(f"{dataset}.npz")) not in DATASETS
-    assert own_name(Path("a b/é&c.v1.npz")) == "own_é-c.v1"
+        assert user_dataset_name(Path(f"{dataset}.npz")) not in DATASETS
+    assert user_dataset_name(Path("a b/é&c.v1.npz")) == "own_é-c.v1"
 
 
 # The classifier

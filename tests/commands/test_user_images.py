@@ -527,7 +527,7 @@ def test_all_processes_wait_for_the_stage_1_that_the_first_one_writes(
     shades: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there: list[list[str]] = []
-    monkeypatch.setattr("stages.user_features.wait_for_all", lambda: there.append([*contents(tmp_path)]))
+    monkeypatch.setattr("stages.start.wait_for_all", lambda: there.append([*contents(tmp_path)]))
     retrained(shades, tmp_path, "--weights", weights_file)
     assert len(there) == 1
     assert any("stage1" in name and name.endswith("last.pth") for name in there[0])

@@ -78,10 +78,14 @@ def drawn(cifar_views: Tensor) -> np.ndarray:
 def test_torchvision_makes_these_views_and_no_others(cifar_views: Tensor) -> None:
     distances = torch.cdist(cifar_views.flatten(1), cifar_views.flatten(1)).fill_diagonal_(torch.inf)
     assert len(cifar_views) == VIEWS and distances.min() > 1  # so an image tells its view
-    released = transforms.Compose([
-        transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-        transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    ])  # fmt: skip
+    released = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        ]
+    )
     picture = transforms.ToPILImage()(marked_image())
     with torch.random.fork_rng():
         torch.manual_seed(0)

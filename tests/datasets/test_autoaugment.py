@@ -20,7 +20,6 @@ from datasets.augment.autoaugment import (
     UNSIGNED,
     apply_policy,
     cutout,
-    digits,
     draw_policy,
     policy_variants,
 )
@@ -30,7 +29,7 @@ from datasets.digits import AUGMENTATION as DIGITS_AUGMENTATION
 from datasets.image_source import steps_per_epoch
 from datasets.long_tail import Augmentation, Split
 from utils.errors import UserError
-from utils.hashing import HOLE_STREAM, POLICY_STREAM, hash_ids, stream_seed
+from utils.hashing import HOLE_STREAM, POLICY_STREAM, hash_ids, split_draws, stream_seed
 
 CPU = torch.device("cpu")
 CASES = list(product((False, True), repeat=4))  # first applies, second applies, first negative, second negative
@@ -89,11 +88,13 @@ def test_policy_is_torchvisions() -> None:
 @pytest.mark.parametrize("sub_policy", range(25))
 def test_sub_policy_is_torchvisions_pixel_by_pixel(monkeypatch: pytest.MonkeyPatch, sub_policy: int) -> None:
     images = pictures()
-    expected = torch.stack([
-        torchvision_policy(monkeypatch, image, sub_policy, list(case[:2]), list(case[2:]))
-        for case in CASES
-        for image in images
-    ])  # fmt: skip
+    expected = torch.stack(
+        [
+            torchvision_policy(monkeypatch, image, sub_policy, list(case[:2]), list(case[2:]))
+            for case in CASES
+            for image in images
+        ]
+    )
     flags = torch.tensor(CASES).repeat_interleave(len(images), dim=0)
     batch = images.repeat(len(CASES), 1, 1, 1)
     result = apply_policy(batch, torch.full((len(batch),), sub_policy), flags[:, :2], flags[:, 2:])
@@ -132,7 +133,7 @@ def test_fill_and_size_are_the_callers() -> None:
 
 
 def test_digits_are_those_of_a_mixed_radix() -> None:
-    parts = digits(torch.arange(24), 2, 3, 4)
+    parts = split_draws(torch.arange(24), 2, 3, 4)
     assert torch.equal(parts[0] + 2 * parts[1] + 6 * parts[2], torch.arange(24))
     assert [int(part.max()) for part in parts] == [1, 2, 3]
 
@@ -191,7 +192,7 @@ def test_hole_is_a_square_cut_off_at_the_borders() -> None:
 
 def test_hole_centres_are_drawn_equally_often() -> None:
     draws = hash_ids(torch.arange(200_000), stream_seed(3, HOLE_STREAM), 4)
-    ys, xs = digits(draws, 32, 32)
+    ys, xs = split_draws(draws, 32, 32)
     assert chisquare(torch.bincount(ys * 32 + xs, minlength=1024).numpy()).pvalue > 1e-3
 
 

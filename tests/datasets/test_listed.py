@@ -503,9 +503,14 @@ def write_odd_images(folder: Path) -> dict[str, set[str]]:
     noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
     rgb = Image.fromarray(noise)
     for mode, file in {
-        "RGB": "rgb.png", "L": "l.png", "LA": "la.png", "1": "1.png", "P": "p.png", "RGBA": "rgba.png",
+        "RGB": "rgb.png",
+        "L": "l.png",
+        "LA": "la.png",
+        "1": "1.png",
+        "P": "p.png",
+        "RGBA": "rgba.png",
         "CMYK": "cmyk.jpg",
-    }.items():  # fmt: skip
+    }.items():
         rgb.convert(mode).save(folder / file)
     rgb.convert("F").save(folder / "f.tif")
     frames = [Image.new("RGB", (64, 64), colour) for colour in (FIRST_FRAME, (10, 200, 30))]
@@ -520,12 +525,25 @@ def write_odd_images(folder: Path) -> dict[str, set[str]]:
     (folder / "broken_link.jpg").symlink_to("nowhere")
     palette = check.PALETTE
     return {
-        "rgb.png": set(), "whole.jpg": set(), "l.png": {"grayscale"}, "la.png": {"grayscale"}, "1.png": {"grayscale"},
-        "p.png": {palette}, "rgba.png": {palette}, "cmyk.jpg": {"CMYK"}, "gray16.png": {"grayscale", "16-bit"},
-        "rgb16.png": {"16-bit"}, "animated.gif": {palette, "animated"}, "f.tif": {check.DAMAGED},
-        "truncated.jpg": {check.DAMAGED}, "text.jpg": {check.NO_IMAGE}, "zero.jpg": {check.EMPTY},
-        "folder.jpg": {check.MISSING}, "broken_link.jpg": {check.MISSING}, "none.jpg": {check.MISSING},
-    }  # fmt: skip
+        "rgb.png": set(),
+        "whole.jpg": set(),
+        "l.png": {"grayscale"},
+        "la.png": {"grayscale"},
+        "1.png": {"grayscale"},
+        "p.png": {palette},
+        "rgba.png": {palette},
+        "cmyk.jpg": {"CMYK"},
+        "gray16.png": {"grayscale", "16-bit"},
+        "rgb16.png": {"16-bit"},
+        "animated.gif": {palette, "animated"},
+        "f.tif": {check.DAMAGED},
+        "truncated.jpg": {check.DAMAGED},
+        "text.jpg": {check.NO_IMAGE},
+        "zero.jpg": {check.EMPTY},
+        "folder.jpg": {check.MISSING},
+        "broken_link.jpg": {check.MISSING},
+        "none.jpg": {check.MISSING},
+    }
 
 
 def test_every_kind_of_image_is_told(tmp_path: Path) -> None:
@@ -598,9 +616,14 @@ def test_check_of_a_good_tree(tree: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report["files"]["listed"] == report["files"]["decoded"] == 29
     assert set(report["lists"]) == {str(tree / "train.txt"), str(tree / "test.txt")}
     for words in (
-        "list: 4 classes", "imbalance factor 4.5 (9 / 2)", "0 many (> 100), 0 medium (20 to 100), 4 few (< 20)",
-        report["subset"]["content_sha256"], *report["lists"].values(), "29 files looked for", "smaller than 224",
-    ):  # fmt: skip
+        "list: 4 classes",
+        "imbalance factor 4.5 (9 / 2)",
+        "0 many (> 100), 0 medium (20 to 100), 4 few (< 20)",
+        report["subset"]["content_sha256"],
+        *report["lists"].values(),
+        "29 files looked for",
+        "smaller than 224",
+    ):
         assert words in out
     assert (tree / "sizes.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,11 +1,14 @@
 """Streamed images: what a batch shows depends on seed, epoch and image alone, and equals torchvision's transforms."""
 
+import contextlib
+import gc
 import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from datasets.augment.crops import centre_crop, draw_box, random_crop, uniforms
@@ -23,7 +26,7 @@ from datasets.augment.jitter import BRIGHTNESS, CONTRAST, ORDERS, SATURATION, ap
 from datasets.lists import ListedSplit, pack
 from datasets.long_tail import Augmentation
 from datasets.streamed import StreamedImages
-from datasets.workers import PIECE, find_unreadable
+from datasets.workers import PIECE, Tasks, Workers, find_unreadable
 from utils.errors import UserError
 from utils.hashing import hash_ids
 
@@ -83,10 +86,9 @@ def test_labels_ids_and_sizes_are_those_of_the_split(split: ListedSplit) -> None
 
 
 def test_a_centre_crop_equals_torchvisions_transforms(split: ListedSplit) -> None:
-    transform = v2.Compose([
-        v2.Resize(RESIZE, antialias=True), v2.CenterCrop(SIZE), v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(NATURAL.mean, NATURAL.std),
-    ])  # fmt: skip
+    floats = v2.ToDtype(torch.float32, scale=True)
+    steps = [v2.Resize(RESIZE, antialias=True), v2.CenterCrop(SIZE), floats, v2.Normalize(NATURAL.mean, NATURAL.std)]
+    transform = v2.Compose(steps)
     found = everything(images_of(split))
     resized_by_pil = v2.Compose([v2.Resize(RESIZE), v2.CenterCrop(SIZE)])
     for row in range(COUNT):
@@ -262,8 +264,7 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(workers: int, split: Li
     images.close()
 
 
-def test_a_killed_worker_ends_in_one_line(split: ListedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # seconds between looks
+def test_a_killed_worker_ends_in_one_line(split: ListedSplit) -> None:
     images = images_of(split, 1)
     before = set(multiprocessing.active_children())
     batches = images.view_batches(list(torch.arange(COUNT).repeat(20).split(8)))
@@ -277,15 +278,80 @@ def test_a_killed_worker_ends_in_one_line(split: ListedSplit, monkeypatch: pytes
     images.close()
 
 
-def test_closing_ends_the_workers(split: ListedSplit) -> None:
+def test_a_worker_killed_between_passes_ends_the_next_in_one_line(split: ListedSplit) -> None:
     before = set(multiprocessing.active_children())
     images = images_of(split, 2)
     everything(images)
-    workers = set(multiprocessing.active_children()) - before
+    worker = (set(multiprocessing.active_children()) - before).pop()
+    worker.kill()
+    worker.join(5)
+    with pytest.raises(UserError, match="a worker process that reads images was killed"):
+        everything(images)
+    assert set(multiprocessing.active_children()) == before
+    assert len(everything(images)) == COUNT
     images.close()
-    for worker in workers:
-        worker.join(10)
+
+
+class Ends(Dataset[str]):
+    """Work that kills whoever does it."""
+
+    def __getitem__(self, task: object) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("dead processes do nothing")
+
+
+def test_a_worker_that_dies_at_work_ends_in_one_line() -> None:
+    workers = Workers(Ends(), Tasks([(0, np.arange(1), None)]), 1)
+    with pytest.raises(UserError, match="a worker process that reads images was killed"):
+        next(workers.answers())  # the loader looks after five seconds
+    workers.end()
+
+
+class Fails(Dataset[str]):
+    """Work with a fault of its own."""
+
+    def __getitem__(self, task: object) -> str:
+        raise RuntimeError("a fault in the program")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_fault_in_the_work_is_not_taken_for_a_killed_worker(count: int) -> None:
+    workers = Workers(Fails(), Tasks([(0, np.arange(1), None)]), count)
+    with pytest.raises(RuntimeError, match="a fault in the program"):
+        next(workers.answers())
+    workers.end()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_closing_ends_the_workers_at_once(left: bool, split: ListedSplit) -> None:
+    """Also in the middle of a pass, which somebody still holds."""
+    before = set(multiprocessing.active_children())
+    images = images_of(split, 2)
+    batches = images.view_batches(list(torch.arange(COUNT).repeat(5).split(8)))
+    if left:
+        next(batches)
+    else:
+        list(batches)
+    workers = set(multiprocessing.active_children()) - before
+    started = time.monotonic()
+    images.close()
+    assert time.monotonic() - started < 4  # left to itself a loader waits for five seconds
     assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+    assert set(multiprocessing.active_children()) == before
+    with pytest.raises(RuntimeError, match="another pass") if left else contextlib.nullcontext():
+        list(batches)
+    assert len(everything(images)) == COUNT  # with new workers
+    images.close()
+
+
+def test_images_that_nobody_holds_leave_no_worker(split: ListedSplit) -> None:
+    before = set(multiprocessing.active_children())
+    images = images_of(split, 1)
+    everything(images)
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    del images
+    gc.collect()
+    assert set(multiprocessing.active_children()) == before
 
 
 INTERRUPTED = """
@@ -314,9 +380,13 @@ def test_an_interrupt_leaves_no_process_and_no_traceback(tmp_path: Path) -> None
     (tmp_path / "train" / "ant").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "train" / "ant" / "a.jpg")
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent.parent,
-    )  # fmt: skip
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent.parent,
+    )
     assert process.stdout is not None
     workers = [int(pid) for pid in process.stdout.readline().split()]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from datasets.device_images import DeviceImages
 from datasets.long_tail import Augmentation, Split
-from engine.epoch import mixup_shares, predict, train_epoch
+from engine.epoch import EpochOptions, mixup_shares, predict, train_epoch
 from engine.frozen_features import FrozenFeatures, batch_statistics_features, feature_batches
-from engine.stacked_heads import BankSGD, head_bank, loss_bank
+from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
 from losses.los import CrossEntropy
 from models import build_model
 from models.heads import Linear
@@ -111,7 +111,7 @@ def test_mixup_equals_a_plain_loop(cpu: Execution) -> None:
         losses += [loss.item()] * count
         correct += int((logits.argmax(dim=1) == labels).sum())
 
-    result = train_epoch(model, batches, 3, sgd(model), F.cross_entropy, cpu, mixup=shares)
+    result = train_epoch(model, batches, 3, sgd(model), F.cross_entropy, cpu, EpochOptions(mixup=shares))
     for name, tensor in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
@@ -122,7 +122,7 @@ def test_mixup_with_share_one_is_plain_training(cpu: Execution) -> None:
     batches = list(device_images().training_batches(8, seed=0, epoch=0))
     plain, mixed = small_network(), small_network()
     train_epoch(plain, batches, 3, sgd(plain), F.cross_entropy, cpu)
-    train_epoch(mixed, batches, 3, sgd(mixed), F.cross_entropy, cpu, mixup=torch.ones(3))
+    train_epoch(mixed, batches, 3, sgd(mixed), F.cross_entropy, cpu, EpochOptions(mixup=torch.ones(3)))
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(mixed.state_dict()[name], tensor, msg=name)
 
@@ -442,10 +442,10 @@ def test_an_epoch_of_a_bank_counts_for_each_head(cpu: Execution) -> None:
     heads = [Linear(nn.Linear(3, CLASSES)) for _ in range(3)]
     batches = [(torch.randn(4, 3), torch.arange(4)) for _ in range(5)] + [(torch.randn(2, 3), torch.arange(2))]
     singles = [train_epoch(copy.deepcopy(head), batches, 6, sgd(head, lr=0.0), CrossEntropy(), cpu) for head in heads]
-    bank = head_bank(heads)
-    optimizer = BankSGD(list(bank.parameters()), 0.9, torch.zeros(3))
-    losses = loss_bank([CrossEntropy() for _ in heads])
-    result = train_epoch(bank, batches, 6, optimizer, losses, cpu)
+    stacked = stack_heads(heads)
+    optimizer = StackedSGD(list(stacked.parameters()), 0.9, torch.zeros(3))
+    losses = stack_losses([CrossEntropy() for _ in heads])
+    result = train_epoch(stacked, batches, 6, optimizer, losses, cpu)
     assert result.loss.shape == result.accuracy.shape == result.diverged_at.shape == (3,)
     assert result.loss == pytest.approx([float(single.loss) for single in singles], rel=1e-5)
     assert result.accuracy == pytest.approx([float(single.accuracy) for single in singles])
@@ -456,7 +456,7 @@ def test_an_epoch_of_a_bank_counts_for_each_head(cpu: Execution) -> None:
 def test_the_first_bad_step_of_each_head_of_a_bank(cpu: Execution) -> None:
     """One bad loss, one update that only the last step makes, one head without either."""
     torch.manual_seed(0)
-    bank = head_bank([Linear(nn.Linear(3, CLASSES)) for _ in range(3)])
+    stacked = stack_heads([Linear(nn.Linear(3, CLASSES)) for _ in range(3)])
     factors = torch.ones(4, 3)
     factors[1, 0] = torch.nan
     step = iter(range(4))
@@ -468,8 +468,8 @@ def test_the_first_bad_step_of_each_head_of_a_bank(cpu: Execution) -> None:
         return each + torch.tensor([0.0, 1.0, 0.0]) * spoilt
 
     batches = [(torch.randn(4, 3), torch.arange(4)) for _ in range(4)]
-    optimizer = BankSGD(list(bank.parameters()), 0.9, torch.zeros(3))
+    optimizer = StackedSGD(list(stacked.parameters()), 0.9, torch.zeros(3))
     optimizer.lr = torch.full((3,), 0.1)
-    result = train_epoch(bank, batches, 4, optimizer, losses, cpu)
+    result = train_epoch(stacked, batches, 4, optimizer, losses, cpu)
     assert result.diverged_at.tolist() == [2, 4, 0]
     assert np.isfinite(result.loss[2]) and not np.isfinite(result.loss[0])

@@ -16,7 +16,7 @@ from datasets.long_tail import Augmentation
 from evaluation import measure as evaluation
 from evaluation import metrics
 from evaluation.logits_magnitude import MagnitudeStatistics, logits_magnitude
-from evaluation.measure import LogitsOf, logits_report, rebalanced_report, training_fit
+from evaluation.measure import SplitLogits, logits_report, rebalanced_report, training_fit
 from evaluation.metrics import (
     calibration_error,
     class_wise_column_means,
@@ -30,7 +30,7 @@ from evaluation.metrics import (
     row_blocks,
 )
 from evaluation.plots import accuracy_per_class, draw_plots, logits_per_class, training_curves
-from evaluation.text_tables import ENDS, logits_table, per_class_table, report_table, scale_line
+from evaluation.text_tables import END_CLASSES, logits_table, per_class_table, report_table, scale_line
 from models.heads import Cosine
 
 CLASSES = 12
@@ -173,10 +173,13 @@ def test_measures_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch, n
     def measured() -> list[Any]:
         means = column_means(logits)
         return [
-            calibration_error(logits, labels), fit_temperature(logits, labels), means.tolist(),
-            class_wise_column_means(logits, labels).tolist(), feature_variance_ratio(features, labels),
+            calibration_error(logits, labels),
+            fit_temperature(logits, labels),
+            means.tolist(),
+            class_wise_column_means(logits, labels).tolist(),
+            feature_variance_ratio(features, labels),
             rebalanced_predictions(logits, means, 1.0).tolist(),
-        ]  # fmt: skip
+        ]
 
     whole = measured()
     assert whole[5] == rebalance(logits, logits.double().softmax(dim=1).mean(dim=0), 1.0).argmax(dim=1).tolist()
@@ -235,9 +238,10 @@ class Setting:
     classifier: Watched
 
     @property
-    def logits_of(self) -> LogitsOf:
-        return LogitsOf(lambda split, mirrored: self.features[split].flip(1) if mirrored else self.features[split],
-                        self.classifier)  # fmt: skip
+    def logits_of(self) -> SplitLogits:
+        return SplitLogits(
+            lambda split, mirrored: self.features[split].flip(1) if mirrored else self.features[split], self.classifier
+        )
 
 
 class Images(SimpleNamespace):
@@ -254,9 +258,10 @@ def setting(tmp_path: Path) -> Setting:
     # Copy on write, like a file that is opened for reading only, but PyTorch does not warn of it.
     features["train"] = torch.from_numpy(np.load(tmp_path / "train.npy", mmap_mode="c"))
     data = SimpleNamespace(
-        num_classes=CLASSES, class_counts=np.bincount(labels["train"].numpy(), minlength=CLASSES),
+        num_classes=CLASSES,
+        class_counts=np.bincount(labels["train"].numpy(), minlength=CLASSES),
         augmentation=Augmentation(padding=0, mirror=True, mean=(0.0,) * 3, std=(1.0,) * 3),
-    )  # fmt: skip
+    )
     return Setting(features, {split: Images(labels=own) for split, own in labels.items()}, data, Watched(10))
 
 
@@ -267,13 +272,13 @@ def test_no_pass_over_the_training_images_holds_many_of_their_logits(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "BLOCK", 16 * CLASSES)
-    join = LogitsOf._whole
+    join = SplitLogits._whole
 
-    def only_others(logits_of: LogitsOf, split: str, mirrored: bool) -> Tensor:
+    def only_others(logits_of: SplitLogits, split: str, mirrored: bool) -> Tensor:
         assert split != "train"
         return join(logits_of, split, mirrored)
 
-    monkeypatch.setattr(LogitsOf, "_whole", only_others)
+    monkeypatch.setattr(SplitLogits, "_whole", only_others)
     labels = setting.images["train"].labels
     fit = training_fit(setting.logits_of, setting.images)
     assert setting.classifier.rows == [16] * 25
@@ -318,7 +323,7 @@ def test_features_of_half_precision_meet_the_classifier_in_its_own(setting: Sett
 
 def test_blocks_go_to_the_device_of_the_classifier(setting: Setting) -> None:
     """The meta device stands in for a GPU: features stay on the CPU, logits come out on the device."""
-    logits_of = LogitsOf(lambda split, _: setting.features[split], Cosine(nn.Linear(10, CLASSES)).to("meta"))
+    logits_of = SplitLogits(lambda split, _: setting.features[split], Cosine(nn.Linear(10, CLASSES)).to("meta"))
     blocks = list(logits_of.blocks("train"))
     assert {logits.device.type for _, logits in blocks} == {"meta"}
     assert logits_of("test").shape == (SPLITS["test"], CLASSES) and logits_of("test").device.type == "meta"
@@ -379,15 +384,16 @@ def classes_of(count: int) -> tuple[dict[str, Any], Any]:
     sizes = generator.permutation(count) + 1
     values = [None if k == 1 else float(k) for k in range(count)]
     record = {
-        "plain": {"per_class_accuracy": values}, "flip": None,
+        "plain": {"per_class_accuracy": values},
+        "flip": None,
         "logits": {"test": {"column": {"loma": values, "rsd_true": values}}},
-    }  # fmt: skip
+    }
     names = [f"class{k}" for k in range(count)]
     return {"last": record}, SimpleNamespace(class_names=names, class_counts=sizes, num_classes=count)
 
 
 def test_few_classes_are_all_in_the_table() -> None:
-    records, data = classes_of(2 * ENDS)
+    records, data = classes_of(2 * END_CLASSES)
     lines = per_class_table(records, data).splitlines()
     assert [line.split()[0] for line in lines[1:]] == data.class_names
     assert lines[2].split() == ["class1", str(data.class_counts[1]), "-", "-", "-"]
@@ -396,10 +402,10 @@ def test_few_classes_are_all_in_the_table() -> None:
 def test_of_many_classes_the_largest_and_the_smallest_are_in_the_table() -> None:
     records, data = classes_of(8142)
     lines = per_class_table(records, data).splitlines()
-    assert len(lines) == 2 + 2 * ENDS
-    sizes = [int(line.split()[1]) for line in (*lines[1 : 1 + ENDS], *lines[2 + ENDS :])]
-    assert sizes == [*range(8142, 8142 - ENDS, -1), *range(ENDS, 0, -1)]
-    assert f"{8142 - 2 * ENDS} more" in lines[1 + ENDS] and "--json" in lines[1 + ENDS]
+    assert len(lines) == 2 + 2 * END_CLASSES
+    sizes = [int(line.split()[1]) for line in (*lines[1 : 1 + END_CLASSES], *lines[2 + END_CLASSES :])]
+    assert sizes == [*range(8142, 8142 - END_CLASSES, -1), *range(END_CLASSES, 0, -1)]
+    assert f"{8142 - 2 * END_CLASSES} more" in lines[1 + END_CLASSES] and "--json" in lines[1 + END_CLASSES]
     k = int(np.argmax(data.class_counts))
     assert lines[1].split() == [f"class{k}", "8142", *[f"{k:.2f}"] * 3]
 
@@ -458,8 +464,9 @@ def texts(figure: Figure) -> list[str]:
 
 def test_a_panel_without_any_number_says_so() -> None:
     assert texts(logits_per_class(measured([50, 3], known=False))) == [
-        "no class has a LoMa", "this classifier has no row norms",
-    ]  # fmt: skip
+        "no class has a LoMa",
+        "this classifier has no row norms",
+    ]
     assert texts(logits_per_class(measured([50, 3]))) == []
     assert texts(training_curves(pd.DataFrame(log_of(0)))) == ["no epoch was trained: the classifier is computed"]
     assert texts(training_curves(pd.DataFrame(log_of(1)))) == []

@@ -130,9 +130,13 @@ def test_formulas_hold_at_the_limits(
     name: str, formula: Callable[..., float], counts: list[int], labels: list[int], size: float
 ) -> None:
     own = {
-        "focal": {"gamma": 2.0}, "cb_ce": {"beta": 0.9999}, "wb_cb": {"beta": 0.9999}, "logit_adjust": {"tau": 1.0},
-        "ldam": {"max_margin": 0.5, "scale": 30.0}, "vs": {"gamma": 0.05, "tau": 0.75},
-    }.get(name, {})  # fmt: skip
+        "focal": {"gamma": 2.0},
+        "cb_ce": {"beta": 0.9999},
+        "wb_cb": {"beta": 0.9999},
+        "logit_adjust": {"tau": 1.0},
+        "ldam": {"max_margin": 0.5, "scale": 30.0},
+        "vs": {"gamma": 0.05, "tau": 0.75},
+    }.get(name, {})
     logits, n = logits_for(labels, len(counts), size), np.array(counts)
     expected = np.mean([formula(z, y, n, **own) for z, y in zip(logits.numpy(), labels, strict=True)])
     assert build_loss(name, counts)(logits, torch.tensor(labels)).item() == pytest.approx(expected, rel=1e-10)

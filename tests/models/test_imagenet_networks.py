@@ -185,8 +185,11 @@ def test_the_classifier_is_found_by_what_it_does() -> None:
     assert torch.equal(wrapped(images), logits) and wrapped.features(images).shape == (2, 4)
     assert list(wrapped.state_dict()) == ["backbone.fc.weight", "backbone.fc.bias", "fc.weight", "fc.bias"]
     assert list(wrapped.torchvision_names().values()) == [
-        "fc.weight", "fc.bias", "wherever.it_is.weight", "wherever.it_is.bias",
-    ]  # fmt: skip
+        "fc.weight",
+        "fc.bias",
+        "wherever.it_is.weight",
+        "wherever.it_is.bias",
+    ]
 
 
 def test_a_network_that_ends_otherwise_has_no_classifier() -> None:

@@ -380,8 +380,11 @@ def test_order_of_prefixes_that_fit_equally() -> None:
 
 def test_words_and_not_letters_decide() -> None:
     assert [preference(prefix) for prefix in ("encoder_q.", "", "quick.keyboard.", "module.momentum_encoder.")] == [
-        0, 1, 1, 2,
-    ]  # fmt: skip
+        0,
+        1,
+        1,
+        2,
+    ]
 
 
 def test_the_summary_lists_five() -> None:

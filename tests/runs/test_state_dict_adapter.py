@@ -1,4 +1,4 @@
-"""Foreign checkpoints: every known layout, on small dictionaries in its form, and every refusal."""
+"""Checkpoints of other projects: every known layout, on small dictionaries in its form, and every refusal."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -266,10 +266,10 @@ def test_a_further_module_beside_the_halves_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("classifier", ["linear", "last_linear", "classifier", "classifier.fc", "fc.fc"])
 def test_names_of_cifar_networks(classifier: str) -> None:
-    def foreign(name: str) -> str:
+    def their_name(name: str) -> str:
         return name.replace("fc.", f"{classifier}.").replace(".downsample.", ".shortcut.")
 
-    content = {"net": wrapped(renamed(weights(), foreign))}
+    content = {"net": wrapped(renamed(weights(), their_name))}
     assert f"module.{classifier}.weight" in content["net"] and "module.layer2.0.shortcut.0.weight" in content["net"]
     state, _ = find_state_dict(content)
     assert_same(state, weights())

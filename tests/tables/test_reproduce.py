@@ -80,9 +80,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     def noting(original: Trainer) -> Trainer:
-        def train_heads(bench: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
+        def train_heads(trainer: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
             seen.extend(plan.method for plan in plans)
-            return original(bench, plans, *rest)
+            return original(trainer, plans, *rest)
 
         return train_heads
 
@@ -158,19 +158,19 @@ def test_another_method_trains_alone(out: Path, trained: list[str]) -> None:
 
 
 def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    methods = ("tau_norm", "ce", "lws", "focal")  # four banks
+    methods = ("tau_norm", "ce", "lws", "focal")  # four stacks
     whole = out.with_name("whole")
     shutil.copytree(out, whole)
     make(whole, "unified", "--methods", *methods)
-    train = engine.many_heads._train_bank
+    train = engine.many_heads._train_stacked
 
-    def stopping(bench: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
+    def stopping(trainer: Any, plans: Sequence[Plan], *rest: Any) -> list[Any]:
         if plans[0].method == "lws":
             raise KeyboardInterrupt
-        return train(bench, plans, *rest)
+        return train(trainer, plans, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.many_heads, "_train_bank", stopping)
+        patch.setattr(engine.many_heads, "_train_stacked", stopping)
         outcome = table(out, "unified", "--methods", *methods)
     assert outcome.status == 130
     assert "interrupted: what was finished is kept" in outcome.err
@@ -268,8 +268,8 @@ def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("flags", [("--protocol", "released"), ("--bn_mode", "train"), ("--nesterov",)])
-def test_what_cached_features_cannot_serve_is_is_refusal(flags: tuple[object, ...], out: Path) -> None:
-    """A row would say that it was made with these flags, and was not: batch statistics move, the bank has no such."""
+def test_what_cached_features_cannot_serve_is_refused(flags: tuple[object, ...], out: Path) -> None:
+    """A row would say that it was made with these flags, and was not."""
     outcome = table(out, "unified", "--methods", "ce", "--pretrained_pth", stage1_of(out), *flags)
     assert is_refusal(outcome, str(flags[0]))
 
@@ -411,14 +411,14 @@ def test_a_selection_on_other_splits_is_replaced(out: Path, few_trials: None) ->
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 1)])
-def test_fewer_splits_than_three_are_is_refusal(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
+def test_fewer_splits_than_three_are_refused(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
     splits = [stage1_of(out, seed, "_holdout0.2") for seed in seeds]
     outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", *splits)
     assert is_refusal(outcome, "--holdout_pth must name 3 different stage 1s")
     assert trained == []
 
 
-def test_splits_whose_epoch_the_test_images_chose_are_is_refusal(out: Path, trained: list[str]) -> None:
+def test_splits_whose_epoch_the_test_images_chose_are_refused(out: Path, trained: list[str]) -> None:
     outcome = table(out, "unified", "--select", "--methods", "ce", "--start", "best")
     assert is_refusal(outcome, "best on the test set", "last.pth")
     assert trained == []
@@ -503,7 +503,7 @@ def test_an_unknown_method_lists_the_known_ones_before_anything_runs(name: str, 
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_flags_that_a_table_sets_are_is_refusal(name: str, tmp_path: Path) -> None:
+def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
     everywhere = [
         ("--seed", 1), ("--method", "ce"), ("--resume",), ("--overwrite",), ("--reuse",), ("--holdout", 0.2),
         ("--label_smooth", 0.1), ("--temperature", 2), ("--gamma", 1), ("--tau", 1),
@@ -533,32 +533,32 @@ def test_flags_that_a_table_sets_are_is_refusal(name: str, tmp_path: Path) -> No
         ("gala", ("--pretrained_pth", "a.pth")), ("stress", ("--pretrained_pth", "a.pth")),
     ],
 )  # fmt: skip
-def test_flags_that_a_table_has_no_use_for_are_is_refusal(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
+def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
     outcome = run("reproduce", name, "--out", tmp_path, "--results", tmp_path / "results", *flags)
     assert is_refusal(outcome, f"{flags[0]} has no use in the table {name}")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags", [("--epochs", 6), ("--batch_size", 16), ("--nesterov",)], ids=lambda flags: flags[0])
-def test_flags_of_a_stage_1_that_is_named_are_is_refusal(flags: tuple[object, ...], tmp_path: Path) -> None:
+def test_flags_of_a_stage_1_that_is_named_are_refused(flags: tuple[object, ...], tmp_path: Path) -> None:
     outcome = table(tmp_path, "unified", "--pretrained_pth", "a.pth", *flags)
     assert is_refusal(outcome, f"{flags[0]} would be stage 1's, and --pretrained_pth names one")
     assert not list(tmp_path.iterdir())
 
 
-def test_splits_without_a_selection_are_is_refusal(tmp_path: Path) -> None:
+def test_splits_without_a_selection_are_refused(tmp_path: Path) -> None:
     outcome = table(tmp_path, "unified", "--holdout_pth", tmp_path)
     assert is_refusal(outcome, "--holdout_pth names the stage 1s that --select chooses on")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_out_of_range_are_is_refusal(seed: int, tmp_path: Path) -> None:
+def test_seeds_out_of_range_are_refused(seed: int, tmp_path: Path) -> None:
     assert is_refusal(table(tmp_path, "unified", "--seeds", 0, seed), "--seeds must be between 0 and 4294967295")
     assert not list(tmp_path.iterdir())
 
 
-def test_no_table_and_unknown_flags_are_is_refusal(tmp_path: Path) -> None:
+def test_no_table_and_unknown_flags_are_refused(tmp_path: Path) -> None:
     assert is_refusal(run("reproduce"), "table")
     assert is_refusal(table(tmp_path, "unified", "--nothing", 1), "--nothing")
     assert is_refusal(table(tmp_path, "unified", "--seeds", "x"), "--seeds")

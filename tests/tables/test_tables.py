@@ -19,7 +19,7 @@ import tables.runs
 from methods.recipes import RECIPES
 from tables.published import PUBLISHED, SOURCES, cell, published, sources
 from tables.request import Request
-from tables.rows import Laboratory, Measured
+from tables.rows import Measured, TableContext
 from tables.runs import Run
 from tests.helpers import EXPERIMENT, read, stage1
 from tests.table_runs import SMALL, is_refusal, make, spoil, table
@@ -176,9 +176,9 @@ def test_path_says_that_cross_entropy_has_no_minimum_where_it_meets_every_label(
     """Each image's feature becomes its label's: los ends at a minimum there, cross-entropy nowhere."""
     monkeypatch.setattr(tables.path, "EPOCHS", 1)
 
-    def separable(lab: Laboratory) -> tuple[Tensor, Tensor]:
+    def separable(context: TableContext) -> tuple[Tensor, Tensor]:
         labels = torch.arange(10).repeat(3)
-        return 4 * torch.eye(10, lab.bench.linear.in_features)[labels], labels
+        return 4 * torch.eye(10, context.trainer.linear.in_features)[labels], labels
 
     monkeypatch.setattr(tables.path, "all_views", separable)
     make(out, "path", "--methods", "ce", "los")
@@ -203,7 +203,7 @@ def test_path_refuses_methods_that_it_would_not_follow(method: str, out: Path, m
     assert is_refusal(table(out, "path", "--methods", method), method)
 
 
-def test_path_of_several_seeds_is_is_refusal(out: Path) -> None:
+def test_path_of_several_seeds_is_refused(out: Path) -> None:
     assert is_refusal(table(out, "path", "--methods", "los", "--seeds", 0, 1), "one stage 1", "one seed")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,9 @@ from datasets.features import DeviceFeatures, features_data
 from datasets.long_tail import Split
 from models.given_features import GivenFeatures
 from runs.checkpoint import load_checkpoint
-from runs.shards import find_parts
+from runs.session import LoadedModel
+from runs.shards import find_shards
 from stages.data import load_features
-from stages.session import Subject
 from tests.helpers import (
     EXPERIMENT,
     folder_of,
@@ -124,7 +125,7 @@ def test_the_card_says_what_was_measured_of_the_file_and_of_the_run(source: Path
         checkpoint = load_checkpoint(source / f"{name}.safetensors")
         assert card["sha256"] == checkpoint.sha256 and "features of a stage1" in checkpoint.kind
     assert [part["sha256"] for part in card["parts"]] == list(
-        map(sha256_file, find_parts(source / "split.safetensors"))
+        map(sha256_file, find_shards(source / "split.safetensors"))
     )
     assert len(card["parts"]) > 2  # the training features alone do not fit into one
 
@@ -343,6 +344,37 @@ def test_damaged_features_are_named(damage: str, source: Path, tmp_path: Path, m
     assert not list(tmp_path.rglob("config.json"))
 
 
+def test_a_checkpoint_alone_gives_the_features_of_its_run(source: Path, tmp_path: Path) -> None:
+    whole, (alone, file) = source / "all.safetensors", (tmp_path / "alone.pth", tmp_path / "alone.safetensors")
+    shutil.copy(folder_of(source, "stage1_epochs1_width4") / "last.pth", alone)
+    export.main([str(alone), str(file)])
+    expected, found = content_of(whole)[0], content_of(file)[0]
+    assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    card = read(file.with_suffix(".json"))
+    assert card["measured"] == read(whole.with_suffix(".json"))["measured"]
+    assert (card["run_sha256"], card["dataset"], card["stage"]) == (sha256_file(alone), "digits", "stage1")
+
+
+def test_a_plain_state_dict_is_exported_on_the_data_and_network_that_flags_name(source: Path, tmp_path: Path) -> None:
+    whole, (plain, file) = source / "all.safetensors", (tmp_path / "plain.pth", tmp_path / "plain.safetensors")
+    torch.save(weights(folder_of(source, "stage1_epochs1_width4") / "last.pth"), plain)
+    flags = ["--dataset", "digits", "--width", "4"]
+    export.main([str(plain), str(file), *flags])
+    expected, found = content_of(whole)[0], content_of(file)[0]
+    assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert read(file.with_suffix(".json"))["source"]["sha256"] == sha256_file(plain)
+    on_run, on_file = (made(tmp_path / name, path, "--views", "plain") for name, path in (("a", whole), ("b", file)))
+    assert read(on_run / "metrics.json")["last"] == read(on_file / "metrics.json")["last"]
+    with pytest.raises(UserError, match="does not fit the network"):
+        export.main([str(plain), str(tmp_path / "wrong.safetensors"), "--dataset", "digits", "--width", "8"])
+    assert not (tmp_path / "wrong.safetensors").exists()
+    released = tmp_path / "released.safetensors"
+    release.main([str(plain), str(released), *flags])
+    measured = read(released.with_suffix(".json"))["measured"]["plain"]
+    outcome = succeed("evaluate", "--pretrained_pth", released)
+    assert f"{measured:.2f}" in outcome.out
+
+
 def test_what_cannot_be_exported(source: Path, tmp_path: Path) -> None:
     def failure(folder: Path, file: Path, *arguments: str) -> str:
         with pytest.raises(UserError) as caught:
@@ -355,16 +387,18 @@ def test_what_cannot_be_exported(source: Path, tmp_path: Path) -> None:
     assert ".safetensors" in failure(folder, tmp_path / "f.npz")
     assert "not a finished run" in failure(tmp_path, file)
     assert "no room" in failure(folder, file, "--part_mib", "0.001")
-    assert "stage2 run" in failure(made(tmp_path, folder, "--views", 1), file)
-    assert "usage: python -m tools.export_features" in failure(folder, file, "--views", "5")
+    assert "is of a stage2" in failure(made(tmp_path, folder, "--views", 1), file)
+    assert "--nonsense" in failure(folder, file, "--nonsense", "5")
     assert not file.exists()
 
 
 def test_features_too_large_for_half_precision_are_refused(cpu: Execution) -> None:
     split = Split(np.full((3, 1, 2), 1e5, np.float32), np.zeros(3, np.int64), np.arange(3))
     images = {"train": DeviceFeatures(split, cpu.device)}
+    command: Any = None  # features of a network alone do not ask for it
+    loaded = LoadedModel(command, cpu, command, dict(images), GivenFeatures(2, 2), None, None)
     with pytest.raises(UserError, match=r"train_features .* half precision"):
-        feature_tensors(Subject(GivenFeatures(2, 2), dict(images), cpu), mirror=False)
+        feature_tensors(loaded, mirror=False)
 
 
 def test_features_cannot_be_augmented(source: Path, cpu: Execution) -> None:

@@ -1,4 +1,4 @@
-"""Released weights are what their cards say; runs become such files, whole, in parts, or a classifier alone."""
+"""Released weights are what their cards say; runs become such files, whole, in shards, or a classifier alone."""
 
 import dataclasses
 import shutil
@@ -15,7 +15,7 @@ from datasets.long_tail import LongTailedData, Profile, select_subset
 from methods.plan import attach_head
 from models import build_model
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, with_backbone
-from runs.shards import describe_files, find_parts, joint_sha256, part_names, read_safetensors, write_safetensors
+from runs.shards import describe_files, find_shards, joint_sha256, read_safetensors, shard_names, write_safetensors
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
 from stages.checkpoints import adopt_checkpoint
@@ -23,6 +23,7 @@ from stages.data import load_features
 from stages.session import build_network
 from tests.helpers import folder_of, read, refused, run, stage1, stage2, succeed
 from tools import release
+from tools.sources import open_source
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_json
 
@@ -34,7 +35,7 @@ RUN = "stage1_epochs1_width8"
 
 def test_every_released_file_has_a_card() -> None:
     assert CARDS
-    described = [path for card in CARDS for path in find_parts(card.with_suffix(".safetensors"))]
+    described = [path for card in CARDS for path in find_shards(card.with_suffix(".safetensors"))]
     assert sorted(described) == sorted(FOLDER.glob("*.safetensors"))
 
 
@@ -59,9 +60,9 @@ def check_card(path: Path) -> None:
     card, file = read_json(path), path.with_suffix(".safetensors")
     parts = card.get("parts") or [{"file": card["file"], "sha256": card["sha256"]}]
     assert card["file"] == file.name
-    assert [file.with_name(part["file"]) for part in parts] == find_parts(file)
+    assert [file.with_name(part["file"]) for part in parts] == find_shards(file)
     digests = [part["sha256"] for part in parts]
-    assert digests == [sha256_file(part) for part in find_parts(file)] and card["sha256"] == joint_sha256(digests)
+    assert digests == [sha256_file(part) for part in find_shards(file)] and card["sha256"] == joint_sha256(digests)
     checkpoint = load_checkpoint(file)
     assert checkpoint.sha256 == card["sha256"]
     assert checkpoint.config["stage"] == card["stage"] and checkpoint.settings()["network"] == card["network"]
@@ -80,7 +81,7 @@ def test_a_released_file_is_what_its_card_says(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage 1 and two stage 2s on the digits; the stage 1 released whole and in parts, one classifier with each."""
+    """A stage 1 and two stage 2s on the digits; the stage 1 released whole and in shards, one classifier with each."""
     out = tmp_path_factory.mktemp("source")
     stage1(out, *SMALL)
     named = ("--pretrained_pth", folder_of(out, RUN), "--finetune_epoch", 1)
@@ -108,7 +109,7 @@ def publish(out: Path, name: str, *arguments: object) -> None:
 
 
 def split(out: Path) -> list[Path]:
-    return find_parts(out / "split.safetensors")
+    return find_shards(out / "split.safetensors")
 
 
 def test_a_run_becomes_a_file_that_needs_no_other_flag(source: Path, tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_damaged_released_file_is_named(tmp_path: Path) -> None:
         load_checkpoint(file)
 
 
-# In parts
+# In shards
 
 
 def test_parts_are_small_and_read_as_the_file_that_they_are(source: Path) -> None:
@@ -158,22 +159,23 @@ def test_a_tensor_larger_than_a_part_is_cut_along_its_rows(tmp_path: Path) -> No
             write_safetensors(tmp_path / "y.safetensors", tensors, {}, part_mib)
 
 
-def test_missing_and_foreign_parts_are_named(out: Path) -> None:
+def test_missing_shards_and_those_of_another_file_are_named(out: Path) -> None:
     parts = split(out)
     message = refused("main_stage2", "--pretrained_pth", parts[1])
-    assert "only part 2" in message and str(out / "split.safetensors") in message
+    assert "only shard 2" in message and str(out / "split.safetensors") in message
     away = parts[1].rename(out / "away")
     assert f"{parts[1]} is missing" in refused("main_stage2", "--pretrained_pth", out / "split.safetensors")
-    (out / "split.json").unlink()  # no card: the parts themselves say that they do not belong together
+    (out / "split.json").unlink()  # no card: the shards themselves say that they do not belong together
     write_safetensors(out / "other.safetensors", {"x": torch.zeros(9000)}, {}, part_mib=0.02)
-    shutil.copy(find_parts(out / "other.safetensors")[1], parts[1])
-    assert f"{parts[1]} is not a part of the same file" in refused(
+    shutil.copy(find_shards(out / "other.safetensors")[1], parts[1])
+    assert f"{parts[1]} is not a shard of the same file" in refused(
         "evaluate", "--pretrained_pth", out / "split.safetensors"
     )
     away.replace(parts[1])
-    stranger = part_names(out / "split.safetensors", 2)[0]
+    stranger = shard_names(out / "split.safetensors", 2)[0]
     shutil.copy(parts[0], stranger)
-    assert f"{stranger} is a part of another file" in refused("evaluate", "--pretrained_pth", out / "split.safetensors")
+    message = refused("evaluate", "--pretrained_pth", out / "split.safetensors")
+    assert f"{stranger} is a shard of another file" in message
     stranger.unlink()
     assert load_checkpoint(out / "split.safetensors").state
 
@@ -227,7 +229,7 @@ def test_a_classifier_is_no_stage_1_and_needs_its_own_backbone(out: Path) -> Non
     assert "is not a checkpoint" in refused("evaluate", "--pretrained_pth", file)
     (out / "whole.safetensors").unlink()
     for i, part in enumerate(split(out)):
-        shutil.copy(part, part_names(out / "whole.safetensors", len(split(out)))[i])
+        shutil.copy(part, shard_names(out / "whole.safetensors", len(split(out)))[i])
     assert "is not the backbone of" in refused("evaluate", "--pretrained_pth", file)
     backbone.rename(out / "whole.safetensors")
     assert run("evaluate", "--pretrained_pth", file).status == 0
@@ -292,7 +294,7 @@ def release_other(folder: Path, file: Path) -> Path:
     """Release a run under a name, in the place of what stands there."""
     for path in (file, file.with_suffix(".json")):
         path.unlink(missing_ok=True)
-    written: Sequence[Path] = release.release_stage1(folder, file)
+    written: Sequence[Path] = release.release_stage1(open_source(folder, []), file)
     assert written == [file, file.with_suffix(".json")]
     return file
 

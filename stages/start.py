@@ -1,50 +1,30 @@
-"""`--features FILE`: the two stages and their report on features that any model made, without images and network.
+"""What stage 2 starts from and what a report is about: a run that is found, or a stage 1 that is made first.
 
-A file with a classifier is a finished stage 1. For one without, stage 1 is a linear classifier trained on the features
-with cross-entropy (`methods.linear_probe`), and leaves a run folder like any other; stage 2 makes it where it is
-missing.
+A file of features with a classifier is a finished stage 1. On one without, and on the backbone of `--weights`, stage 1
+is a linear classifier (`stages.linear_probe_start`), a run like any other.
 """
 
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from engine.epoch import predict
-from losses.los import ONE_HOT
 from runs.checkpoint import Checkpoint, joined, load_checkpoint
-from runs.feature_files import OWN_FEATURES, read_features
-from runs.run_folder import open_run, read_metrics
-from runs.run_names import find_run, seed_folder, stage1_folder, stage1_tags
-from runs.run_record import describe
+from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
 from settings.fields import FIELDS, PARAMETERS, STAGE1
 from settings.resolve import Command
 from stages.checkpoints import (
-    FROM_CHECKPOINT,
     adopt_checkpoint,
     adopt_report,
     checkpoint_files,
     find_checkpoints,
     find_stage1,
-    name_backbone,
+    open_features,
     settle_features,
 )
-from stages.data import device_images, load_data, stage1_seed
-from stages.linear_probe_start import fit_classifier, train_on_weights
-from stages.session import announce, build_network, settle_execution
+from stages.data import stage1_seed
+from stages.linear_probe_start import train_probe
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError
 from utils.files import read_json, sha256_file
-
-
-def open_features(command: Command) -> tuple[Command, Checkpoint]:
-    """Read the file that `--features` names; return the command with what the file settles, and the file."""
-    path = Path(str(command.settings.features))
-    digest, content = read_features(path)
-    own = Checkpoint(path, digest, OWN_FEATURES, content["model"], content)
-    known = own.settings()
-    return command.replace(**{name: known[name] for name in FROM_CHECKPOINT}), own
 
 
 def find_start(command: Command) -> tuple[Command, Checkpoint]:
@@ -56,9 +36,9 @@ def find_start(command: Command) -> tuple[Command, Checkpoint]:
         return find_on_weights(command)
     if command.settings.features is None:
         return find_stage1(command)
-    command, own = open_features(command)
-    command = settle_features(command, own)
-    checkpoint = own if own.state else find_classifier(command, own)
+    command, given = open_features(command)
+    command = settle_features(command, given)
+    checkpoint = given if given.state else find_classifier(command, given)
     return adopt_checkpoint(command, checkpoint), checkpoint
 
 
@@ -71,10 +51,10 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
         raise UserError("--weights and --pretrained_pth both name what stage 2 starts from; leave one out")
     probe = probe_command(command)
     if not is_trained(probe):
-        train_on_weights(probe)
+        train_probe(probe)
         wait_for_all()  # of many processes the first writes the run that all read next
         print()
-        return find_stage1(command.replace(pretrained_pth=str(stage1_folder(probe))))
+        return find_stage1(command.replace(pretrained_pth=str(run_path(probe))))
     command, checkpoint = find_stage1(command)
     file, started = Path(str(command.settings.weights)), (checkpoint.config.get("weights") or {}).get("sha256")
     if file.is_file() and sha256_file(file) != started:
@@ -87,10 +67,8 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
 
 def probe_command(command: Command) -> Command:
     """Return the command of the stage 1 of no epochs on the `--weights` of a stage 2."""
-    of_stage2 = (
-        "seed", "label_smooth", "batch_size", "momentum", "nesterov", "eval_every", "resume", "overwrite", "reuse",
-        "tensorboard", *PARAMETERS,
-    )  # fmt: skip
+    shared = ("seed", "label_smooth", "batch_size", "momentum", "nesterov", "eval_every", "tensorboard")
+    of_stage2 = (*shared, "resume", "overwrite", "reuse", *PARAMETERS)
     flags = flags_of(command, STAGE1, without=of_stage2)
     seed = stage1_seed(command.settings)
     return parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])
@@ -112,70 +90,40 @@ def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> li
     return words
 
 
-def find_subjects(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
+def find_reported(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
     """Read what `evaluate.py` reports on: with `--features` the classifier of the file itself, or runs on it."""
     if command.settings.features is None:
         return find_checkpoints(command)
-    command, own = open_features(command)
+    command, given = open_features(command)
     stage = command.settings.cur_stage or "stage1"
-    if stage == "stage1" and own.state:
-        return adopt_report(command, own), {own.path.stem: own}
+    if stage == "stage1" and given.state:
+        return adopt_report(command, given), {given.path.stem: given}
     files = checkpoint_files(find_run(command, stage, command.settings.seed))
-    checkpoints = {name: with_features(load_checkpoint(file), own) for name, file in files.items()}
+    checkpoints = {name: with_features(load_checkpoint(file), given) for name, file in files.items()}
     return adopt_report(command, checkpoints["last"]), checkpoints
 
 
-def find_classifier(command: Command, own: Checkpoint) -> Checkpoint:
+def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     """Return the stage-1 run on a file of features that has no classifier, after training it where there is none."""
     seed = stage1_seed(command.settings)
     runs = seed_folder(command.settings, seed).glob("stage1*/config.json")
     if not from_main(any(runs) if is_main() else False):  # a slower process would see what the first has begun
         names = ("features", "out", "device", "gpu", "workers")
         flags = [word for name in names if name in command.given for word in (f"--{name}", str(command.given[name]))]
-        print(f"{own.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
-        train_classifier(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), own)
+        print(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
+        train_probe(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), given)
         wait_for_all()  # of many processes the first writes the run that all read next
         print()
-    return with_features(load_checkpoint(find_run(command, "stage1", seed) / "last.pth"), own)
+    return with_features(load_checkpoint(find_run(command, "stage1", seed) / "last.pth"), given)
 
 
-def with_features(checkpoint: Checkpoint, own: Checkpoint) -> Checkpoint:
+def with_features(checkpoint: Checkpoint, given: Checkpoint) -> Checkpoint:
     """Return a run's checkpoint with the features that it was trained on; a UserError refuses it with any other."""
     named = (checkpoint.config.get("backbone") or {}).get("sha256")
-    if named != own.sha256:
+    if named != given.sha256:
         raise UserError(
-            f"{checkpoint.path.parent} was trained on another file than {own.path} is now: sha256 {str(named)[:16]} "
-            f"there, {own.sha256[:16]} here; --out names another place, --overwrite (of main_stage1.py first) replaces "
-            "the run"
+            f"{checkpoint.path.parent} was trained on another file than {given.path} is now: sha256 {str(named)[:16]} "
+            f"there, {given.sha256[:16]} here; --out names another place, --overwrite (of main_stage1.py first) "
+            "replaces the run"
         )
-    return joined(checkpoint, own)
-
-
-def train_classifier(command: Command, own: Checkpoint | None = None) -> dict[str, Any]:
-    """Run stage 1 on a file of features, `own` where it has been read, and return what metrics.json holds."""
-    execution = settle_execution(command)
-    if own is None:
-        command, own = open_features(command)
-    if own.state:
-        raise UserError(f"{own.path} has a classifier already: main_stage2.py --features {own.path} starts from it")
-    # No epoch of steps: the classifier is computed, as those of `tau_norm` and its like are.
-    known = {**{name: own.settings()[name] for name in FROM_CHECKPOINT}, "epochs": 0}
-    command = command.settled(**known)
-    settings = command.settings
-    data = load_data(settings, settings.seed, own)
-    folder = stage1_folder(command)
-    config = describe(command, "stage1", stage1_tags(command), data, execution, ONE_HOT, stage1=None)
-    config["backbone"] = name_backbone(own, folder)
-    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
-    if run.finished:
-        return read_metrics(run)
-    announce(command, data, execution, folder)
-
-    images = device_images(data, execution, settings)
-    model = build_network(settings, data)
-    execution.place(model)
-
-    def features_of(split: str, mirrored: bool) -> Tensor:
-        return predict(model.eval().features, images[split], execution, mirrored=mirrored)
-
-    return fit_classifier(run, model, features_of, images, data)
+    return joined(checkpoint, given)

@@ -1,0 +1,48 @@
+"""What is about to run, in a few lines: data, shots, identity, arithmetic, processes, folder."""
+
+from pathlib import Path
+
+from datasets.decode import decoder_reason
+from datasets.lists import ListedSplit
+from evaluation.metrics import shot_groups
+from losses.los import optimal_gap
+from methods.plan import Plan, describe_parameters
+from runs.run_record import image_sizes
+from runs.session import LoadedModel, Session
+from stages.data import loader_processes
+from utils.distributed import process_count
+from utils.text import shown
+
+
+def announce(loaded: LoadedModel, folder: Path) -> None:
+    """Print what is about to run: the data with its shots and identity, the arithmetic, the folder."""
+    settings, data = loaded.settings, loaded.data
+    groups = ", ".join(f"{int(members.sum())} {name}" for name, members in shot_groups(data.class_counts).items())
+    held_out = f", {len(data.holdout)} held out" if len(data.holdout) else ""
+    profile = f"{settings.imb_type} profile, imbalance factor {settings.imb_ratio or data.imbalance_factor:g}"
+    largest, smallest = data.class_counts.max(), data.class_counts.min()
+    whole = "all images" if settings.imb_ratio is None else f"subset {settings.subset}"
+    index, content = (data.subset[f"{kind}_sha256"][:16] for kind in ("index", "content"))
+    print(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
+    print(f"      {data.num_classes} classes of {largest} to {smallest} images ({groups})")
+    print(f"      {whole}, index sha256 {index}, content sha256 {content}")
+    print("\n".join(loaded.execution.reasons))
+    if isinstance(data.train, ListedSplit):
+        size, resize = image_sizes(settings, data)
+        print(
+            f"images: read from {shown(str(data.train.root))} by {loader_processes(settings, loaded.execution)} "
+            f"processes, crops of {size} pixels (evaluation: shorter side {resize}), {decoder_reason()}"
+        )
+    if process_count() > 1:
+        print(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
+    words = f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}"
+    print(f"{words}; run folder: {folder}", flush=True)
+
+
+def announce_method(session: Session, plan: Plan) -> None:
+    """Print what stage 2 starts from, its method with the numbers, and its target."""
+    stage1, (true, other) = session.checkpoint, session.target
+    assert stage1 is not None
+    print(f"stage 1: {stage1.path} ({stage1.kind}), sha256 {stage1.sha256[:16]}")
+    print(f"method: {plan.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
+    print(f"target: {true:.6g} for the true class, {other:.6g} for each other; gap {optimal_gap(session.target):.3f}")

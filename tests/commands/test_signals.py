@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,10 +186,18 @@ def test_a_terminal_that_goes_away(tmp_path: Path) -> None:
 # A folder in use
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a finished run is, not to be changed."""
+    out = tmp_path_factory.mktemp("finished")
+    stage1(out, "--width", 4)
+    return out
+
+
 @pytest.fixture
-def in_use(tmp_path: Path) -> Iterator[Path]:
+def in_use(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """The folder of an interrupted run on which another process is at work."""
-    stage1(tmp_path, "--width", 4)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     folder = folder_of(tmp_path, "stage1_epochs2_width4")
     (folder / "metrics.json").unlink()
 

@@ -482,14 +482,14 @@ BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("damage", BAD)
-def test_bad_content_is_named(damage: str, suffix: str) -> None:
+def test_bad_content_is_named(damage: str) -> None:
     change, words = BAD[damage]
-    file = write(change(clusters()), Path(f"mine{suffix}"))
-    with pytest.raises(UserError) as caught:
-        read_features(file)
-    assert str(caught.value).startswith(f"--features {file}: ") and words in str(caught.value)
+    for suffix in (".npz", ".safetensors"):
+        file = write(change(clusters()), Path(f"mine{suffix}"))
+        with pytest.raises(UserError) as caught:
+            read_features(file)
+        assert str(caught.value).startswith(f"--features {file}: ") and words in str(caught.value)
 
 
 def test_objects_are_never_unpickled() -> None:

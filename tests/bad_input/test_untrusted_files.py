@@ -82,7 +82,7 @@ PAYLOADS: dict[str, Callable[[Path], bytes]] = {
         b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(Vos\ntRVmkdir\ntR(" + text_of(marker) + b"tR."
     ),
     "dotted name": lambda marker: b"\x80\x04\x8c\x05torch\x8c\x08os.mkdir\x93(" + text_of(marker) + b"tR.",
-}  # fmt: skip
+}
 ALLOWED_MISUSED: dict[str, bytes] = {
     "numpy array of raw pointers": (
         b"\x80\x02cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(X\x01\x00\x00\x00OtRX\x08\x00\x00\x00AAAAAAAAtR."
@@ -244,9 +244,20 @@ def test_a_classifier_cannot_open_the_door_for_its_backbone(home: Path) -> None:
 
 
 ROOMS = (
-    "benchmarks", "datasets", "engine", "evaluation", "losses", "methods", "models", "runs", "settings", "stages",
-    "tables", "tools", "utils",
-)  # fmt: skip
+    "benchmarks",
+    "datasets",
+    "engine",
+    "evaluation",
+    "losses",
+    "methods",
+    "models",
+    "runs",
+    "settings",
+    "stages",
+    "tables",
+    "tools",
+    "utils",
+)
 
 
 def test_every_reader_says_what_it_trusts() -> None:
@@ -271,9 +282,19 @@ def test_every_reader_says_what_it_trusts() -> None:
 # Paths
 
 OUTSIDE = [
-    "../a.png", "a/../../b.png", "/etc/passwd", "//host/a.png", "..\\a.png", "a\\..\\..\\b.png", "\\a.png", "C:\\a.png",
-    "C:a.png", "..", "./../a.png", "a/..",
-]  # fmt: skip
+    "../a.png",
+    "a/../../b.png",
+    "/etc/passwd",
+    "//host/a.png",
+    "..\\a.png",
+    "a\\..\\..\\b.png",
+    "\\a.png",
+    "C:\\a.png",
+    "C:a.png",
+    "..",
+    "./../a.png",
+    "a/..",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -365,10 +386,13 @@ def read_bombs() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     said: dict[str, Any] = {}
     readers: dict[str, Callable[[Path], object]] = {
-        "bomb.npz": read_features, "bomb.pth": load_checkpoint, "stretched.pth": load_checkpoint,
-        "array.pickle": read_pickle, "deep.json": lambda path: read_json_list(path, Path()),
+        "bomb.npz": read_features,
+        "bomb.pth": load_checkpoint,
+        "stretched.pth": load_checkpoint,
+        "array.pickle": read_pickle,
+        "deep.json": lambda path: read_json_list(path, Path()),
         "/dev/zero": lambda path: read_list(path, Path()),
-    }  # fmt: skip
+    }
     for name, read in readers.items():
         try:
             read(Path(name))
@@ -383,9 +407,13 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
     assert Child(read_bombs).end() == (0, "")
     said = json.loads((tmp_path / "said.json").read_text())
     words = {
-        "bomb.npz": "unpacks to", "bomb.pth": "unpacks to", "stretched.pth": "more numbers than the file has room for",
-        "array.pickle": "damaged", "deep.json": "is not valid JSON", "/dev/zero": "no regular file",
-    }  # fmt: skip
+        "bomb.npz": "unpacks to",
+        "bomb.pth": "unpacks to",
+        "stretched.pth": "more numbers than the file has room for",
+        "array.pickle": "damaged",
+        "deep.json": "is not valid JSON",
+        "/dev/zero": "no regular file",
+    }
     for name, expected in words.items():
         assert name in said[name] and expected in said[name], said[name]
     assert said["grown"] < 100_000  # kB
@@ -403,9 +431,10 @@ def test_features_that_are_packed_are_read(tmp_path: Path) -> None:
 def test_no_pipe_is_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     readers: dict[str, Callable[[Path], Any]] = {
-        ".txt": lambda path: read_list(path, tmp_path), ".json": lambda path: read_json_list(path, tmp_path),
+        ".txt": lambda path: read_list(path, tmp_path),
+        ".json": lambda path: read_json_list(path, tmp_path),
         ".npz": read_features,
-    }  # fmt: skip
+    }
     with pytest.raises(UserError, match="no regular file"):
         readers.get(Path(name).suffix, load_checkpoint)(tmp_path / name)
 

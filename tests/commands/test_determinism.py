@@ -155,10 +155,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     precisions = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
     algorithms = torch.are_deterministic_algorithms_enabled()
     for name, value in {
-        "is_available": lambda: True, "device_count": lambda: 1, "set_device": lambda _: None,
-        "is_bf16_supported": lambda **_: True, "get_device_name": lambda _: "some GPU",
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "set_device": lambda _: None,
+        "is_bf16_supported": lambda **_: True,
+        "get_device_name": lambda _: "some GPU",
         "get_device_capability": lambda: (9, 0),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     yield monkeypatch
     for name, value in before.items():
@@ -247,12 +250,28 @@ def test_on_a_cpu_it_is_accepted_and_changes_nothing(start: Path, tmp_path: Path
 # What PyTorch refuses on CUDA where results shall repeat (documentation of `use_deterministic_algorithms`), by the
 # names that its operators have. A name with a dot is one overload.
 REFUSED = {
-    "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "nll_loss2d_forward", "nll_loss2d_backward",
-    "upsample_bilinear2d_backward", "upsample_bicubic2d_backward", "_upsample_bilinear2d_aa_backward",
-    "grid_sampler_2d_backward", "reflection_pad2d_backward", "max_unpool2d", "put", "put_", "histc", "kthvalue",
-    "median.dim", "scatter_reduce", "scatter_reduce_", "scatter.reduce", "scatter_.reduce", "index_reduce",
+    "_adaptive_avg_pool2d_backward",
+    "adaptive_max_pool2d_backward",
+    "nll_loss2d_forward",
+    "nll_loss2d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward",
+    "_upsample_bilinear2d_aa_backward",
+    "grid_sampler_2d_backward",
+    "reflection_pad2d_backward",
+    "max_unpool2d",
+    "put",
+    "put_",
+    "histc",
+    "kthvalue",
+    "median.dim",
+    "scatter_reduce",
+    "scatter_reduce_",
+    "scatter.reduce",
+    "scatter_.reduce",
+    "index_reduce",
     "index_reduce_",
-}  # fmt: skip
+}
 
 
 class Operators(TorchDispatchMode):

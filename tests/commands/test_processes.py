@@ -241,8 +241,19 @@ def test_a_report_counts_every_image_once(alone: Path, together: Path, tree: Pat
     measured = read(folder(together, "plain", "stage1") / "metrics.json")
     path = folder(together, "plain", "stage1") / "last.pth"
     json_path = tmp_path / "report.json"
-    outcome = run("evaluate", "--dataset", "folder", "--data_dir", tree, "--workers", 0, "--pretrained_pth", path,
-                  "--json", json_path)  # fmt: skip
+    outcome = run(
+        "evaluate",
+        "--dataset",
+        "folder",
+        "--data_dir",
+        tree,
+        "--workers",
+        0,
+        "--pretrained_pth",
+        path,
+        "--json",
+        json_path,
+    )
     assert outcome.status == 0, outcome.err
     report = read(json_path)["checkpoints"]["last"]
     assert close(report["plain"], measured["last"]["plain"], 1e-4)
@@ -360,10 +371,22 @@ def test_tables_are_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torchrun_starts_stage_1(tree: Path, tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
         str(ROOT / "main_stage1.py"),
-        "--dataset", "folder", "--data_dir", str(tree), *map(str, STAGE1), "--out", str(tmp_path), "--device", "cpu",
-    ]  # fmt: skip
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(tree),
+        *map(str, STAGE1),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -19,30 +19,62 @@ EPOCHS = 3
 VARIANTS: dict[str, tuple[str, tuple[object, ...], str]] = {
     "stage 1": ("main_stage1", ("--epochs", EPOCHS), "stage1_epochs3_width4"),
     "mixup": ("main_stage1", ("--epochs", EPOCHS, "--mixup", 0.4), "stage1_epochs3_width4_mixup0.4"),
-    "holdout": ("main_stage1", ("--epochs", EPOCHS, "--holdout", 0.2, "--eval_every", 2),
-                "stage1_epochs3_holdout0.2_width4"),
-    "honest": ("main_stage2", ("--finetune_epoch", EPOCHS, "--views", 2),
-               "stage2_los_epochs2_width4_finetune_epoch3_views2"),
-    "new classifier": ("main_stage2", ("--finetune_epoch", EPOCHS, "--reinit_classifier", "--views", "fresh"),
-                       "stage2_los_epochs2_width4_finetune_epoch3_reinit_classifier_viewsfresh"),
-    "released": ("main_stage2", ("--finetune_epoch", EPOCHS, "--protocol", "released"),
-                 "stage2_los_epochs2_width4_finetune_epoch3_released"),
-    "gala stage 1": ("main_stage1", ("--epochs", EPOCHS, "--loss", "gala", "--gala_accumulation", "double"),
-                     "stage1_epochs3_width4_lossgala_gala_accumulationdouble"),
-    "gala": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "gala", "--views", 2),
-             "stage2_gala_epochs2_width4_finetune_epoch3_views2"),
-    "gcl": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "gcl", "--views", 2),
-            "stage2_gcl_epochs2_width4_finetune_epoch3_views2"),
-    "class_balanced": ("main_stage2", ("--finetune_epoch", EPOCHS, "--sampler", "class_balanced", "--views", 2),
-                       "stage2_los_epochs2_width4_finetune_epoch3_samplerclass_balanced_views2"),
-    "progressive": ("main_stage2", ("--finetune_epoch", EPOCHS, "--sampler", "progressive", "--views", 2),
-                    "stage2_los_epochs2_width4_finetune_epoch3_samplerprogressive_views2"),
-    "wb": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "wb", "--views", 2),
-           "stage2_wb_epochs2_width4_finetune_epoch3_views2"),
-    "late loss": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "ldam_drw", "--max_margin", 0.3,
-                                  "--views", 2),
-                  "stage2_ldam_drw_epochs2_width4_finetune_epoch3_max_margin0.3_views2"),
-}  # fmt: skip
+    "holdout": (
+        "main_stage1",
+        ("--epochs", EPOCHS, "--holdout", 0.2, "--eval_every", 2),
+        "stage1_epochs3_holdout0.2_width4",
+    ),
+    "honest": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--views", 2),
+        "stage2_los_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "new classifier": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--reinit_classifier", "--views", "fresh"),
+        "stage2_los_epochs2_width4_finetune_epoch3_reinit_classifier_viewsfresh",
+    ),
+    "released": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--protocol", "released"),
+        "stage2_los_epochs2_width4_finetune_epoch3_released",
+    ),
+    "gala stage 1": (
+        "main_stage1",
+        ("--epochs", EPOCHS, "--loss", "gala", "--gala_accumulation", "double"),
+        "stage1_epochs3_width4_lossgala_gala_accumulationdouble",
+    ),
+    "gala": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "gala", "--views", 2),
+        "stage2_gala_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "gcl": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "gcl", "--views", 2),
+        "stage2_gcl_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "class_balanced": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--sampler", "class_balanced", "--views", 2),
+        "stage2_los_epochs2_width4_finetune_epoch3_samplerclass_balanced_views2",
+    ),
+    "progressive": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--sampler", "progressive", "--views", 2),
+        "stage2_los_epochs2_width4_finetune_epoch3_samplerprogressive_views2",
+    ),
+    "wb": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "wb", "--views", 2),
+        "stage2_wb_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "late loss": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "ldam_drw", "--max_margin", 0.3, "--views", 2),
+        "stage2_ldam_drw_epochs2_width4_finetune_epoch3_max_margin0.3_views2",
+    ),
+}
 
 
 def command(variant: str, start: Path, out: Path) -> tuple[str, list[object]]:
@@ -101,12 +133,17 @@ STOPS = [
     *(("stage 1", epoch, place) for epoch in (1, 2, 3) for place in ("before last.pth", "log.csv")),
     *((variant, epoch, "log.csv") for variant in ("mixup", "honest", "released") for epoch in (1, 2)),
     *((variant, 2, "before last.pth") for variant in ("mixup", "honest", "released")),
-    ("stage 1", 1, "before best.pth"), ("honest", 3, "log.csv"), ("released", 3, "log.csv"),
-    ("holdout", 1, "log.csv"), ("holdout", 2, "log.csv"), ("new classifier", 1, "log.csv"),
+    ("stage 1", 1, "before best.pth"),
+    ("honest", 3, "log.csv"),
+    ("released", 3, "log.csv"),
+    ("holdout", 1, "log.csv"),
+    ("holdout", 2, "log.csv"),
+    ("new classifier", 1, "log.csv"),
     *((variant, epoch, "log.csv") for variant in ("gala stage 1", "gala", "gcl") for epoch in (1, 2)),
-    ("gala stage 1", 3, "before last.pth"), ("gcl", 2, "before last.pth"),
+    ("gala stage 1", 3, "before last.pth"),
+    ("gcl", 2, "before last.pth"),
     *((variant, 2, "log.csv") for variant in ("class_balanced", "progressive", "wb", "late loss")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("variant", "epoch", "place"), STOPS)

@@ -161,8 +161,12 @@ def test_a_terminal_that_goes_away(tmp_path: Path) -> None:
     environment.pop("RANK", None)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "main_stage1.py"), *DIGITS, "--epochs", "5000", "--out", str(tmp_path)],
-        stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
-    )  # fmt: skip
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment,
+        start_new_session=True,
+    )
     os.close(slave)
     try:
         seen = b""

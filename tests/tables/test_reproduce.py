@@ -511,19 +511,32 @@ def test_an_unknown_method_lists_the_known_ones_before_anything_runs(name: str, 
 @pytest.mark.parametrize("name", TABLES)
 def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
     everywhere = [
-        ("--seed", 1), ("--method", "ce"), ("--resume",), ("--overwrite",), ("--reuse",), ("--holdout", 0.2),
-        ("--label_smooth", 0.1), ("--temperature", 2), ("--gamma", 1), ("--tau", 1),
-    ]  # fmt: skip
+        ("--seed", 1),
+        ("--method", "ce"),
+        ("--resume",),
+        ("--overwrite",),
+        ("--reuse",),
+        ("--holdout", 0.2),
+        ("--label_smooth", 0.1),
+        ("--temperature", 2),
+        ("--gamma", 1),
+        ("--tau", 1),
+    ]
     budget = [
-        ("--finetune_epoch", 1), ("--finetune_lr", 0.1), ("--finetune_wd", 0), ("--sampler", "class"),
-        ("--max_norm", 0.1), ("--reinit_classifier",),
-    ]  # fmt: skip
+        ("--finetune_epoch", 1),
+        ("--finetune_lr", 0.1),
+        ("--finetune_wd", 0),
+        ("--sampler", "class"),
+        ("--max_norm", 0.1),
+        ("--reinit_classifier",),
+    ]
     own = {
-        "unified": budget, "path": budget,
+        "unified": budget,
+        "path": budget,
         "gala": [("--loss", "ce"), ("--gala_margin", "paper"), ("--gala_accumulation", "single"), ("--lambda1", 1)],
         "ablation": [("--bn_mode", "eval"), ("--views", 2), ("--reinit_classifier",), ("--finetune_lr", 0.1)],
         "imagenet_lt": [("--dataset", "digits")],
-    }  # fmt: skip
+    }
     for flags in everywhere + own.get(name, []):
         outcome = table(tmp_path, name, *flags)
         assert is_refusal(outcome, f"{flags[0]}", f"cannot be given here: the table {name} sets them"), flags
@@ -533,12 +546,18 @@ def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("cifar", ("--methods", "ce")), ("delta", ("--methods", "ce")), ("gala", ("--methods", "ce")),
-        ("ablation", ("--methods", "ce")), ("path", ("--select",)), ("stress", ("--select",)),
-        ("imagenet_lt", ("--imb_ratio", 10)), ("cifar", ("--pretrained_pth", "a.pth")),
-        ("gala", ("--pretrained_pth", "a.pth")), ("stress", ("--pretrained_pth", "a.pth")),
+        ("cifar", ("--methods", "ce")),
+        ("delta", ("--methods", "ce")),
+        ("gala", ("--methods", "ce")),
+        ("ablation", ("--methods", "ce")),
+        ("path", ("--select",)),
+        ("stress", ("--select",)),
+        ("imagenet_lt", ("--imb_ratio", 10)),
+        ("cifar", ("--pretrained_pth", "a.pth")),
+        ("gala", ("--pretrained_pth", "a.pth")),
+        ("stress", ("--pretrained_pth", "a.pth")),
     ],
-)  # fmt: skip
+)
 def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
     outcome = run("reproduce", name, "--out", tmp_path, "--results", tmp_path / "results", *flags)
     assert is_refusal(outcome, f"{flags[0]} has no use in the table {name}")

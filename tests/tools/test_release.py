@@ -333,9 +333,18 @@ def test_a_released_classifier_reproduces_its_card(
     monkeypatch.setitem(IN_MEMORY, "cifar100", load_few)
     report = tmp_path / "report.json"
     succeed(
-        "evaluate", "--imb_ratio", 100, "--cur_stage", "stage2", "--pretrained_pth", FOLDER / f"{NAME}.safetensors",
-        "--data_dir", cifar100_dir, "--json", report,
-    )  # fmt: skip
+        "evaluate",
+        "--imb_ratio",
+        100,
+        "--cur_stage",
+        "stage2",
+        "--pretrained_pth",
+        FOLDER / f"{NAME}.safetensors",
+        "--data_dir",
+        cifar100_dir,
+        "--json",
+        report,
+    )
     found = read_json(report)["checkpoints"][NAME]
     card = read_json(FOLDER / f"{NAME}.json")
     for way, accuracy in OF_A_TENTH.items():

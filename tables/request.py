@@ -75,6 +75,8 @@ class Request:
         """
         if "features" in self.given:  # what was trained on them has not seen the file's own held-out rows
             return [self.flags(STAGE2, seed=self.seeds[0])]
+        # Without a factor the imbalance is the data's own, and `--imb_type` has no name for it.
+        like = {name: value for name, value in like.items() if name != "imb_type" or "imb_ratio" in like}
         paths = self.holdout_pth or [str(self.stage1(seed, **{**like, "holdout": HOLDOUT})) for seed in SPLITS]
         return [self.flags(STAGE2, pretrained_pth=path, weights=None, seed=seed) for seed, path in enumerate(paths)]
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import engine.fit
-import losses
 import stages.session
 from tests.helpers import (
     folder_of,
@@ -145,7 +144,7 @@ class Poisoned(nn.Module):
 
 def test_a_loss_that_turns_nan_keeps_the_last_good_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 13  # 396 images in batches of 32
-    monkeypatch.setattr(losses, "build_loss", lambda *_: Poisoned(2 * steps + 5))
+    monkeypatch.setattr("stages.session.build_loss", lambda *_: Poisoned(2 * steps + 5))
     message = refused("main_stage1", *DIGITS, "--out", tmp_path, "--epochs", 4)
     assert "step 5 of epoch 3" in message
     folder = folder_of(tmp_path, "stage1_epochs4")

@@ -1,65 +1,227 @@
-"""What RESULTS.md and README.md quote stands in results/, and the files they name exist."""
+"""Every number on the pages of results stands in a file under results/.
+
+A table on a page is declared in a comment above it, and is compared with what `tools.result_tables` makes of the file.
+No table of numbers goes without, and nothing that a command measured is left out of the pages.
+"""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from evaluation.run_rows import short_table, to_markdown
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = [ROOT / "RESULTS.md", ROOT / "benchmarks" / "README.md"]
-# Tables of `reproduce.py` and of the benchmarks have a Markdown form beside them; those of `tools.compare` are made
-# again from the CSV. The tables of the benchmarks are held by tests/benchmarks/test_pages.py.
-OF_BENCHMARKS = "".join((ROOT / "docs" / name).read_text() for name in ("speed.md", "robustness.md"))
-WRITTEN = sorted(path for path in (ROOT / "results").glob("*.md") if f"{path.stem}.csv" not in OF_BENCHMARKS)
-TABLES = sorted(
-    path
-    for path in (ROOT / "results").glob("*.csv")
-    if "stage1_sha256" in path.read_text().splitlines()[0] and path.with_suffix(".md") not in WRITTEN
+from evaluation.run_rows import GROUPS
+from tables.published import PUBLISHED
+from tests.helpers import ROOT
+from tools import result_tables
+from tools.result_tables import (
+    ROW,
+    SOURCE,
+    choose_rows,
+    declarations,
+    fill_tables,
+    make_table,
+    markdown_tables,
+    pages,
+    parse_declaration,
+    read_markdown_table,
+    read_source,
 )
+from utils.errors import UserError
+
+PAGES = pages()
+RESULTS = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+MARKDOWN = sorted((ROOT / "results").glob("*.md"))
+CSV = sorted((ROOT / "results").glob("*.csv"))
+WIDEST = 6  # columns
+RUNS = [path for path in CSV if "last_plain_all" in path.read_text(encoding="utf-8").splitlines()[0]]
+PATHS = [path for path in CSV if path.name.startswith("path_")]
+# One row a run, made by `tools.compare`; those of `reproduce.py` have Markdown beside them.
+COMPARED = [path for path in RUNS if path.with_suffix(".md") not in MARKDOWN]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def quoted() -> dict[str, dict[str, set[int]]]:
+    """For each source of a table, by its columns, the numbers of the rows that the pages quote."""
+    found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for page in RESULTS:
+        for declaration, _ in declarations(page.read_text(encoding="utf-8")):
+            rows = choose_rows(declaration)
+            for source, number in zip(rows[SOURCE], rows[ROW], strict=True):
+                for column in declaration.columns:
+                    for name in column.names:
+                        found[source][name].add(number)
+    return found
+
+
+# Tables
 
 
 def test_there_are_measured_tables() -> None:
-    assert TABLES
+    assert COMPARED and PATHS and MARKDOWN
+    assert all(declarations(page.read_text(encoding="utf-8")) for page in RESULTS)
 
 
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
-def test_results_quote_the_measured_table(path: Path) -> None:
-    assert to_markdown(short_table(pd.read_csv(path))) in (ROOT / "RESULTS.md").read_text()
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tables_are_those_of_their_files(page: Path) -> None:
+    for declaration, table in declarations(page.read_text(encoding="utf-8")):
+        assert table == make_table(declaration), declaration
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
-def test_a_page_quotes_each_table_that_a_command_wrote(path: Path) -> None:
-    first_table = next(part for part in path.read_text().split("\n\n") if part.startswith("|"))
-    assert any(first_table.strip() in page.read_text() for page in PAGES)
+@pytest.mark.parametrize("page", RESULTS, ids=name_of)
+def test_no_table_of_numbers_goes_undeclared(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    declared = [table for _, table in declarations(text)]
+    for table in markdown_tables(text):
+        cells = read_markdown_table(table).to_numpy().ravel()
+        assert table in declared or not any(re.fullmatch(r"[-+]?\d[\d.,]*( ± .*)?", cell) for cell in cells), table
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RESULTS], ids=name_of)
+def test_a_table_that_a_command_wrote_stands_elsewhere_as_it_is(page: Path) -> None:
+    written = [table for path in MARKDOWN for table in markdown_tables(path.read_text(encoding="utf-8"))]
+    titles = {table.splitlines()[0] for table in written}
+    for table in markdown_tables(page.read_text(encoding="utf-8")):
+        assert table.splitlines()[0] not in titles or table in written, table
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "benchmarks"], ids=name_of)
+def test_tables_are_narrow(page: Path) -> None:
+    for table in markdown_tables(page.read_text(encoding="utf-8")):
+        assert len(read_markdown_table(table).columns) <= WIDEST, table
+
+
+# Nothing is left out
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
+def test_pages_quote_every_run(path: Path, quoted: dict[str, dict[str, set[int]]]) -> None:
+    """Accuracies by shot, LoMa and seconds of every run; all four ways of testing where `tools.compare` wrote them."""
+    rows, columns = pd.read_csv(path), quoted[f"results/{path.name}"]
+    best = "best_flip" if rows["best_flip_all"].notna().any() else "best_plain"
+    ways = ["last_plain", "last_flip", "best_plain", "best_flip"] if path in COMPARED else ["last_plain", best]
+    ways = [way for way in ways if rows[f"{way}_all"].notna().any()]
+    finished = {number for number, value in enumerate(rows["last_plain_all"]) if pd.notna(value)}
+    for column in [*(f"{way}_{group}" for way in ways for group in GROUPS), "loma_mean", "train_seconds"]:
+        assert columns[column] == finished, column
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_pages_quote_every_path(path: Path, quoted: dict[str, dict[str, set[int]]]) -> None:
+    """The step counts of the table that the command wrote, in accuracy, objective and logits."""
+    short = read_source(f"results/{path.stem}.md")
+    columns = quoted[f"results/{path.name}"]
+    for column in [
+        *(f"plain_{group}" for group in GROUPS),
+        "objective",
+        "training_accuracy",
+        "train_loma",
+        "test_loma",
+    ]:
+        assert len(columns[column]) == len(short), column
+
+
+BENCHMARKS = [path for path in MARKDOWN if path.with_suffix(".csv") not in [*RUNS, *PATHS]]
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
+def test_pages_quote_every_benchmark(path: Path, quoted: dict[str, dict[str, set[int]]]) -> None:
+    """All rows and columns of the first table that a benchmark wrote."""
+    table = read_source(f"results/{path.name}")
+    for column in table.columns.difference([SOURCE, ROW]):
+        assert quoted[f"results/{path.name}"][column] == set(range(len(table))), column
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.name)
+def test_what_a_command_wrote_has_its_numbers_beside_it(path: Path) -> None:
     assert path.with_suffix(".csv").is_file()
 
 
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CSV, ids=lambda path: path.name)
+def test_a_page_names_every_file_of_numbers(path: Path) -> None:
+    assert any(f"results/{path.name}" in page.read_text(encoding="utf-8") for page in RESULTS)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_each_row_says_what_made_it(path: Path) -> None:
-    rows = pd.read_csv(path)
+    rows = pd.read_csv(path).dropna(subset="last_plain_all")
+    assert len(rows)
     for column in ("command", "device", "torch", "git_revision", "protocol", "seed", "subset_content_sha256"):
         assert rows[column].notna().all(), column
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_published_figures_are_in_their_file(quoted: dict[str, dict[str, set[int]]]) -> None:
+    rows = pd.read_csv(ROOT / "results" / "published.csv")
+    assert len(rows) == len(PUBLISHED)
+    for row, figure in zip(rows.itertuples(index=False), PUBLISHED, strict=True):
+        assert (row.dataset, row.row, row.all, row.source) == (figure.dataset, figure.row, figure.all, figure.source)
+        assert (0 if pd.isna(row.imb_ratio) else row.imb_ratio) == figure.imb_ratio
+        assert figure.groups in (None, (row.many, row.medium, row.few))
+    assert quoted["results/published.csv"]["all"] == set(range(len(rows)))
+
+
+@pytest.mark.parametrize("page", [*RESULTS, ROOT / "benchmarks" / "README.md"], ids=name_of)
 def test_no_page_has_a_place_left_to_fill_in(page: Path) -> None:
-    assert not re.findall(r"(?m)(?:^|\. )[A-Z]{4,}\d?$", page.read_text())
+    assert not re.findall(r"(?m)(?:^|\. )[A-Z]{4,}\d?$", page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())
-    assert targets
-    for target in targets:
-        assert (page.parent / target).exists(), target
+# The tool
 
 
-def test_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # one of them writes a file
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "results").mkdir()
+    rows = "name,seed,value,note,end\na,0,1,x,\na,1,2,x,\nb,0,,y,done\n"
+    (tmp_path / "results" / "a.csv").write_text(rows)
+    (tmp_path / "results" / "b.md").write_text(
+        "text\n\n| p | q, r |\n| --- | --- |\n| 1 |  |\n\n| s |\n| --- |\n| 2 |\n"
+    )
+    return tmp_path
+
+
+def made(declaration: str, folder: Path) -> list[str]:
+    return make_table(parse_declaration(declaration), folder).splitlines()
+
+
+def test_rows_are_chosen_joined_and_written(folder: Path) -> None:
+    declaration = "results/a.csv\nrows: name == 'b'; name == 'a'\njoin: name\nN = name\nseeds = seed list\nv = value .1"
+    assert made(declaration, folder) == [
+        "| N | seeds | v |", "| --- | --- | --- |", "| b | 0 | - |", "| a | 0, 1 | 1.5 ± 0.7 |"
+    ]  # fmt: skip
+    assert made("results/a.csv\nv = value|end g", folder)[2:] == ["| 1 |", "| 2 |", "| done |"]
+    assert made("results/b.md\ncolumns: p | q, r", folder)[2:] == ["| 1 | - |"]
+    assert made("results/b.md#2\nS = s", folder) == ["| S |", "| --- |", "| 2 |"]
+    assert made("results/a.csv results/b.md#2\nx = value|s", folder)[2:] == ["| 1 |", "| 2 |", "| - |", "| 2 |"]
+
+
+@pytest.mark.parametrize(
+    ("declaration", "word"),
+    [
+        ("results/c.csv\nx = value", "results/c.csv, which is not there"),
+        ("results/a.csv\nx = values", "no column values"),
+        ("results/a.csv\nrows: seed == 7\nx = value", "no such row"),
+        ("results/a.csv\nsomething", "something"),
+    ],
+)
+def test_a_wrong_declaration_is_refused(folder: Path, declaration: str, word: str) -> None:
+    with pytest.raises(UserError, match=re.escape(word)):
+        made(declaration, folder)
+
+
+def test_filling_a_page_changes_its_tables_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = folder / "page.md"
+    text = (
+        "# A\n\n| other |\n| --- |\n\n<!-- table results/published.csv\nrows: all == 46.08\nrow = row\n-->\n\n{}\nend\n"
+    )
+    page.write_text(text.format("| wrong |\n| --- |\n| 1 |\n"))
+    result_tables.main([str(page)])
+    assert page.read_text() == text.format("| row |\n| --- |\n| stage 1 |\n") == fill_tables(page.read_text())
+    result_tables.main([str(page)])
+    assert capsys.readouterr().out.splitlines() == [f"{page}: 1 tables, changed", f"{page}: 1 tables"]
+    with pytest.raises(UserError, match="nothing"):
+        result_tables.main(["nothing.md"])

@@ -156,12 +156,22 @@ def not_used(err: str, script: str) -> set[str]:
     return set(found[0].split()) if found else set()
 
 
+def is_refusal(outcome: Outcome, *words: str, alone: bool = True) -> bool:
+    """Check that a command ended with status 2 and an error in one line that has all the words.
+
+    It is all that stands on standard error, or, where it may not stand `alone`, the last line.
+    """
+    lines = outcome.err.splitlines() or [""]
+    assert outcome.status == 2, (outcome.out, outcome.err)
+    assert lines[-1].startswith("error: ") and outcome.err.endswith("\n"), outcome.err
+    assert len(lines) == 1 or not alone, outcome.err
+    return all(word in lines[-1] for word in words)
+
+
 def refused(script: str, *arguments: object, gpus: int = 0) -> str:
     """Run a command line that must be refused, and return the one line it prints on standard error."""
     outcome = run(script, *arguments, gpus=gpus)
-    assert outcome.status == 2, outcome.err
-    assert outcome.err.startswith("error: ") and outcome.err.endswith("\n"), outcome.err
-    assert outcome.err.count("\n") == 1, outcome.err
+    assert is_refusal(outcome)
     return outcome.err
 
 

@@ -38,13 +38,13 @@ from benchmarks.robustness.fuzz_inputs.records import RECORDS
 from utils.errors import UserError
 
 EXAMPLES = {
-    "command line": 80,
-    "list": 100,
-    "COCO list": 60,
-    "record of a run": 20,
-    "features": 80,
-    "image": 100,
-    "checkpoint": 80,
+    "command line": 50,
+    "list": 50,
+    "COCO list": 30,
+    "record of a run": 15,
+    "features": 50,
+    "image": 60,
+    "checkpoint": 50,
 }
 # What is right, as the generators have it before they damage it.
 SOUND: dict[str, list[Any]] = {

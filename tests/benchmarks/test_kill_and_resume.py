@@ -15,7 +15,6 @@ import torch
 from benchmarks.robustness.kills.children import (
     being_written,
     meet,
-    printed,
     printed_epoch,
     saved_epoch,
     start,
@@ -28,9 +27,9 @@ from benchmarks.robustness.kills.report import is_good, kill_table
 from tests.helpers import assert_same_run, folder_of, image_tree, run, stage1, succeed
 from utils.files import LOCK, write_json
 
-EPOCHS = 12
-LINE = ("--dataset", "digits", "--width", 4, "--epochs", EPOCHS)
-NAME = f"stage1_epochs{EPOCHS}_width4"
+EPOCHS = 8
+LINE = ("--dataset", "digits", "--width", 4, "--epochs", EPOCHS, "--augment", "jitter", "--mixup", 0.4)
+NAME = f"stage1_epochs{EPOCHS}_width4_mixup0.4_augmentjitter"
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of(out, NAME)
 
 
-@pytest.mark.parametrize("moment", ["a save", "an epoch"])
-def test_a_killed_run_goes_on_and_ends_the_same(moment: str, whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_a_save_goes_on_and_ends_the_same(whole: Path, tmp_path: Path) -> None:
+    """All before the kill is trained in another process, with another order of its sets, and is the same to the bit."""
     process = start(["main_stage1.py", *map(str, LINE), "--out", "runs"], tmp_path)
-    at = being_written(tmp_path, AIMS["checkpoint"], 4) if moment == "a save" else printed(tmp_path, "epoch   3/")
+    at = being_written(tmp_path, AIMS["checkpoint"], 4)
     assert meet(process, at), (tmp_path / "err").read_text()
     process.kill()
     assert process.wait() == -signal.SIGKILL

@@ -135,18 +135,39 @@ def test_best_is_the_latest_of_the_best_flip_averaged_epochs(lines: tuple[Path, 
 
 
 RELEASED_FLAGS = {
-    "--data_dir": "data", "--dataset": "digits", "--num_class": 10, "--imb_ratio": 25, "--network": "resnet8",
-    "--epochs": 2, "--batch_size": 32, "--lr": 0.05, "--momentum": 0.9, "--wd": 5e-3, "--finetune_epoch": 2,
-    "--finetune_lr": 5e-4, "--finetune_wd": 0, "--label_smooth": 0, "--workers": 1, "--seed": 0, "--gpu": 0,
-}  # fmt: skip
+    "--data_dir": "data",
+    "--dataset": "digits",
+    "--num_class": 10,
+    "--imb_ratio": 25,
+    "--network": "resnet8",
+    "--epochs": 2,
+    "--batch_size": 32,
+    "--lr": 0.05,
+    "--momentum": 0.9,
+    "--wd": 5e-3,
+    "--finetune_epoch": 2,
+    "--finetune_lr": 5e-4,
+    "--finetune_wd": 0,
+    "--label_smooth": 0,
+    "--workers": 1,
+    "--seed": 0,
+    "--gpu": 0,
+}
 UNUSED = {
     "main_stage1": {"--pretrained_pth", "--finetune_epoch", "--finetune_lr", "--finetune_wd"},
     "main_stage2": {"--epochs", "--lr", "--wd"},
     "evaluate": {
-        "--epochs", "--batch_size", "--lr", "--momentum", "--wd", "--nesterov", "--finetune_epoch", "--finetune_lr",
+        "--epochs",
+        "--batch_size",
+        "--lr",
+        "--momentum",
+        "--wd",
+        "--nesterov",
+        "--finetune_epoch",
+        "--finetune_lr",
         "--finetune_wd",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lr_flag", ["--lr", "--learning-rate"])
@@ -236,7 +257,7 @@ def test_a_run_at_its_preset_has_no_tags(tmp_path: Path) -> None:
         (("--mixup", 0.4, "--subset", "shuffle"), f"{EXPERIMENT}/seed0/stage1_epochs1_subsetshuffle_mixup0.4"),
         (("--eval_every", 5, "--workers", 1, "--num_class", 10), f"{EXPERIMENT}/seed0/stage1_epochs1"),
     ],
-)  # fmt: skip
+)
 def test_stage_1_folder_names_what_differs(arguments: tuple[object, ...], folder: str, tmp_path: Path) -> None:
     stage1(tmp_path, "--epochs", 1, *arguments)
     assert [str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("config.json")] == [folder]
@@ -311,13 +332,19 @@ def test_lookup_refuses_several_candidates_and_lists_them(runs: Path) -> None:
         ("main_stage2", (), "python main_stage1.py --dataset digits --out {out}"),
         ("evaluate", (), "python main_stage1.py --dataset digits --out {out}"),
         ("main_stage2", ("--seed", 4), "python main_stage1.py --dataset digits --out {out} --seed 4"),
-        ("main_stage2", ("--seed", 4, "--stage1_seed", 1),
-         "python main_stage1.py --dataset digits --out {out} --seed 1"),
+        (
+            "main_stage2",
+            ("--seed", 4, "--stage1_seed", 1),
+            "python main_stage1.py --dataset digits --out {out} --seed 1",
+        ),
         ("main_stage2", ("--stage1_seed", 1), "python main_stage1.py --dataset digits --out {out} --seed 1"),
-        ("evaluate", ("--cur_stage", "stage2", "--method", "ce"),
-         "python main_stage2.py --dataset digits --out {out} --method ce"),
+        (
+            "evaluate",
+            ("--cur_stage", "stage2", "--method", "ce"),
+            "python main_stage2.py --dataset digits --out {out} --method ce",
+        ),
     ],
-)  # fmt: skip
+)
 def test_lookup_without_a_candidate_says_which_command_to_run(
     script: str, arguments: tuple[object, ...], advice: str, tmp_path: Path
 ) -> None:
@@ -406,9 +433,19 @@ def test_config_records_every_setting_and_what_it_ran_on(trained: Path, runs: Pa
     config = read(folder_of(trained, "stage1_epochs2") / "config.json")
     settings = config["settings"]
     expected = {
-        "dataset": "digits", "imb_ratio": 25, "network": "resnet8", "epochs": 2, "batch_size": 32, "lr": 0.05,
-        "momentum": 0.9, "wd": 5e-3, "label_smooth": 0, "seed": 0, "protocol": "honest", "subset": "first",
-    }  # fmt: skip
+        "dataset": "digits",
+        "imb_ratio": 25,
+        "network": "resnet8",
+        "epochs": 2,
+        "batch_size": 32,
+        "lr": 0.05,
+        "momentum": 0.9,
+        "wd": 5e-3,
+        "label_smooth": 0,
+        "seed": 0,
+        "protocol": "honest",
+        "subset": "first",
+    }
     assert {name: settings[name] for name in expected} == expected
     assert config["stage1"] is None
     assert config["environment"]["torch"] == torch.__version__
@@ -430,10 +467,18 @@ def test_metrics_follow_the_schema(trained: Path, runs: Path) -> None:
     for folder in (folder_of(trained, "stage1_epochs2"), folder_of(runs, "stage2_los_epochs2_finetune_epoch2")):
         metrics, second = read(folder / "metrics.json"), folder.name.startswith("stage2")
         expected = {
-            "schema": 1, "dataset": "digits", "imb_type": "exp", "imb_ratio": 25, "network": "resnet8", "seed": 0,
-            "stage": "stage2" if second else "stage1", "method": "los" if second else None, "protocol": "honest",
-            "num_class": 10, "class_counts": [124, 86, 60, 42, 29, 20, 14, 10, 7, 4],
-        }  # fmt: skip
+            "schema": 1,
+            "dataset": "digits",
+            "imb_type": "exp",
+            "imb_ratio": 25,
+            "network": "resnet8",
+            "seed": 0,
+            "stage": "stage2" if second else "stage1",
+            "method": "los" if second else None,
+            "protocol": "honest",
+            "num_class": 10,
+            "class_counts": [124, 86, 60, 42, 29, 20, 14, 10, 7, 4],
+        }
         assert {name: metrics[name] for name in expected} == expected
         assert metrics["train_seconds"] > 0 and metrics["images_per_second"] > 0
         assert {"index_sha256", "content_sha256"} <= set(metrics["subset"])
@@ -791,8 +836,10 @@ def test_a_checkpoint_settles_the_data_and_a_flag_against_it_is_refused(tmp_path
 def test_subset_identity_tells_other_images(tmp_path: Path) -> None:
     found = {}
     for name, arguments in {
-        "first": (), "shuffle": ("--subset", "shuffle"), "other": ("--subset", "shuffle", "--subset_seed", 1)
-    }.items():  # fmt: skip
+        "first": (),
+        "shuffle": ("--subset", "shuffle"),
+        "other": ("--subset", "shuffle", "--subset_seed", 1),
+    }.items():
         stage1(tmp_path / name, "--epochs", 1, *arguments)
         subset = read(next((tmp_path / name).rglob("config.json")))["subset"]
         found[name] = (subset["index_sha256"], subset["content_sha256"])

@@ -80,19 +80,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Two runs
 
 
-def test_stage_1_repeats_in_another_process(start: Path, tmp_path: Path) -> None:
-    """Another interpreter, with another order of its sets."""
-    without_plots = "import engine.finish; engine.finish.draw_plots = lambda *_: None"
-    program = f"import sys, main_stage1; {without_plots}; main_stage1.main(sys.argv[1:])"
-    command = [sys.executable, "-c", program]
-    flags = (*DIGITS, "--epochs", 2, "--augment", "jitter", "--mixup", 0.4, "--out", tmp_path)
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run(
-        [*command, *map(str, flags)], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120
-    )
-    assert_same_run(start, tmp_path, "stage1")
-
-
 @pytest.mark.parametrize("name", STAGE2_FLAGS)
 def test_stage_2_repeats(name: str, start: Path, tmp_path: Path) -> None:
     stage1 = next(start.rglob("stage1*/last.pth"))
@@ -101,6 +88,13 @@ def test_stage_2_repeats(name: str, start: Path, tmp_path: Path) -> None:
         flags = (*DIGITS, "--finetune_epoch", 2, *STAGE2_FLAGS[name], "--pretrained_pth", stage1)
         succeed("main_stage2", *flags, "--out", tmp_path / out)
     assert_same_run(tmp_path / "one", tmp_path / "other", "stage2")
+
+
+def test_stage_1_repeats(start: Path, tmp_path: Path) -> None:
+    """What was drawn before is of no matter; that another process trains alike, the tests of killed runs show."""
+    torch.manual_seed(7)
+    succeed("main_stage1", *DIGITS, "--epochs", 2, "--augment", "jitter", "--mixup", 0.4, "--out", tmp_path)
+    assert_same_run(start, tmp_path, "stage1")
 
 
 def test_another_seed_is_another_run(start: Path, tmp_path: Path) -> None:
@@ -115,13 +109,12 @@ def test_the_number_of_worker_processes_changes_nothing(tmp_path: Path) -> None:
     tree = image_tree(tmp_path / "tree", classes=3, train=5)
     data = ("--dataset", "folder", "--data_dir", tree, "--stem", "cifar", "--network", "resnet8", "--width", 2)
     data += ("--image_size", 8, "--resize", 10, "--batch_size", 5, "--device", "cpu", "--holdout", 0.3)
-    for workers in (0, 1, 3):
+    for workers in (0, 3):
         flags = (*data, "--workers", workers, "--out", tmp_path / f"with{workers}")
         succeed("main_stage1", *flags, "--epochs", 2)
         succeed("main_stage2", *flags, "--finetune_epoch", 2, "--method", "gcl", "--sampler", "class_balanced")
-    for workers in (1, 3):
-        for stage in ("stage1", "stage2"):
-            assert_same_run(tmp_path / "with0", tmp_path / f"with{workers}", stage)
+    for stage in ("stage1", "stage2"):
+        assert_same_run(tmp_path / "with0", tmp_path / "with3", stage)
 
 
 # Which images
@@ -162,10 +155,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     precisions = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
     algorithms = torch.are_deterministic_algorithms_enabled()
     for name, value in {
-        "is_available": lambda: True, "device_count": lambda: 1, "set_device": lambda _: None,
-        "is_bf16_supported": lambda **_: True, "get_device_name": lambda _: "some GPU",
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "set_device": lambda _: None,
+        "is_bf16_supported": lambda **_: True,
+        "get_device_name": lambda _: "some GPU",
         "get_device_capability": lambda: (9, 0),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     yield monkeypatch
     for name, value in before.items():
@@ -254,12 +250,28 @@ def test_on_a_cpu_it_is_accepted_and_changes_nothing(start: Path, tmp_path: Path
 # What PyTorch refuses on CUDA where results shall repeat (documentation of `use_deterministic_algorithms`), by the
 # names that its operators have. A name with a dot is one overload.
 REFUSED = {
-    "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "nll_loss2d_forward", "nll_loss2d_backward",
-    "upsample_bilinear2d_backward", "upsample_bicubic2d_backward", "_upsample_bilinear2d_aa_backward",
-    "grid_sampler_2d_backward", "reflection_pad2d_backward", "max_unpool2d", "put", "put_", "histc", "kthvalue",
-    "median.dim", "scatter_reduce", "scatter_reduce_", "scatter.reduce", "scatter_.reduce", "index_reduce",
+    "_adaptive_avg_pool2d_backward",
+    "adaptive_max_pool2d_backward",
+    "nll_loss2d_forward",
+    "nll_loss2d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward",
+    "_upsample_bilinear2d_aa_backward",
+    "grid_sampler_2d_backward",
+    "reflection_pad2d_backward",
+    "max_unpool2d",
+    "put",
+    "put_",
+    "histc",
+    "kthvalue",
+    "median.dim",
+    "scatter_reduce",
+    "scatter_reduce_",
+    "scatter.reduce",
+    "scatter_.reduce",
+    "index_reduce",
     "index_reduce_",
-}  # fmt: skip
+}
 
 
 class Operators(TorchDispatchMode):

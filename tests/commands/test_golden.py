@@ -19,11 +19,27 @@ DATA = ("--dataset", "digits", "--width", 4, "--device", "cpu", "--holdout", 0.2
 STAGE1 = {
     "crop": ("--epochs", 4, "--lr", 0.02, "--wd", 0.02),
     "jitter": (
-        "--epochs", 3, "--lr", 0.02, "--wd", 0.02, "--augment", "jitter", "--nesterov", "--mixup", 0.4, "--drop_last",
-        "--clip_grad", 1.0, "--warmup_epochs", 1, "--label_smooth", 0.1,
+        "--epochs",
+        3,
+        "--lr",
+        0.02,
+        "--wd",
+        0.02,
+        "--augment",
+        "jitter",
+        "--nesterov",
+        "--mixup",
+        0.4,
+        "--drop_last",
+        "--clip_grad",
+        1.0,
+        "--warmup_epochs",
+        1,
+        "--label_smooth",
+        0.1,
     ),
     "gala": ("--epochs", 3, "--lr", 0.02, "--wd", 0.02, "--loss", "gala", "--batch_size", 48),
-}  # fmt: skip
+}
 STAGE1_LOSSES = {
     "crop": [2.19725, 1.74043, 1.6202, 1.54519],
     "jitter": [2.35894, 2.02086, 1.93782],

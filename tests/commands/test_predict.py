@@ -275,8 +275,9 @@ def test_images_that_cannot_be_read(runs: dict[str, Path], photos: Path, tmp_pat
     outcome = succeed("predict", *both, "--skip_bad", 2, "--workers", 0)
     assert "1a.png" in outcome.out and "1b.jpg" in outcome.out and "2 images skipped" in outcome.out
     assert [row["file"] for row in rows_of(Path("predictions.csv").read_text())] == ["0.png", "1.png", "2.png"]
-    assert "none of the images" in refused("--pretrained_pth", runs["stage1"], "--images", folder / "1b.jpg",
-                                           "--skip_bad", 1, "--csv", "b.csv")  # fmt: skip
+    assert "none of the images" in refused(
+        "--pretrained_pth", runs["stage1"], "--images", folder / "1b.jpg", "--skip_bad", 1, "--csv", "b.csv"
+    )
     assert set(os.listdir(tmp_path)) == {"some", "predictions.csv"}
 
 

@@ -3,10 +3,10 @@
 import contextlib
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
-import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import engine.finish
 import evaluate
 import main_stage1
 import main_stage2
 from datasets.image_source import batch_sizes, share_of_batches
 from losses import build_loss
 from models.sync_batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
+from tests.forks import run_script, start_two
 from tests.helpers import ROOT, image_tree, read, run, weights
 from utils.distributed import Launch, connect, disconnect, gather_rows, launch_of, process_rank
 from utils.errors import UserError
@@ -62,27 +64,19 @@ def run_all(tree: Path, out: Path) -> None:
     evaluate.main(report)
 
 
-def as_one_of_two(rank: int, port: int, tree: str, out: str) -> None:
-    """What one of two processes does."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
-    torch.set_num_threads(1)
+def as_one_of_two(tree: Path, out: Path, rank: int) -> None:
+    """What one of two processes does, but for plots."""
     torch.cuda.is_available = lambda: False
-    with open(f"{out}/log{rank}.txt", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        try:
-            connect(launch_of(), torch.device("cpu"))
-            sys.stdout = log  # every process's words, also those that only the first one would print
-            pieces(rank, Path(out))
-            run_all(Path(tree), Path(out))
-            stop_and_resume(Path(tree), Path(out))
-            with pytest.raises(UserError, match="needs one process: start without torchrun"):
-                main_stage2.main([*follow_up(Path(tree), Path(out))[0], "--protocol", "released"])
-            disconnect()
-        except BaseException:
-            traceback.print_exc(file=log)
-            raise
+    engine.finish.draw_plots = lambda *_: None
+    stdout = sys.stdout
+    connect(launch_of(), torch.device("cpu"))
+    sys.stdout = stdout  # every process's words, also those that only the first one would print
+    pieces(rank, out)
+    run_all(tree, out)
+    stop_and_resume(tree, out)
+    with pytest.raises(UserError, match="needs one process: start without torchrun"):
+        main_stage2.main([*follow_up(tree, out)[0], "--protocol", "released"])
+    disconnect()
 
 
 def stop_and_resume(tree: Path, out: Path) -> None:
@@ -118,12 +112,12 @@ def pieces(rank: int, out: Path) -> None:
     result = norm(part)
     (result * TILT[: len(part)] if rank == 0 else result * TILT[4:]).sum().backward()
     grads = [parameter.grad for parameter in norm.parameters()]
-    total = [sum(from_all(grad)) for grad in grads]
+    total = [sum(of_both(grad)) for grad in grads]
     empty = norm(images[:0] if rank == 1 else images)
     loss = build_loss("reweighted_ce", COUNTS, rho=1.0)
     logits, labels = logits_and_labels()
     mine = slice(0, 6) if rank == 0 else slice(6, None)
-    losses = from_all((float(loss(logits[mine], labels[mine])), len(labels[mine])))
+    losses = of_both((float(loss(logits[mine], labels[mine])), len(labels[mine])))
     torch.save(
         {
             "output": gather_rows(torch.cat([result.detach(), result.detach()[:1].expand(4 - len(part), -1, -1, -1)])),
@@ -136,6 +130,13 @@ def pieces(rank: int, out: Path) -> None:
         },
         out / f"pieces{rank}.pt",
     )
+
+
+def of_both(value: Any) -> list[Any]:
+    """The values of both processes."""
+    values = [None, None]
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def logits_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,12 +155,6 @@ def make_norm() -> nn.BatchNorm2d:
     return norm
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image_tree(tmp_path_factory.mktemp("tree") / "shades", CLASSES, LARGEST, test=3, size=14)
@@ -170,6 +165,7 @@ def alone(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
         patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(engine.finish, "draw_plots", lambda *_: None)
         run_all(tree, out)
     return out
 
@@ -177,7 +173,8 @@ def alone(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def together(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("together")
-    torch.multiprocessing.spawn(as_one_of_two, args=(free_port(), str(tree), str(out)), nprocs=2)
+    ends = [child.end() for child in start_two(partial(as_one_of_two, tree, out), out)]
+    assert [status for status, _ in ends] == [0, 0], ends
     return out
 
 
@@ -244,8 +241,19 @@ def test_a_report_counts_every_image_once(alone: Path, together: Path, tree: Pat
     measured = read(folder(together, "plain", "stage1") / "metrics.json")
     path = folder(together, "plain", "stage1") / "last.pth"
     json_path = tmp_path / "report.json"
-    outcome = run("evaluate", "--dataset", "folder", "--data_dir", tree, "--workers", 0, "--pretrained_pth", path,
-                  "--json", json_path)  # fmt: skip
+    outcome = run(
+        "evaluate",
+        "--dataset",
+        "folder",
+        "--data_dir",
+        tree,
+        "--workers",
+        0,
+        "--pretrained_pth",
+        path,
+        "--json",
+        json_path,
+    )
     assert outcome.status == 0, outcome.err
     report = read(json_path)["checkpoints"]["last"]
     assert close(report["plain"], measured["last"]["plain"], 1e-4)
@@ -274,7 +282,7 @@ def test_all_processes_make_one_feature_file(alone: Path, together: Path) -> Non
 
 
 def test_all_processes_say_the_same(together: Path) -> None:
-    logs = [(together / f"log{rank}.txt").read_text().splitlines() for rank in range(2)]
+    logs = [(together / f"out{rank}.txt").read_text().splitlines() for rank in range(2)]
     kept = [[line for line in log if line.startswith(("data:", "epoch ", "method:", "*"))] for log in logs]
     without_times = [[line.split("  ")[:6] for line in log] for log in kept]
     assert without_times[0] == without_times[1] and len(kept[0]) > 10
@@ -361,21 +369,40 @@ def test_tables_are_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.status == 2 and "start it without torchrun" in outcome.err
 
 
-def test_torchrun_starts_stage_1_and_its_first_error_is_one_line(tree: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_stage_1(tree: Path, tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
         str(ROOT / "main_stage1.py"),
-        "--dataset", "folder", "--data_dir", str(tree), *map(str, STAGE1), "--out", str(tmp_path), "--device", "cpu",
-    ]  # fmt: skip
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(tree),
+        *map(str, STAGE1),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("processes: 2, which share every batch of 11") == 1  # only the first one prints
     metrics = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
     assert metrics["last"]["epoch"] == 2
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    lines = [line for line in again.stderr.splitlines() if line.startswith("error: ")]
-    assert again.returncode != 0 and len(lines) == 1 and "holds a finished run" in lines[0]
+
+
+def test_the_first_error_of_two_processes_is_one_line(tree: Path, together: Path, tmp_path: Path) -> None:
+    """The first process says it; the other, which waits, is ended by torchrun's signal, as it is here."""
+    line = stage1_lines(tree, together)["plain"]
+    first, second = start_two(lambda _: run_script("main_stage1", *line)(), tmp_path)
+    status, said = first.end()
+    os.kill(second.pid, signal.SIGTERM)
+    assert status == 2 and said.startswith("error: ") and said.count("\n") == 1 and "holds a finished run" in said
+    assert second.end() == (143, "")
 
 
 def test_a_seed_that_each_process_would_draw_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

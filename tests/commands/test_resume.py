@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +12,69 @@ import torch
 
 import engine.fit
 import main_stage2
+from tests.forks import Child, run_script, wait_for
 from tests.helpers import Outcome, assert_same_run, contents, folder_of, read, run, stage1, succeed, weights
 
-ROOT = Path(__file__).parent.parent.parent
 EPOCHS = 3
 VARIANTS: dict[str, tuple[str, tuple[object, ...], str]] = {
     "stage 1": ("main_stage1", ("--epochs", EPOCHS), "stage1_epochs3_width4"),
     "mixup": ("main_stage1", ("--epochs", EPOCHS, "--mixup", 0.4), "stage1_epochs3_width4_mixup0.4"),
-    "holdout": ("main_stage1", ("--epochs", EPOCHS, "--holdout", 0.2, "--eval_every", 2),
-                "stage1_epochs3_holdout0.2_width4"),
-    "honest": ("main_stage2", ("--finetune_epoch", EPOCHS, "--views", 2),
-               "stage2_los_epochs2_width4_finetune_epoch3_views2"),
-    "new classifier": ("main_stage2", ("--finetune_epoch", EPOCHS, "--reinit_classifier", "--views", "fresh"),
-                       "stage2_los_epochs2_width4_finetune_epoch3_reinit_classifier_viewsfresh"),
-    "released": ("main_stage2", ("--finetune_epoch", EPOCHS, "--protocol", "released"),
-                 "stage2_los_epochs2_width4_finetune_epoch3_released"),
-    "gala stage 1": ("main_stage1", ("--epochs", EPOCHS, "--loss", "gala", "--gala_accumulation", "double"),
-                     "stage1_epochs3_width4_lossgala_gala_accumulationdouble"),
-    "gala": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "gala", "--views", 2),
-             "stage2_gala_epochs2_width4_finetune_epoch3_views2"),
-    "gcl": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "gcl", "--views", 2),
-            "stage2_gcl_epochs2_width4_finetune_epoch3_views2"),
-    "class_balanced": ("main_stage2", ("--finetune_epoch", EPOCHS, "--sampler", "class_balanced", "--views", 2),
-                       "stage2_los_epochs2_width4_finetune_epoch3_samplerclass_balanced_views2"),
-    "progressive": ("main_stage2", ("--finetune_epoch", EPOCHS, "--sampler", "progressive", "--views", 2),
-                    "stage2_los_epochs2_width4_finetune_epoch3_samplerprogressive_views2"),
-    "wb": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "wb", "--views", 2),
-           "stage2_wb_epochs2_width4_finetune_epoch3_views2"),
-    "late loss": ("main_stage2", ("--finetune_epoch", EPOCHS, "--method", "ldam_drw", "--max_margin", 0.3,
-                                  "--views", 2),
-                  "stage2_ldam_drw_epochs2_width4_finetune_epoch3_max_margin0.3_views2"),
-}  # fmt: skip
+    "holdout": (
+        "main_stage1",
+        ("--epochs", EPOCHS, "--holdout", 0.2, "--eval_every", 2),
+        "stage1_epochs3_holdout0.2_width4",
+    ),
+    "honest": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--views", 2),
+        "stage2_los_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "new classifier": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--reinit_classifier", "--views", "fresh"),
+        "stage2_los_epochs2_width4_finetune_epoch3_reinit_classifier_viewsfresh",
+    ),
+    "released": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--protocol", "released"),
+        "stage2_los_epochs2_width4_finetune_epoch3_released",
+    ),
+    "gala stage 1": (
+        "main_stage1",
+        ("--epochs", EPOCHS, "--loss", "gala", "--gala_accumulation", "double"),
+        "stage1_epochs3_width4_lossgala_gala_accumulationdouble",
+    ),
+    "gala": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "gala", "--views", 2),
+        "stage2_gala_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "gcl": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "gcl", "--views", 2),
+        "stage2_gcl_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "class_balanced": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--sampler", "class_balanced", "--views", 2),
+        "stage2_los_epochs2_width4_finetune_epoch3_samplerclass_balanced_views2",
+    ),
+    "progressive": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--sampler", "progressive", "--views", 2),
+        "stage2_los_epochs2_width4_finetune_epoch3_samplerprogressive_views2",
+    ),
+    "wb": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "wb", "--views", 2),
+        "stage2_wb_epochs2_width4_finetune_epoch3_views2",
+    ),
+    "late loss": (
+        "main_stage2",
+        ("--finetune_epoch", EPOCHS, "--method", "ldam_drw", "--max_margin", 0.3, "--views", 2),
+        "stage2_ldam_drw_epochs2_width4_finetune_epoch3_max_margin0.3_views2",
+    ),
+}
 
 
 def command(variant: str, start: Path, out: Path) -> tuple[str, list[object]]:
@@ -103,12 +133,17 @@ STOPS = [
     *(("stage 1", epoch, place) for epoch in (1, 2, 3) for place in ("before last.pth", "log.csv")),
     *((variant, epoch, "log.csv") for variant in ("mixup", "honest", "released") for epoch in (1, 2)),
     *((variant, 2, "before last.pth") for variant in ("mixup", "honest", "released")),
-    ("stage 1", 1, "before best.pth"), ("honest", 3, "log.csv"), ("released", 3, "log.csv"),
-    ("holdout", 1, "log.csv"), ("holdout", 2, "log.csv"), ("new classifier", 1, "log.csv"),
+    ("stage 1", 1, "before best.pth"),
+    ("honest", 3, "log.csv"),
+    ("released", 3, "log.csv"),
+    ("holdout", 1, "log.csv"),
+    ("holdout", 2, "log.csv"),
+    ("new classifier", 1, "log.csv"),
     *((variant, epoch, "log.csv") for variant in ("gala stage 1", "gala", "gcl") for epoch in (1, 2)),
-    ("gala stage 1", 3, "before last.pth"), ("gcl", 2, "before last.pth"),
+    ("gala stage 1", 3, "before last.pth"),
+    ("gcl", 2, "before last.pth"),
     *((variant, 2, "log.csv") for variant in ("class_balanced", "progressive", "wb", "late loss")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("variant", "epoch", "place"), STOPS)
@@ -340,25 +375,16 @@ def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeyp
     assert "--resume" not in outcome.err
 
 
-def test_ctrl_c_at_the_shell(start: Path, tmp_path: Path) -> None:
-    """A real process and a real signal: status 130, no traceback, and the last finished epoch can be gone on from."""
-    arguments = ["--dataset", "digits", "--width", "4", "--epochs", "5000", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main_stage1.py"), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch   3/"):
-                break
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+def test_ctrl_c(start: Path, tmp_path: Path) -> None:
+    """A process and a real signal: status 130, no traceback, and the last finished epoch can be gone on from."""
+    arguments = ["--dataset", "digits", "--width", 4, "--epochs", 5000, "--out", tmp_path / "runs"]
+    child = Child(run_script("main_stage1", *arguments), out=tmp_path / "out")
+    wait_for(tmp_path / "out", "epoch   3/")
+    os.kill(child.pid, signal.SIGINT)
+    status, err = child.end()
+    assert status == 130
     assert "Traceback" not in err and err.count("\n") == 1 and "--resume" in err
-    folder = folder_of(tmp_path, "stage1_epochs5000_width4")
+    folder = folder_of(tmp_path / "runs", "stage1_epochs5000_width4")
     done = torch.load(folder / "last.pth", weights_only=True)["epoch"]
     assert done >= 3
     assert len(pd.read_csv(folder / "log.csv")) in (done - 1, done)  # the signal may fall between the two

@@ -181,10 +181,33 @@ def test_every_method_runs_and_is_evaluated_as_it_was_measured(method: str, trai
 
 @pytest.mark.parametrize("method", COMPUTED)
 def test_a_computed_classifier_says_what_it_does_not_use(method: str, plain: Path, tmp_path: Path) -> None:
-    flags = ("--sampler", "sqrt", "--max_norm", 0.2, "--reinit_classifier", "--finetune_lr", 0.3, "--finetune_wd", 0.1,
-             "--momentum", 0.5, "--nesterov")  # fmt: skip
-    outcome = run("main_stage2", *SMALL, "--out", tmp_path / "b", "--pretrained_pth", plain, "--method", method,
-                  "--finetune_epoch", 3, *flags)  # fmt: skip
+    flags = (
+        "--sampler",
+        "sqrt",
+        "--max_norm",
+        0.2,
+        "--reinit_classifier",
+        "--finetune_lr",
+        0.3,
+        "--finetune_wd",
+        0.1,
+        "--momentum",
+        0.5,
+        "--nesterov",
+    )
+    outcome = run(
+        "main_stage2",
+        *SMALL,
+        "--out",
+        tmp_path / "b",
+        "--pretrained_pth",
+        plain,
+        "--method",
+        method,
+        "--finetune_epoch",
+        3,
+        *flags,
+    )
     assert outcome.status == 0
     assert not_used(outcome.err, "main_stage2") == {"--finetune_epoch", *(f for f in flags if str(f)[:2] == "--")}
     succeed("main_stage2", *SMALL, "--out", tmp_path / "a", "--pretrained_pth", plain, "--method", method)
@@ -291,9 +314,15 @@ def test_a_bank_gives_the_classifiers_that_stage_2_gives_alone(plain: Path, tmp_
     shared = [*map(str, SMALL), "--out", str(tmp_path), "--pretrained_pth", str(plain), "--finetune_epoch", "5"]
     context = open_context(shared, "")
     lines = {
-        "los": ("--finetune_lr", "0.02"), "ce": ("--finetune_wd", "0.1"), "gala": ("--finetune_lr", "0.05"), "wb": (),
-        "crt": (), "ldam_drw": (), "disalign": ("--sampler", "progressive"), "cosine_los": (),
-    }  # fmt: skip
+        "los": ("--finetune_lr", "0.02"),
+        "ce": ("--finetune_wd", "0.1"),
+        "gala": ("--finetune_lr", "0.05"),
+        "wb": (),
+        "crt": (),
+        "ldam_drw": (),
+        "disalign": ("--sampler", "progressive"),
+        "cosine_los": (),
+    }
     plans = [parsed_plan(*shared, "--method", method, *flags) for method, flags in lines.items()]
     for result, (method, flags) in zip(train_heads(context.trainer, plans), lines.items(), strict=True):
         folder = retrained_by(plain, tmp_path / method, "--finetune_epoch", 5, "--method", method, *flags)

@@ -2,14 +2,14 @@
 
 import errno
 import gc
-import io
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 import main_stage1
 import utils.files
+from tests.forks import Child
 from tests.helpers import ROOT, contents, folder_of, run, stage1
 from utils.background import Background
 from utils.command import run_command, signals_as_interrupts
@@ -25,44 +26,6 @@ from utils.errors import UserError
 from utils.files import LOCK, lock_folder, remove_leftovers, write_text
 
 DIGITS = ("--dataset", "digits", "--width", "4")
-
-
-class Child:
-    """A fork of this process that runs `work`; it is ended with the test."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        self.reader, writer = os.pipe()
-        self.ready, ready = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.dup2(writer, 2)
-                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-                sys.stdout = io.StringIO()
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-                self.tell = lambda: os.write(ready, b"x")
-                Child.here = self
-                work()
-                code = 0
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            finally:
-                os._exit(code)
-        os.close(writer)
-        os.close(ready)
-
-    here: "Child"
-
-    def wait_until_ready(self) -> None:
-        assert os.read(self.ready, 1) == b"x"
-
-    def end(self) -> tuple[int, str]:
-        """Return the status and what was said on standard error."""
-        _, status = os.waitpid(self.pid, 0)
-        with open(self.reader, "rb") as reader:
-            return os.waitstatus_to_exitcode(status), reader.read().decode()
 
 
 def rest() -> None:
@@ -198,8 +161,12 @@ def test_a_terminal_that_goes_away(tmp_path: Path) -> None:
     environment.pop("RANK", None)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "main_stage1.py"), *DIGITS, "--epochs", "5000", "--out", str(tmp_path)],
-        stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
-    )  # fmt: skip
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment,
+        start_new_session=True,
+    )
     os.close(slave)
     try:
         seen = b""
@@ -223,10 +190,18 @@ def test_a_terminal_that_goes_away(tmp_path: Path) -> None:
 # A folder in use
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a finished run is, not to be changed."""
+    out = tmp_path_factory.mktemp("finished")
+    stage1(out, "--width", 4)
+    return out
+
+
 @pytest.fixture
-def in_use(tmp_path: Path) -> Iterator[Path]:
+def in_use(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """The folder of an interrupted run on which another process is at work."""
-    stage1(tmp_path, "--width", 4)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     folder = folder_of(tmp_path, "stage1_epochs2_width4")
     (folder / "metrics.json").unlink()
 

@@ -139,11 +139,12 @@ def test_npz_and_safetensors_are_the_same_and_so_are_types_that_hold_the_same_nu
     half = {n: a.astype(np.float16) if "_features" in n else a for n, a in arrays.items()}
     found = []
     for out, (kind, content) in {
-        "a": (".npz", half), "b": (".safetensors", half),
+        "a": (".npz", half),
+        "b": (".safetensors", half),
         "c": (".npz", {n: a.astype(np.float64) if "_features" in n else a for n, a in half.items()}),
         "d": (".safetensors", {n: a.astype(np.int16) if "_labels" in n else a for n, a in half.items()}),
         "e": (".npz", {n: a.astype(">f4") if "_features" in n else a for n, a in half.items()}),
-    }.items():  # fmt: skip
+    }.items():
         succeed("main_stage2", "--features", write(content, Path(f"mine{kind}")), "--out", out, *SHORT)
         metrics = read(made("stage2", out) / "metrics.json")
         found.append((classifier_of(made("stage2", out)), metrics["last"], metrics["holdout"]))
@@ -387,7 +388,7 @@ def test_other_tables(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (("unified", "--select", "--holdout_pth", "x"), "--holdout_pth: no use with --features"),
         (("delta", "--network", "resnet20"), "--network resnet20: no use with --features"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_make_no_sense(flags: tuple[object, ...], words: str) -> None:
     assert words in refused("reproduce", *flags, "--features", write(clusters()))
 
@@ -447,13 +448,20 @@ def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
 BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     **{
         f"no {name}": (lambda arrays, name=name: without(arrays, name), f"'{name}' is missing")
-        for name in ("train_features", "train_labels", "test_features", "test_labels", "holdout_features",
-                     "holdout_labels")
+        for name in (
+            "train_features",
+            "train_labels",
+            "test_features",
+            "test_labels",
+            "holdout_features",
+            "holdout_labels",
+        )
     },
     "NaN": (changed("test_features", put(np.nan)), "'test_features' holds numbers that are not finite"),
     "infinity": (changed("holdout_features", put(-np.inf)), "'holdout_features' holds numbers that are not finite"),
     "beyond float32": (
-        changed("train_features", lambda a: put(1e300)(a.astype(np.float64))), "that are too large for float32"
+        changed("train_features", lambda a: put(1e300)(a.astype(np.float64))),
+        "that are too large for float32",
     ),
     "width": (changed("test_features", lambda a: a[:, 1:]), "'test_features' has 15 features an image"),
     "no width": (changed("train_features", lambda a: a[:, :0]), "'train_features' has 0 features"),
@@ -463,8 +471,10 @@ BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "dimensions": (changed("train_features", lambda a: a[0]), "'train_features' must be (images, features)"),
     "integer features": (changed("train_features", lambda a: a.astype(int)), "'train_features' must be"),
     "empty": (changed("train_labels", lambda a: a[:0]), "'train_labels' are empty"),
-    "empty test": (lambda a: {**a, "test_labels": a["test_labels"][:0], "test_features": a["test_features"][:0]},
-                   "'test_features' has 0 rows"),
+    "empty test": (
+        lambda a: {**a, "test_labels": a["test_labels"][:0], "test_features": a["test_features"][:0]},
+        "'test_features' has 0 rows",
+    ),
     "float labels": (changed("train_labels", lambda a: a.astype(float)), "'train_labels' must be one integer a row"),
     "boolean labels": (changed("test_labels", lambda a: a > 1), "'test_labels' must be one integer a row"),
     "label dimensions": (changed("train_labels", lambda a: a[:, None]), "'train_labels' must be one integer a row"),
@@ -480,17 +490,17 @@ BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "bias": (added(fc_weight=np.zeros((5, 16)), fc_bias=np.zeros(4)), "'fc.bias' must be (5,)"),
     "bias alone": (added(fc_bias=np.zeros(5)), "'fc.weight' is missing"),
     "NaN in the classifier": (added(fc_weight=np.full((5, 16), np.nan)), "'fc.weight' holds numbers"),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("damage", BAD)
-def test_bad_content_is_named(damage: str, suffix: str) -> None:
+def test_bad_content_is_named(damage: str) -> None:
     change, words = BAD[damage]
-    file = write(change(clusters()), Path(f"mine{suffix}"))
-    with pytest.raises(UserError) as caught:
-        read_features(file)
-    assert str(caught.value).startswith(f"--features {file}: ") and words in str(caught.value)
+    for suffix in (".npz", ".safetensors"):
+        file = write(change(clusters()), Path(f"mine{suffix}"))
+        with pytest.raises(UserError) as caught:
+            read_features(file)
+        assert str(caught.value).startswith(f"--features {file}: ") and words in str(caught.value)
 
 
 def test_objects_are_never_unpickled() -> None:
@@ -512,8 +522,12 @@ def test_files_that_are_not_what_their_names_say() -> None:
     np.save("array.npy", np.zeros(3))
     torch.save({"a": 1}, "pickled.pth")
     for name, source in {
-        "a.safetensors": npz, "b.npz": safetensors, "c.npz": Path("pickled.pth"), "d.npz": None, "e.safetensors": None
-    }.items():  # fmt: skip
+        "a.safetensors": npz,
+        "b.npz": safetensors,
+        "c.npz": Path("pickled.pth"),
+        "d.npz": None,
+        "e.safetensors": None,
+    }.items():
         Path(name).write_bytes(b"") if source is None else shutil.copy(source, name)
         with pytest.raises(UserError, match=rf"--features {name}: (damaged, or not a |'train_features' is missing)"):
             read_features(Path(name))

@@ -94,16 +94,34 @@ FORMS: dict[str, Callable[[Path], tuple[tuple[object, ...], str]]] = {
     "folder": lambda tree: (("--dataset", "folder", "--data_dir", tree), "folder-shades"),
     "list": lambda tree: (("--dataset", "list", "--data_dir", tree), "list-shades"),
     "named lists": lambda tree: (
-        ("--dataset", "list", "--train_list", tree / "train2018.txt", "--test_list", tree / "val2018.txt",
-         "--image_root", tree), "list-train2018",
+        (
+            "--dataset",
+            "list",
+            "--train_list",
+            tree / "train2018.txt",
+            "--test_list",
+            tree / "val2018.txt",
+            "--image_root",
+            tree,
+        ),
+        "list-train2018",
     ),
     "COCO": lambda tree: (
-        ("--dataset", "list", "--train_list", tree / "train.json", "--test_list", tree / "test.json",
-         "--image_root", tree), "list-train",
+        (
+            "--dataset",
+            "list",
+            "--train_list",
+            tree / "train.json",
+            "--test_list",
+            tree / "test.json",
+            "--image_root",
+            tree,
+        ),
+        "list-train",
     ),
     "imagenet_lt": lambda tree: (("--dataset", "imagenet_lt", "--data_dir", tree.parent), "imagenet_lt"),
     "inaturalist2018": lambda tree: (("--dataset", "inaturalist2018", "--data_dir", tree.parent), "inaturalist2018"),
-}  # fmt: skip
+}
 
 
 def both_stages(data: tuple[object, ...], out: Path, *arguments: object) -> list[Outcome]:
@@ -444,8 +462,13 @@ def test_features_belong_to_sizes_and_to_the_order_of_the_rows(shades: Path, by_
     turned = dataclasses.replace(data, train=data.train.take(np.arange(len(data.train))[::-1]))
     assert turned.subset == data.subset
     bf16 = dataclasses.replace(cpu, bf16=True)
-    variants = [(data, cpu, (16, 16)), (data, cpu, (16, 18)), (data, cpu, (14, 16)), (turned, cpu, (16, 16)),
-                (data, bf16, (16, 16))]  # fmt: skip
+    variants = [
+        (data, cpu, (16, 16)),
+        (data, cpu, (16, 18)),
+        (data, cpu, (14, 16)),
+        (turned, cpu, (16, 16)),
+        (data, bf16, (16, 16)),
+    ]
     found = [engine.frozen_features.features_identity(checkpoint, *variant) for variant in variants]
     assert len(set(found)) == len(variants)
     assert engine.frozen_features.features_identity(checkpoint, *variants[0]) == found[0]
@@ -635,9 +658,15 @@ def test_clipping_bounds_the_step(shades: Path, tmp_path: Path) -> None:
     assert torch.equal(loose, free)
 
 
-@pytest.mark.parametrize(("schedule", "warmup", "epochs"), [
-    ("cosine", 2, 4), ("cosine", 3, 4), ("cosine", 0, 2), ("warmup_cosine", 1, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "epochs"),
+    [
+        ("cosine", 2, 4),
+        ("cosine", 3, 4),
+        ("cosine", 0, 2),
+        ("warmup_cosine", 1, 4),
+    ],
+)
 def test_learning_rates_of_the_log(schedule: str, warmup: int, epochs: int, shades: Path, tmp_path: Path) -> None:
     arguments = ("--epochs", epochs, "--schedule", schedule, "--warmup_epochs", warmup, "--lr", 0.08)
     log = log_of(trained(shades, tmp_path, *arguments, "--batch_size", 64, "--eval_every", 9))
@@ -645,9 +674,11 @@ def test_learning_rates_of_the_log(schedule: str, warmup: int, epochs: int, shad
     expected = [with_warmup(SCHEDULES[schedule], warmup, 0.08, epoch, epochs) for epoch in range(epochs)]
     assert rates == pytest.approx(expected)
     by_hand = {
-        ("cosine", 2): [0.08 / 3, 0.16 / 3, 0.08, 0.04], ("cosine", 3): [0.02, 0.04, 0.06, 0.08],
-        ("cosine", 0): [0.08, 0.04], ("warmup_cosine", 1): [0.04, 0.04, 0.08, 0.0],
-    }  # fmt: skip
+        ("cosine", 2): [0.08 / 3, 0.16 / 3, 0.08, 0.04],
+        ("cosine", 3): [0.02, 0.04, 0.06, 0.08],
+        ("cosine", 0): [0.08, 0.04],
+        ("warmup_cosine", 1): [0.04, 0.04, 0.08, 0.0],
+    }
     assert rates == pytest.approx(by_hand[schedule, warmup])
 
 
@@ -684,8 +715,9 @@ def test_events_are_the_log_and_no_epoch_comes_twice(shades: Path, tmp_path: Pat
         stop_after(patch, 1)
         assert folder_run(shades, tmp_path, *wanted).status == 130
     (run_folder,) = (path.parent for path in tmp_path.rglob("last.pth"))
-    after_one = {name: (run_folder / name).read_bytes() for name in ("last.pth", "best.pth") if
-                 (run_folder / name).exists()}  # fmt: skip
+    after_one = {
+        name: (run_folder / name).read_bytes() for name in ("last.pth", "best.pth") if (run_folder / name).exists()
+    }
     trained(shades, tmp_path, *wanted, "--resume")
     check_events(run_folder)
     # What a run leaves that was killed after it had written the events of two epochs and before their checkpoints.

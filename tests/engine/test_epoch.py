@@ -100,9 +100,11 @@ def test_mixup_equals_a_plain_loop(cpu: Execution) -> None:
         partner = [(i - 1) % count for i in range(count)]
         mixed = torch.stack([share * inputs[i] + (1 - share) * inputs[partner[i]] for i in range(count)])
         wanted = torch.stack(
-            [share * F.one_hot(labels[i], CLASSES) + (1 - share) * F.one_hot(labels[partner[i]], CLASSES)
-             for i in range(count)]
-        )  # fmt: skip
+            [
+                share * F.one_hot(labels[i], CLASSES) + (1 - share) * F.one_hot(labels[partner[i]], CLASSES)
+                for i in range(count)
+            ]
+        )
         logits = twin(mixed)
         loss = F.cross_entropy(logits, wanted)  # against the mixed label
         optimizer.zero_grad()

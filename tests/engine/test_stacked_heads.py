@@ -64,9 +64,16 @@ def plan(method: str, **changes: Any) -> Plan:
     recipe = RECIPES[method]
     parameters = dict(recipe.own_parameters()) | ({"noise": 0.0} if "noise" in recipe.own_parameters() else {})
     own = Plan(
-        method, EPOCHS, 0.05, recipe.weight_decay, 0.5 if recipe.target else None, recipe.sampler, recipe.max_norm,
-        recipe.fresh, parameters,
-    )  # fmt: skip
+        method,
+        EPOCHS,
+        0.05,
+        recipe.weight_decay,
+        0.5 if recipe.target else None,
+        recipe.sampler,
+        recipe.max_norm,
+        recipe.fresh,
+        parameters,
+    )
     return replace(own, **changes)
 
 

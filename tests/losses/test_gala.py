@@ -4,18 +4,18 @@ import io
 import itertools
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses import build_loss, loss_parameters
-from utils.distributed import sum_over_processes
+from tests.forks import start_two
+from utils.distributed import connect, disconnect, launch_of, sum_over_processes
 
 COUNTS = [60, 25, 9, 4, 1]
 CLASSES, BATCH, STEPS = len(COUNTS), 12, 6
@@ -265,24 +265,21 @@ def split_at(index: int) -> int:
     return BATCH // 2 if index < STEPS - 2 else 5
 
 
-def gather_share(rank: int, folder: str) -> None:
+def gather_share(folder: Path, rank: int) -> None:
     """Process `rank` of two: take its part of every batch, then write down the losses and the statistics."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    try:
-        loss = build_loss("gala", COUNTS, lambda1=1.2, gala_accumulation="double")
-        values = []
-        for index, (logits, labels) in enumerate(batches()):
-            cut = split_at(index)
-            part = slice(0, cut) if rank == 0 else slice(cut, None)
-            values.append(step(loss, logits[part], labels[part])[0])
-        torch.save({"values": torch.stack(values), **loss.state_dict()}, f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+    connect(launch_of(), torch.device("cpu"))
+    loss = build_loss("gala", COUNTS, lambda1=1.2, gala_accumulation="double")
+    values = []
+    for index, (logits, labels) in enumerate(batches()):
+        cut = split_at(index)
+        part = slice(0, cut) if rank == 0 else slice(cut, None)
+        values.append(step(loss, logits[part], labels[part])[0])
+    torch.save({"values": torch.stack(values), **loss.state_dict()}, folder / f"{rank}.pt")
+    disconnect()
 
 
 def test_two_processes_gather_what_one_gathers(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(gather_share, args=(str(tmp_path),), nprocs=2)
+    assert [child.end() for child in start_two(partial(gather_share, tmp_path), tmp_path)] == [(0, "")] * 2
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     whole = build_loss("gala", COUNTS, lambda1=1.2, gala_accumulation="double")
     for index, batch in enumerate(batches()):

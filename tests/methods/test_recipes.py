@@ -26,10 +26,33 @@ COUNTS = [50, 20, 8, 3]
 PLUG_INS = {"logit_adjust_los": "logit_adjust", "lws_los": "lws", "cosine_los": "cosine", "disalign_los": "disalign"}
 # The methods that the project promises; more may come.
 PROMISED = {
-    "ce", "label_smooth", "los", "lort", "focal", "cb_ce", "wb_cb", "balanced_softmax", "logit_adjust", "ldam",
-    "ldam_drw", "las", "vs", "gcl", "gala", "lws", "disalign", "marc", "cosine", "crt", "wb", "tau_norm", "l2_norm",
-    "ncm", "logit_adjust_posthoc", *PLUG_INS,
-}  # fmt: skip
+    "ce",
+    "label_smooth",
+    "los",
+    "lort",
+    "focal",
+    "cb_ce",
+    "wb_cb",
+    "balanced_softmax",
+    "logit_adjust",
+    "ldam",
+    "ldam_drw",
+    "las",
+    "vs",
+    "gcl",
+    "gala",
+    "lws",
+    "disalign",
+    "marc",
+    "cosine",
+    "crt",
+    "wb",
+    "tau_norm",
+    "l2_norm",
+    "ncm",
+    "logit_adjust_posthoc",
+    *PLUG_INS,
+}
 
 
 def parsed_plan(*arguments: object) -> Plan:
@@ -121,8 +144,10 @@ def test_the_defaults_of_a_row_are_those_of_a_bare_command_line(method: str) -> 
     assert (plan.sampler, plan.max_norm, plan.reinit) == (recipe.sampler, recipe.max_norm, recipe.fresh)
     assert plan.label_smooth == recipe.label_smooth and plan.parameters == recipe.own_parameters()
     assert (plan.epochs, plan.lr, plan.weight_decay) == (
-        recipe.epochs if recipe.trains else 0, recipe.lr, recipe.weight_decay
-    )  # fmt: skip
+        recipe.epochs if recipe.trains else 0,
+        recipe.lr,
+        recipe.weight_decay,
+    )
     assert plan.recipe is recipe and settings.label_smooth == recipe.label_smooth
 
 
@@ -252,9 +277,16 @@ def test_gala_brings_its_recipe_to_stage_1() -> None:
         for name in ("network", "lr", "wd", "augment", "schedule", "drop_last", "epochs", "batch_size", "momentum")
     }
     assert found == {
-        "network": "resnet32", "lr": 0.1, "wd": 5e-4, "augment": "autoaugment", "schedule": "warmup_cosine",
-        "drop_last": True, "epochs": 200, "batch_size": 64, "momentum": 0.9,
-    }  # fmt: skip
+        "network": "resnet32",
+        "lr": 0.1,
+        "wd": 5e-4,
+        "augment": "autoaugment",
+        "schedule": "warmup_cosine",
+        "drop_last": True,
+        "epochs": 200,
+        "batch_size": 64,
+        "momentum": 0.9,
+    }
     own = (settings.lambda1, settings.lambda2, settings.gala_margin, settings.gala_accumulation)
     assert own == (1.0, 1.0, "paper", "single")
     assert not settings.nesterov and settings.label_smooth == 0
@@ -269,8 +301,12 @@ def test_flags_win_over_the_recipe_of_a_loss_and_other_losses_bring_none() -> No
         if loss != "gala":
             settings = parse_command(STAGE1, "", ["--loss", loss]).settings
             assert (settings.network, settings.lr, settings.wd, settings.augment, settings.drop_last) == (
-                "resnet34", 0.01, 5e-3, "crop", False
-            )  # fmt: skip
+                "resnet34",
+                0.01,
+                5e-3,
+                "crop",
+                False,
+            )
     digits = parse_command(STAGE1, "", ["--dataset", "digits", "--loss", "gala"]).settings
     assert (digits.network, digits.augment, digits.lr) == ("resnet8", "crop", PRESETS["digits"]["lr"])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import engine.many_heads
 import tables.request
@@ -20,47 +20,19 @@ import tables.rows
 import tables.selection
 import tables.unified
 from datasets.long_tail import LongTailedData
-from methods.plan import Plan, build_losses
+from methods.plan import Plan
 from methods.recipes import RECIPES, TRIALS
-from settings.presets import PRESETS
 from stages.data import device_images
 from tables import TABLES
 from tables.request import SPLITS
 from tables.selection import trials
-from tests.helpers import EXPERIMENT, Outcome, contents, read, run, stage1
+from tests.helpers import EXPERIMENT, contents, read, run, stage1
+from tests.table_runs import SMALL, is_refusal, make, spoil, table
 from utils.files import sha256_file
 
-SMALL = ("--epochs", 6, "--width", 4)
 NAME = f"unified_{EXPERIMENT}w4_epochs6"
 GROUPS = ("all", "many", "medium", "few")
 Trainer = Callable[..., list[Any]]
-
-
-def table(out: Path, name: str, *arguments: object, plots: bool = False) -> Outcome:
-    """Run a table on the digits, with runs in `out` and results in its `results`; figures only on request.
-
-    Stage 1 is a small one, unless the arguments name one; LOS's budget, which the methods share, is five epochs.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if not plots:
-            patch.setattr(tables.request, "save_figure", lambda *_: None)
-        patch.setitem(PRESETS["digits"], "finetune_epoch", 5)
-        small = () if "--pretrained_pth" in arguments else SMALL
-        flags = ("--dataset", "digits", *small, "--out", out, "--results", out / "results")
-        return run("reproduce", name, *flags, *arguments)
-
-
-def make(out: Path, name: str, *arguments: object, plots: bool = False) -> Outcome:
-    """Run a table that must end with status 0."""
-    outcome = table(out, name, *arguments, plots=plots)
-    assert outcome.status == 0, outcome.err
-    return outcome
-
-
-def refused(outcome: Outcome, *words: str) -> bool:
-    """Tell whether a command ended with status 2 and its last line, an error, has all the words."""
-    last = outcome.err.strip().splitlines()[-1] if outcome.err.strip() else ""
-    return outcome.status == 2 and last.startswith("error: ") and all(word in last for word in words)
 
 
 def result(out: Path, *methods: str, name: str = NAME, ending: str = ".csv") -> Path:
@@ -100,6 +72,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(source: Path, tmp_path: Path) -> Path:
     """A copy of `source` that a test may change."""
     return Path(shutil.copytree(source, tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def source_of_ce(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a table of cross-entropy alone; not to be changed."""
+    out = Path(shutil.copytree(source, tmp_path_factory.mktemp("source_of_ce") / "out"))
+    make(out, "unified", "--methods", "ce")
+    return out
+
+
+@pytest.fixture
+def made(source_of_ce: Path, tmp_path: Path) -> Path:
+    """A copy of `source_of_ce` that a test may change."""
+    return Path(shutil.copytree(source_of_ce, tmp_path / "out"))
 
 
 @pytest.fixture
@@ -177,12 +163,11 @@ def test_a_second_start_trains_nothing_and_writes_the_same_table(out: Path, trai
     assert contents(out / "results") == before
 
 
-def test_another_method_trains_alone(out: Path, trained: list[str]) -> None:
-    make(out, "unified", "--methods", "ce")
-    make(out, "unified", "--methods", "ce", "los")
-    assert trained == ["ce", "los"]
-    assert rows_of(out, "ce")["method"].tolist() == ["ce"]
-    assert rows_of(out, "ce", "los")["method"].tolist() == ["ce", "los"]
+def test_another_method_trains_alone(made: Path, trained: list[str]) -> None:
+    make(made, "unified", "--methods", "ce", "los")
+    assert trained == ["los"]
+    assert rows_of(made, "ce")["method"].tolist() == ["ce"]
+    assert rows_of(made, "ce", "los")["method"].tolist() == ["ce", "los"]
 
 
 def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,18 +196,11 @@ def test_a_stopped_table_goes_on(out: Path, trained: list[str], monkeypatch: pyt
     pd.testing.assert_frame_equal(mine.drop(columns="images_per_second"), wanted.drop(columns="images_per_second"))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        ("--seeds", 1), ("--views", 2), ("--rebalance_tau", 0.5), ("--imb_ratio", 10), ("--start", "best"),
-    ],
-    ids=lambda change: change[0],
-)  # fmt: skip
-def test_no_stale_row_serves_another_question(change: tuple[object, ...], out: Path, trained: list[str]) -> None:
-    make(out, "unified", "--methods", "ce")
-    trained.clear()
-    make(out, "unified", "--methods", "ce", *change)
-    assert trained == ["ce"]
+def test_no_stale_row_serves_another_question(made: Path, trained: list[str]) -> None:
+    for change in (("--seeds", 1), ("--views", 2), ("--rebalance_tau", 0.5), ("--imb_ratio", 10), ("--start", "best")):
+        trained.clear()
+        make(made, "unified", "--methods", "ce", *change)
+        assert trained == ["ce"], change
 
 
 def test_batches_and_momentum_are_stage_1s(out: Path) -> None:
@@ -243,14 +221,12 @@ def change_weights(folder: Path) -> None:
     torch.save(content, path)
 
 
-def test_other_weights_in_the_same_place_are_another_stage_1(out: Path, trained: list[str]) -> None:
-    make(out, "unified", "--methods", "ce")
-    before = rows_of(out, "ce")
-    change_weights(stage1_of(out))
-    trained.clear()
-    make(out, "unified", "--methods", "ce")
+def test_other_weights_in_the_same_place_are_another_stage_1(made: Path, trained: list[str]) -> None:
+    before = rows_of(made, "ce")
+    change_weights(stage1_of(made))
+    make(made, "unified", "--methods", "ce")
     assert trained == ["ce"]
-    after = rows_of(out, "ce")
+    after = rows_of(made, "ce")
     assert before["stage1_sha256"].item() != after["stage1_sha256"].item()
     assert before["last_plain_all"].item() != after["last_plain_all"].item()
 
@@ -268,38 +244,36 @@ def test_two_seeds_give_mean_and_deviation(out: Path) -> None:
     assert said in outcome.out and said in markdown_of(out, "ce").splitlines()[0]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"metrics": null}'])
-def test_a_damaged_kept_row_is_said_in_one_line(content: str, out: Path) -> None:
-    make(out, "unified", "--methods", "ce")
-    path = next((out / "tables").rglob("ce_*.json"))
-    path.write_text(content)
-    assert refused(table(out, "unified", "--methods", "ce"), str(path))
+def test_a_damaged_kept_row_is_said_in_one_line(made: Path) -> None:
+    path = next((made / "tables").rglob("ce_*.json"))
+    for content in ("", "{", "[]", '{"metrics": null}'):
+        path.write_text(content)
+        assert is_refusal(table(made, "unified", "--methods", "ce"), str(path)), content
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_damaged_feature_file_is_said_in_one_line(share: float, out: Path) -> None:
-    make(out, "unified", "--methods", "ce")
-    path = next(path for path in (out / "features").rglob("train_*.npy") if "view" not in path.name)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert refused(table(out, "unified", "--methods", "ncm"), str(path), "damaged")
+def test_a_damaged_feature_file_is_said_in_one_line(made: Path) -> None:
+    path = next(path for path in (made / "features").rglob("train_*.npy") if "view" not in path.name)
+    whole = path.read_bytes()
+    for share in (0.0, 0.5, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        assert is_refusal(table(made, "unified", "--methods", "ncm"), str(path), "damaged"), share
 
 
-def test_features_are_found_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(out, "unified", "--methods", "ce")
+def test_features_are_found_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def computing(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("features were computed again")
 
     monkeypatch.setattr("engine.frozen_features.predict_blocks", computing)
-    make(out, "unified", "--methods", "los")
-    assert rows_of(out, "los")["method"].tolist() == ["los"]
+    make(made, "unified", "--methods", "los")
+    assert rows_of(made, "los")["method"].tolist() == ["los"]
 
 
 @pytest.mark.parametrize("flags", [("--protocol", "released"), ("--bn_mode", "train"), ("--nesterov",)])
 def test_what_cached_features_cannot_serve_is_refused(flags: tuple[object, ...], out: Path) -> None:
     """A row would say that it was made with these flags, and was not."""
     outcome = table(out, "unified", "--methods", "ce", "--pretrained_pth", stage1_of(out), *flags)
-    assert refused(outcome, str(flags[0]))
+    assert is_refusal(outcome, str(flags[0]))
 
 
 @pytest.mark.parametrize("flags", [("--methods", "ce", "ce"), ("--methods", "ce", "--seeds", 0, 0)])
@@ -319,19 +293,6 @@ def test_repetitions_of_stage_2_alone_are_said_to_be_that(out: Path) -> None:
 # A method that diverges
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
-    """Let the losses of `methods` be NaN."""
-
-    class NotANumber(nn.Module):
-        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-            return logits.mean() * torch.nan
-
-    def building(plan: Plan, class_counts: list[int]) -> tuple[nn.Module, nn.Module]:
-        return (NotANumber(), NotANumber()) if plan.method in methods else build_losses(plan, class_counts)
-
-    monkeypatch.setattr(engine.many_heads, "build_losses", building)
-
-
 def test_a_method_that_diverges_stops_alone_and_is_shown(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "focal")
     outcome = make(out, "unified", "--methods", "ce", "focal", "los", plots=True)
@@ -346,7 +307,7 @@ def test_a_method_that_diverges_stops_alone_and_is_shown(out: Path, monkeypatch:
 def test_a_table_without_a_number_is_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "focal")
     outcome = table(out, "unified", "--methods", "focal", plots=True)
-    assert refused(outcome, "no row of the table has a number", "diverged at step 1 of epoch 1")
+    assert is_refusal(outcome, "no row of the table has a number", "diverged at step 1 of epoch 1")
     assert not contents(out / "results")
     kept = read(next((out / "tables").rglob("focal_*.json")))
     assert kept["failure"] == "diverged at step 1 of epoch 1" and kept["metrics"] is None
@@ -455,13 +416,13 @@ def test_a_selection_on_other_splits_is_replaced(out: Path, few_trials: None) ->
 def test_fewer_splits_than_three_are_refused(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
     splits = [stage1_of(out, seed, "_holdout0.2") for seed in seeds]
     outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", *splits)
-    assert refused(outcome, "--holdout_pth must name 3 different stage 1s")
+    assert is_refusal(outcome, "--holdout_pth must name 3 different stage 1s")
     assert trained == []
 
 
 def test_splits_whose_epoch_the_test_images_chose_are_refused(out: Path, trained: list[str]) -> None:
     outcome = table(out, "unified", "--select", "--methods", "ce", "--start", "best")
-    assert refused(outcome, "best on the test set", "last.pth")
+    assert is_refusal(outcome, "best on the test set", "last.pth")
     assert trained == []
 
 
@@ -489,12 +450,16 @@ def test_selection_never_looks_at_test_images(out: Path, few_trials: None, monke
     methods = ("--select", "--methods", "ce", "tau_norm")
     make(out, "unified", *methods)
 
+    opened = []
+
     def without_test(data: LongTailedData, *rest: Any) -> dict[str, Any]:
         images = device_images(data, *rest)
-        return {name: split for name, split in images.items() if name != "test"} if len(data.holdout) else images
+        opened.append(len(data.holdout) > 0)
+        return {name: split for name, split in images.items() if name != "test"} if opened[-1] else images
 
-    monkeypatch.setattr(tables.rows, "device_images", without_test)
+    monkeypatch.setattr("stages.session.device_images", without_test)
     make(blind, "unified", *methods)
+    assert opened.count(True) >= 3  # the splits
     left, right = (
         pd.read_csv(folder / "results" / f"{NAME}_selection.csv").drop(columns=["command", "seconds_of_all"])
         for folder in (out, blind)
@@ -505,7 +470,7 @@ def test_selection_never_looks_at_test_images(out: Path, few_trials: None, monke
 
 def test_select_refuses_a_stage_1_that_saw_the_images(out: Path, trained: list[str]) -> None:
     outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", stage1_of(out))
-    assert refused(outcome, "was trained on all images", "--holdout")
+    assert is_refusal(outcome, "was trained on all images", "--holdout")
     assert trained == []
     assert not list(out.glob("results/*"))
 
@@ -517,7 +482,7 @@ def test_select_refuses_a_stage_1_of_another_kind(flags: tuple[object, ...], out
     other = next(made.rglob("last.pth")).parent
     named = ("--pretrained_pth", stage1_of(out), "--holdout_pth", other)
     outcome = table(out, "unified", "--methods", "ce", "--select", *named)
-    assert refused(outcome, str(other), str(flags[0]))
+    assert is_refusal(outcome, str(other), str(flags[0]))
     assert trained == []
 
 
@@ -533,76 +498,95 @@ def test_select_at_another_imbalance_chooses_on_splits_of_that_imbalance(out: Pa
 
 def test_an_unknown_table_lists_the_known_ones(tmp_path: Path) -> None:
     outcome = run("reproduce", "everything")
-    assert refused(outcome, "'everything'", "unified", "cifar", "delta", "path", "gala", "ablation", "stress")
+    assert is_refusal(outcome, "'everything'", "unified", "cifar", "delta", "path", "gala", "ablation", "stress")
 
 
 @pytest.mark.parametrize("name", ["unified", "path", "stress"])
 def test_an_unknown_method_lists_the_known_ones_before_anything_runs(name: str, tmp_path: Path) -> None:
     outcome = table(tmp_path, name, "--methods", "ce", "nothing", "--imb_ratio", 25)
-    assert refused(outcome, "'nothing'", "balanced_softmax")
+    assert is_refusal(outcome, "'nothing'", "balanced_softmax")
     assert not list(tmp_path.rglob("last.pth"))
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
     everywhere = [
-        ("--seed", 1), ("--method", "ce"), ("--resume",), ("--overwrite",), ("--reuse",), ("--holdout", 0.2),
-        ("--label_smooth", 0.1), ("--temperature", 2), ("--gamma", 1), ("--tau", 1),
-    ]  # fmt: skip
+        ("--seed", 1),
+        ("--method", "ce"),
+        ("--resume",),
+        ("--overwrite",),
+        ("--reuse",),
+        ("--holdout", 0.2),
+        ("--label_smooth", 0.1),
+        ("--temperature", 2),
+        ("--gamma", 1),
+        ("--tau", 1),
+    ]
     budget = [
-        ("--finetune_epoch", 1), ("--finetune_lr", 0.1), ("--finetune_wd", 0), ("--sampler", "class"),
-        ("--max_norm", 0.1), ("--reinit_classifier",),
-    ]  # fmt: skip
+        ("--finetune_epoch", 1),
+        ("--finetune_lr", 0.1),
+        ("--finetune_wd", 0),
+        ("--sampler", "class"),
+        ("--max_norm", 0.1),
+        ("--reinit_classifier",),
+    ]
     own = {
-        "unified": budget, "path": budget,
+        "unified": budget,
+        "path": budget,
         "gala": [("--loss", "ce"), ("--gala_margin", "paper"), ("--gala_accumulation", "single"), ("--lambda1", 1)],
         "ablation": [("--bn_mode", "eval"), ("--views", 2), ("--reinit_classifier",), ("--finetune_lr", 0.1)],
         "imagenet_lt": [("--dataset", "digits")],
-    }  # fmt: skip
+    }
     for flags in everywhere + own.get(name, []):
         outcome = table(tmp_path, name, *flags)
-        assert refused(outcome, f"{flags[0]}", f"cannot be given here: the table {name} sets them"), flags
+        assert is_refusal(outcome, f"{flags[0]}", f"cannot be given here: the table {name} sets them"), flags
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("cifar", ("--methods", "ce")), ("delta", ("--methods", "ce")), ("gala", ("--methods", "ce")),
-        ("ablation", ("--methods", "ce")), ("path", ("--select",)), ("stress", ("--select",)),
-        ("imagenet_lt", ("--imb_ratio", 10)), ("cifar", ("--pretrained_pth", "a.pth")),
-        ("gala", ("--pretrained_pth", "a.pth")), ("stress", ("--pretrained_pth", "a.pth")),
+        ("cifar", ("--methods", "ce")),
+        ("delta", ("--methods", "ce")),
+        ("gala", ("--methods", "ce")),
+        ("ablation", ("--methods", "ce")),
+        ("path", ("--select",)),
+        ("stress", ("--select",)),
+        ("imagenet_lt", ("--imb_ratio", 10)),
+        ("cifar", ("--pretrained_pth", "a.pth")),
+        ("gala", ("--pretrained_pth", "a.pth")),
+        ("stress", ("--pretrained_pth", "a.pth")),
     ],
-)  # fmt: skip
+)
 def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
     outcome = run("reproduce", name, "--out", tmp_path, "--results", tmp_path / "results", *flags)
-    assert refused(outcome, f"{flags[0]} has no use in the table {name}")
+    assert is_refusal(outcome, f"{flags[0]} has no use in the table {name}")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags", [("--epochs", 6), ("--batch_size", 16), ("--nesterov",)], ids=lambda flags: flags[0])
 def test_flags_of_a_stage_1_that_is_named_are_refused(flags: tuple[object, ...], tmp_path: Path) -> None:
     outcome = table(tmp_path, "unified", "--pretrained_pth", "a.pth", *flags)
-    assert refused(outcome, f"{flags[0]} would be stage 1's, and --pretrained_pth names one")
+    assert is_refusal(outcome, f"{flags[0]} would be stage 1's, and --pretrained_pth names one")
     assert not list(tmp_path.iterdir())
 
 
 def test_splits_without_a_selection_are_refused(tmp_path: Path) -> None:
     outcome = table(tmp_path, "unified", "--holdout_pth", tmp_path)
-    assert refused(outcome, "--holdout_pth names the stage 1s that --select chooses on")
+    assert is_refusal(outcome, "--holdout_pth names the stage 1s that --select chooses on")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_out_of_range_are_refused(seed: int, tmp_path: Path) -> None:
-    assert refused(table(tmp_path, "unified", "--seeds", 0, seed), "--seeds must be between 0 and 4294967295")
+    assert is_refusal(table(tmp_path, "unified", "--seeds", 0, seed), "--seeds must be between 0 and 4294967295")
     assert not list(tmp_path.iterdir())
 
 
 def test_no_table_and_unknown_flags_are_refused(tmp_path: Path) -> None:
-    assert refused(run("reproduce"), "table")
-    assert refused(table(tmp_path, "unified", "--nothing", 1), "--nothing")
-    assert refused(table(tmp_path, "unified", "--seeds", "x"), "--seeds")
+    assert is_refusal(run("reproduce"), "table")
+    assert is_refusal(table(tmp_path, "unified", "--nothing", 1), "--nothing")
+    assert is_refusal(table(tmp_path, "unified", "--seeds", "x"), "--seeds")
 
 
 def test_help_names_the_tables() -> None:
@@ -614,7 +598,7 @@ def test_help_names_the_tables() -> None:
 
 def test_a_missing_stage_1_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.pth"
-    assert refused(table(tmp_path, "unified", "--pretrained_pth", missing), str(missing))
+    assert is_refusal(table(tmp_path, "unified", "--pretrained_pth", missing), str(missing))
 
 
 def test_a_missing_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -625,19 +609,19 @@ def test_a_missing_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("urllib.request.urlopen", offline)
     places = ("--data_dir", tmp_path / "data", "--out", tmp_path / "out", "--results", tmp_path / "results")
     outcome = run("reproduce", "unified", *places, "--network", "resnet20")
-    assert refused(outcome, str(tmp_path / "data"))
+    assert is_refusal(outcome, str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("name", ["imagenet_lt", "inaturalist2018", "places_lt"])
 def test_a_data_set_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
-    assert refused(run("reproduce", name, "--out", tmp_path, "--results", tmp_path), name)
+    assert is_refusal(run("reproduce", name, "--out", tmp_path, "--results", tmp_path), name)
 
 
 def test_results_that_cannot_be_written_are_one_line_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for results in (tmp_path / "file", tmp_path / "file" / "results"):
         outcome = table(tmp_path, "unified", "--methods", "ce", "--results", results)
-        assert refused(outcome, str(results))
+        assert is_refusal(outcome, str(results))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -647,12 +631,11 @@ def test_a_damaged_selection_is_said_in_one_line(out: Path) -> None:
     for content in ("", "a,b\n1,2\n"):
         path.write_text(content)
         for flags in ((), ("--select",)):
-            assert refused(table(out, "unified", "--methods", "ce", *flags), str(path))
+            assert is_refusal(table(out, "unified", "--methods", "ce", *flags), str(path))
 
 
-def test_kept_rows_are_json_that_others_can_read(out: Path) -> None:
-    make(out, "unified", "--methods", "ce")
-    kept = json.loads(next((out / "tables").rglob("ce_*.json")).read_text())
+def test_kept_rows_are_json_that_others_can_read(made: Path) -> None:
+    kept = json.loads(next((made / "tables").rglob("ce_*.json")).read_text())
     assert set(kept) == {"failure", "metrics", "config"}
     assert kept["failure"] is None and kept["metrics"]["schema"] == 1
     assert kept["config"]["method"] == "ce"

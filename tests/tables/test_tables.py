@@ -22,7 +22,7 @@ from tables.request import Request
 from tables.rows import Measured, TableContext
 from tables.runs import Run
 from tests.helpers import EXPERIMENT, read, stage1
-from tests.tables.test_reproduce import SMALL, make, refused, spoil, table
+from tests.table_runs import SMALL, is_refusal, make, spoil, table
 from utils.errors import DivergedError
 
 WIDTH = "w4"
@@ -107,7 +107,7 @@ def test_delta_says_what_diverged(out: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_delta_without_a_number_is_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables.delta, "SMOOTHINGS", (0.5, 0.98))
     spoil(monkeypatch, "los")
-    assert refused(
+    assert is_refusal(
         table(out, "delta", plots=True), "no row of the table has a number", "s = 0.5, seed 0: diverged at step 1"
     )
     assert not list((out / "results").iterdir())
@@ -200,11 +200,11 @@ def test_path_refuses_methods_that_it_would_not_follow(method: str, out: Path, m
     """It takes plain steps from the warm start: no closed form, no sampler, no constraint, no new classifier."""
     monkeypatch.setattr(tables.path, "EPOCHS", 1)
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
-    assert refused(table(out, "path", "--methods", method), method)
+    assert is_refusal(table(out, "path", "--methods", method), method)
 
 
 def test_path_of_several_seeds_is_refused(out: Path) -> None:
-    assert refused(table(out, "path", "--methods", "los", "--seeds", 0, 1), "one stage 1", "one seed")
+    assert is_refusal(table(out, "path", "--methods", "los", "--seeds", 0, 1), "one stage 1", "one seed")
 
 
 def test_a_path_that_is_there_is_not_walked_again(
@@ -230,7 +230,7 @@ def test_a_damaged_kept_path_is_said_in_one_line(content: str, out: Path, monkey
     make(out, "path", "--methods", "los")
     path = next((out / "tables").rglob("path_los_*.json"))
     path.write_text(content)
-    assert refused(table(out, "path", "--methods", "los"), str(path))
+    assert is_refusal(table(out, "path", "--methods", "los"), str(path))
 
 
 def test_path_goes_on_without_a_learning_rate_that_diverges(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_runs_without_a_number_are_one_line_and_no_file(out: Path, monkeypatch: 
 
     monkeypatch.setattr(tables.runs, "run_table", two)
     outcome = table(out, "ablation", "--imb_ratio", 25, plots=True)
-    assert refused(outcome, "no row of the table has a number", "the loss is not finite")
+    assert is_refusal(outcome, "no row of the table has a number", "the loss is not finite")
     assert not list((out / "results").iterdir())
 
 
@@ -367,36 +367,57 @@ def test_two_rows_of_the_ablation_run(out: Path, monkeypatch: pytest.MonkeyPatch
 
 # All / many / medium / few as published, straight from the papers.
 WEIGHT_BALANCING = {
-    "stage 1": (46.08, 76.94, 44.28, 12.17), "tau_norm": (51.31, 73.11, 47.69, 30.10),
-    "l2_norm": (49.60, 76.09, 47.74, 20.87), "wb_cb": (47.09, 77.00, 45.89, 13.60),
-    "wb_wd": (52.42, 72.77, 49.74, 31.80), "wb_maxnorm": (50.20, 76.49, 49.23, 20.67),
+    "stage 1": (46.08, 76.94, 44.28, 12.17),
+    "tau_norm": (51.31, 73.11, 47.69, 30.10),
+    "l2_norm": (49.60, 76.09, 47.74, 20.87),
+    "wb_cb": (47.09, 77.00, 45.89, 13.60),
+    "wb_wd": (52.42, 72.77, 49.74, 31.80),
+    "wb_maxnorm": (50.20, 76.49, 49.23, 20.67),
     "wb": (53.35, 72.60, 51.86, 32.63),
-}  # fmt: skip
+}
 SCALE = {
-    "stage 1": (52.71, 66.03), "l2_norm": (56.33, 67.16), "tau_norm": (57.65, 67.79), "wb_wd": (57.47, 67.96),
-    "wb_maxnorm": (56.06, 67.10), "wb": (57.71, 68.67),
-}  # fmt: skip
+    "stage 1": (52.71, 66.03),
+    "l2_norm": (56.33, 67.16),
+    "tau_norm": (57.65, 67.79),
+    "wb_wd": (57.47, 67.96),
+    "wb_maxnorm": (56.06, 67.10),
+    "wb": (57.71, 68.67),
+}
 LOS_ALL = {10: 69.7, 50: 58.8, 100: 54.9}
 AGAIN = {100: (53.92, 70.11, 55.37, 33.33), 200: (47.01, 71.63, 56.90, 20.21), 500: (31.43, 67.69, 39.46, 7.44)}
 CONTROLS = {100: (47.6, 52.8), 200: (42.38, 46.87), 500: (36.59, 40.57)}
 GALA_ROWS = (
-    "gala stage 1", "gala stage 1 re-balanced", "gala stage 1, tuned lambdas",
+    "gala stage 1",
+    "gala stage 1 re-balanced",
+    "gala stage 1, tuned lambdas",
     "gala stage 1, tuned lambdas re-balanced",
-)  # fmt: skip
-GALA = {200: (47.4, 47.5, 48.0, 48.5), 100: (50.9, 51.0, 52.1, 52.3), 50: (55.1, 55.2, 56.0, 56.5),
-        10: (62.5, 62.6, 63.8, 64.2)}  # fmt: skip
+)
+GALA = {
+    200: (47.4, 47.5, 48.0, 48.5),
+    100: (50.9, 51.0, 52.1, 52.3),
+    50: (55.1, 55.2, 56.0, 56.5),
+    10: (62.5, 62.6, 63.8, 64.2),
+}
 LARGE = {
     "imagenet_lt": {
-        "stage 1": (48.6, 68.5, 42.4, 14.2), "l2_norm": (52.8, 61.2, 48.9, 42.6), "tau_norm": (53.1, 64.0, 49.0, 36.3),
-        "wb_wd": (53.3, 62.0, 49.7, 41.0), "wb_maxnorm": (53.0, 62.2, 50.1, 37.5), "wb": (53.9, 62.5, 50.4, 41.5),
+        "stage 1": (48.6, 68.5, 42.4, 14.2),
+        "l2_norm": (52.8, 61.2, 48.9, 42.6),
+        "tau_norm": (53.1, 64.0, 49.0, 36.3),
+        "wb_wd": (53.3, 62.0, 49.7, 41.0),
+        "wb_maxnorm": (53.0, 62.2, 50.1, 37.5),
+        "wb": (53.9, 62.5, 50.4, 41.5),
         "los": (54.4,),
     },
     "inaturalist2018": {
-        "stage 1": (65.4, 74.5, 66.5, 61.5), "l2_norm": (51.3, 11.2, 47.4, 66.9), "tau_norm": (69.6, 71.3, 69.8, 68.9),
-        "wb_wd": (70.0, 71.0, 70.3, 69.4), "wb_maxnorm": (69.2, 71.4, 68.9, 69.1), "wb": (70.2, 71.2, 70.4, 69.7),
+        "stage 1": (65.4, 74.5, 66.5, 61.5),
+        "l2_norm": (51.3, 11.2, 47.4, 66.9),
+        "tau_norm": (69.6, 71.3, 69.8, 68.9),
+        "wb_wd": (70.0, 71.0, 70.3, 69.4),
+        "wb_maxnorm": (69.2, 71.4, 68.9, 69.1),
+        "wb": (70.2, 71.2, 70.4, 69.7),
         "los": (70.8,),
     },
-}  # fmt: skip
+}
 
 
 def accuracies(ratio: float, row: str, dataset: str = "cifar100") -> list[tuple[float, ...]]:

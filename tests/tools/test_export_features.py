@@ -35,7 +35,7 @@ from tests.helpers import (
     weights,
     write_cifar,
 )
-from tests.tables.test_reproduce import make
+from tests.table_runs import make
 from tools import export_features as export
 from tools import release
 from tools.export_features import export_features, feature_tensors
@@ -238,9 +238,15 @@ def test_the_unified_table_takes_files_of_features(source: Path, tmp_path: Path)
     splits = [source / f"features{seed}.safetensors" for seed in range(3)]
     methods = ("--methods", "ce", "los", "tau_norm")
     make(
-        tmp_path, "unified", *methods, "--pretrained_pth", source / "split.safetensors", "--select",
-        "--holdout_pth", *splits,
-    )  # fmt: skip
+        tmp_path,
+        "unified",
+        *methods,
+        "--pretrained_pth",
+        source / "split.safetensors",
+        "--select",
+        "--holdout_pth",
+        *splits,
+    )
     name = f"unified_{EXPERIMENT}w4_epochs1_holdout0.2_viewsplain"
     rows = pd.read_csv(tmp_path / "results" / f"{name}_ce-los-tau_norm.csv")
     assert rows["last_plain_all"].notna().all() and set(rows["budget"]) == {"shared", "selected"}
@@ -267,10 +273,18 @@ def test_other_tables_take_them_too(table: str, source: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--views", 5), ("--views", "fresh"), ("--bn_mode", "train"), ("--protocol", "released"), ("--imb_ratio", 10),
-        ("--network", "resnet20"), ("--dataset", "cifar10"), ("--holdout", 0.1), ("--width", 5), ("--num_class", 9),
+        ("--views", 5),
+        ("--views", "fresh"),
+        ("--bn_mode", "train"),
+        ("--protocol", "released"),
+        ("--imb_ratio", 10),
+        ("--network", "resnet20"),
+        ("--dataset", "cifar10"),
+        ("--holdout", 0.1),
+        ("--width", 5),
+        ("--num_class", 9),
     ],
-)  # fmt: skip
+)
 def test_a_flag_that_contradicts_a_file_of_features(flags: tuple[str, object], source: Path, tmp_path: Path) -> None:
     file = source / "features0.safetensors"
     assert flags[0] in refused("main_stage2", "--pretrained_pth", file, "--out", tmp_path, *flags)
@@ -304,7 +318,8 @@ def first_changed(labels: Tensor) -> Tensor:
 DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     **{f"no {name}": (without(name), name) for name in ("train_features", "test_labels", "train_ids", "fc.bias")},
     "no holdout": (
-        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("holdout")], "holdout_ids"
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("holdout")],
+        "holdout_ids",
     ),
     "NaN": (changed("test_features", filled(np.nan)), "'test_features' holds numbers that are not finite"),
     "infinity": (changed("train_features", filled(np.inf)), "'train_features' holds numbers that are not finite"),
@@ -322,7 +337,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "classifier": (changed("fc.weight", lambda weight: weight[1:]), "fc.weight: (9, 16) here, (10, 16) expected"),
     "mirrored": (lambda tensors: None, "'test_features_mirrored' is missing"),
     "names": (lambda tensors: None, "is not a checkpoint"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

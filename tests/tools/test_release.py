@@ -1,5 +1,6 @@
 """Released weights are what their cards say; runs become such files, whole, in shards, or a classifier alone."""
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datasets import IN_MEMORY
+from datasets.long_tail import LongTailedData, Profile, select_subset
 from methods.plan import attach_head
 from models import build_model
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, with_backbone
@@ -308,16 +311,42 @@ def test_what_a_run_settles_holds_without_naming_its_data_set(source: Path, tmp_
     assert folder.name.endswith("_startbest") and read(folder / "config.json")["settings"]["start"] == "best"
 
 
-def test_a_released_classifier_reproduces_its_card(cifar100_dir: Path, tmp_path: Path) -> None:
-    """The stated use, on the real test images; fp32 sums in another order may move a borderline image or two."""
-    name = "cifar100_expIF100_resnet18w24_seed0_los"
-    released = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "released"
+# What the released classifier reaches, as its card says and, in percent, on the first ten test images of each class.
+NAME = "cifar100_expIF100_resnet18w24_seed0_los"
+OF_A_TENTH = {"plain": 48.4, "flip": 49.3}
+
+
+def test_a_released_classifier_reproduces_its_card(
+    cifar100_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stated use, on a tenth of the real test images; fp32 sums in another order may move a borderline image."""
+    load = IN_MEMORY["cifar100"]
+
+    def load_few(data_dir: str, profile: Profile) -> LongTailedData:
+        data = load(data_dir, profile)
+        train, test = (
+            split.take(select_subset(split.labels, [count] * data.num_classes))
+            for split, count in ((data.train, 2), (data.test, 10))
+        )
+        return dataclasses.replace(data, train=train, test=test)
+
+    monkeypatch.setitem(IN_MEMORY, "cifar100", load_few)
     report = tmp_path / "report.json"
     succeed(
-        "evaluate", "--imb_ratio", 100, "--cur_stage", "stage2", "--pretrained_pth", released / f"{name}.safetensors",
-        "--data_dir", cifar100_dir, "--json", report,
-    )  # fmt: skip
-    found = read_json(report)["checkpoints"][name]
-    card = read_json(released / f"{name}.json")
-    for way in ("plain", "flip"):
-        assert found[way]["all"] == pytest.approx(card["measured"][way], abs=0.05)
+        "evaluate",
+        "--imb_ratio",
+        100,
+        "--cur_stage",
+        "stage2",
+        "--pretrained_pth",
+        FOLDER / f"{NAME}.safetensors",
+        "--data_dir",
+        cifar100_dir,
+        "--json",
+        report,
+    )
+    found = read_json(report)["checkpoints"][NAME]
+    card = read_json(FOLDER / f"{NAME}.json")
+    for way, accuracy in OF_A_TENTH.items():
+        assert found[way]["all"] == pytest.approx(accuracy, abs=0.15)
+        assert found[way]["all"] == pytest.approx(card["measured"][way], abs=3)  # two deviations of 1,000 images

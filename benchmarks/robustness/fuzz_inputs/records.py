@@ -63,6 +63,6 @@ def try_record(material: Material, folder: Path, case: Any) -> str:
         ]
         outcomes = [check_ending(ending) for ending in endings]
     changed = {path for path, state in file_states(home).items() if before.get(path) != state}
-    # Where metrics.json is unreadable a run is gone on with: it may write its own records again, and no weights.
+    # Where metrics.json is unreadable a run is resumed: it may write its own records again, and no weights.
     assert all(Path(path).name in ("config.json",) for path in changed), changed
     return REFUSED if REFUSED in (outcome, *outcomes) else ACCEPTED

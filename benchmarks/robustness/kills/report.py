@@ -18,7 +18,7 @@ def kill_table(kills: pd.DataFrame) -> pd.DataFrame:
                 "killed": state,
                 "kills": len(group),
                 "all files readable": f"{group['readable'].sum()}",
-                "went on and ended": f"{group['resumed'].sum()}",
+                "resumed to the end": f"{group['resumed'].sum()}",
                 "identical to an undisturbed run": f"{group['identical'].sum()}",
                 "epochs lost, at most": f"{group['lost'].max():.0f}",
                 "files left over": f"{group['left'].sum()}",
@@ -36,7 +36,7 @@ def signal_table(rows: pd.DataFrame) -> pd.DataFrame:
                 "sent": len(group),
                 "status": ", ".join(str(status) for status in sorted(set(group["status"]))),
                 "as it should be": f"{group['proper'].sum()}",
-                "identical when gone on": f"{group['identical'].sum()}",
+                "identical when resumed": f"{group['identical'].sum()}",
                 "epochs lost, at most": f"{group['lost'].max():.0f}",
             }
             for name, group in rows.groupby("signal")

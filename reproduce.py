@@ -42,7 +42,7 @@ CLOSING = (
 )
 
 
-def refuse(message: str) -> NoReturn:
+def refuse_usage(message: str) -> NoReturn:
     raise UserError(f"{message}; {ADVICE}")
 
 
@@ -72,26 +72,28 @@ def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     sets = sorted({*with_facet(Facet.ROW), *table.sets})
     taken = [f"--{name}" for name in sets if name in given]
     if taken:
-        refuse(f"{', '.join(taken)} cannot be given here: the table {own.table} sets them")
+        refuse_usage(f"{', '.join(taken)} cannot be given here: the table {own.table} sets them")
     optional = ("imb_ratio", "methods", "select", "holdout_pth")
     idle = [f"--{name}" for name in optional if getattr(own, name) and name not in table.uses]
     if idle:
-        refuse(f"{', '.join(idle)} has no use in the table {own.table}")
+        refuse_usage(f"{', '.join(idle)} has no use in the table {own.table}")
     for source in [name for name in ("pretrained_pth", "features") if name in given]:
         if source not in table.uses:
-            refuse(f"--{source} has no use in the table {own.table}, which needs several stage 1s")
+            refuse_usage(f"--{source} has no use in the table {own.table}, which needs several stage 1s")
         stage1 = [name for name, flag in FLAGS.items() if flag.read_by == (STAGE1,)]
         idle = [f"--{name}" for name in (*stage1, *STAGE1_ONLY) if name in given]
         if idle:
-            refuse(f"{', '.join(idle)} would be stage 1's, and --{source} names one")
+            refuse_usage(f"{', '.join(idle)} would be stage 1's, and --{source} names one")
     if "features" in given:
         idle = [f"--{name}" for name in ("imb_ratio", "holdout_pth") if getattr(own, name)]
         if idle:
-            refuse(f"{', '.join(idle)}: no use with --features, a file that has its own classes and held-out rows")
+            refuse_usage(
+                f"{', '.join(idle)}: no use with --features, a file that has its own classes and held-out rows"
+            )
     if own.holdout_pth and not own.select:
-        refuse("--holdout_pth names the stage 1s that --select chooses on; give both")
+        refuse_usage("--holdout_pth names the stage 1s that --select chooses on; give both")
     if any(not 0 <= seed < 2**32 for seed in own.seeds):
-        refuse("--seeds must be between 0 and 4294967295")
+        refuse_usage("--seeds must be between 0 and 4294967295")
 
 
 def once(values: list[Any] | None) -> list[Any] | None:
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("reproduce.py is one process that runs the stages: start it without torchrun")
     own, rest = make_table_parser().parse_known_args(arguments)
     if own.table not in TABLES:
-        refuse(f"unknown table '{own.table}'; known: {', '.join(TABLES)}")
+        refuse_usage(f"unknown table '{own.table}'; known: {', '.join(TABLES)}")
     given = vars(make_parser(STAGE1, "").parse_args(rest))
     refuse_idle(own, given)
     for method in own.methods or []:

@@ -32,10 +32,10 @@ def make_own_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def refuse(message: str) -> NoReturn:
+    def refuse_usage(message: str) -> NoReturn:
         raise UserError(f"{message}; {command} --help lists the flags")
 
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = refuse_usage  # type: ignore[method-assign]
     if quick is not None:
         parser.add_argument("--quick", action="store_true", help=quick)
     if results:
@@ -53,7 +53,7 @@ class Benchmark:
         """Declare a flag, a whole number unless `kind` says otherwise."""
         self.parser.add_argument(*names, type=kind, **more)  # type: ignore[arg-type]
 
-    def refuse(self, message: str) -> NoReturn:
+    def refuse_usage(self, message: str) -> NoReturn:
         """Raise the error of a command line that cannot be."""
         self.parser.error(message)
 
@@ -72,7 +72,7 @@ class Benchmark:
         given = vars(make_parser(STAGE1, "").parse_args(rest))
         for name in (*NOT_TAKEN, *taken):
             if name in given:
-                self.refuse(f"--{name} is set here")
+                self.refuse_usage(f"--{name} is set here")
         for name, value in usual(own).items():
             rest = rest if name in given else [*rest, f"--{name}", value]
         return own, parse_command(STAGE1, "", rest)

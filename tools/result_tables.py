@@ -157,7 +157,7 @@ def pages(root: Path = ROOT) -> list[Path]:
     return [root / "README.md", root / "RESULTS.md", root / "benchmarks/README.md", *sorted(root.glob("docs/**/*.md"))]
 
 
-def refuse(message: str) -> NoReturn:
+def refuse_usage(message: str) -> NoReturn:
     raise UserError(f"{message}; usage: python -m tools.result_tables [PAGE.md ...]")
 
 
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = refuse_usage  # type: ignore[method-assign]
     parser.add_argument("pages", nargs="*", type=Path, help="pages whose tables are filled [all]")
     for page in parser.parse_args(argv).pages or pages():
         if not page.is_file():

@@ -48,9 +48,16 @@ from utils.files import make_folder
 INTERRUPTED = ": finished epochs are saved; the same command goes on from there"
 # Every item sets these itself, or no script that is run here reads them.
 NOT_GIVEN = {
-    "imb_ratio", "loss", "subset", "subset_seed", "stage1_seed", "protocol", "pretrained_pth", "json",
+    "imb_ratio",
+    "loss",
+    "subset",
+    "subset_seed",
+    "stage1_seed",
+    "protocol",
+    "pretrained_pth",
+    "json",
     *with_facet(Facet.ROW),
-}  # fmt: skip
+}
 
 RESERVE_SECONDS = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is collected
 GRACE_SECONDS = 10.0  # seconds of these, at most, until a child that was asked to end is killed
@@ -66,7 +73,7 @@ def choose(steps: Sequence[Step], patterns: Sequence[str]) -> list[Step]:
     names = dict.fromkeys(step.item for step in steps)
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            refuse(f"no item is called '{pattern}'; items: {', '.join(names)}")
+            refuse_usage(f"no item is called '{pattern}'; items: {', '.join(names)}")
     return [step for step in steps if any(fnmatch.fnmatchcase(step.item, pattern) for pattern in patterns)]
 
 
@@ -187,7 +194,7 @@ def locked(folder: Path) -> Iterator[IO[str]]:
 # The command line
 
 
-def refuse(message: str) -> NoReturn:
+def refuse_usage(message: str) -> NoReturn:
     raise UserError(f"{message}; python -m benchmarks.jobs.paper_runs --help lists the flags")
 
 
@@ -221,11 +228,11 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
     given = vars(make_parser(STAGE1, "").parse_args(rest))
     taken = [f"--{name}" for name in sorted(NOT_GIVEN & set(given))]
     if taken:
-        refuse(f"{', '.join(taken)} cannot be given here: every item sets its own")
+        refuse_usage(f"{', '.join(taken)} cannot be given here: every item sets its own")
     if not 0 < own.minutes < math.inf:
-        refuse(f"--minutes must be a number above 0, not {own.minutes:g}")
+        refuse_usage(f"--minutes must be a number above 0, not {own.minutes:g}")
     if own.collect_files < 3 or not own.collect_mib >= 4:
-        refuse(
+        refuse_usage(
             "--collect_files must be at least 3 and --collect_mib at least 4: the tables, and a part of some features"
         )
     return own, given

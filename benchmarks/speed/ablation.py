@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaders = own.loaders if own.loaders is not None else 8 if cuda else 0
     steps = own.steps if own.steps is not None else 170 if cuda else 40
     if own.rounds < 1 or steps < 1 or loaders < 0:
-        benchmark.refuse("--rounds and --steps must be at least 1, and --loaders 0 or more")
+        benchmark.refuse_usage("--rounds and --steps must be at least 1, and --loaders 0 or more")
     rounds, steps = (1, 2) if own.quick else (own.rounds, steps)
     made = provenance("speed.ablation", argv, execution.device)
     rows = measure(settings, execution.device, loaders, steps, rounds)

@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         taken=("seed", "amp", "compile"),
     )
     if len(set(own.seeds)) < 2 or own.loaders < 0 or own.finetune_epoch < 1:
-        benchmark.refuse("--seeds needs two at least, --loaders 0 or more, --finetune_epoch 1 or more")
+        benchmark.refuse_usage("--seeds needs two at least, --loaders 0 or more, --finetune_epoch 1 or more")
     finetune_epoch = 1 if own.quick else own.finetune_epoch
     settings, device = command.settings, settle_execution(command).device
     made = provenance("speed.parity", argv, device)

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv, lambda own: {"network": "resnet8"} if own.quick else {}, taken=("epochs", "amp", "compile")
     )
     if own.rounds < 1 or any(loaders < 0 for loaders in own.loaders or []):
-        benchmark.refuse("--rounds must be at least 1, and --loaders 0 or more")
+        benchmark.refuse_usage("--rounds must be at least 1, and --loaders 0 or more")
     plan = make_plan(own, command)
     made = provenance("speed.throughput", argv, plan.device)
     write(plan, measure(plan), own.results, made)

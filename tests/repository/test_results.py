@@ -191,8 +191,11 @@ def made(declaration: str, folder: Path) -> list[str]:
 def test_rows_are_chosen_joined_and_written(folder: Path) -> None:
     declaration = "results/a.csv\nrows: name == 'b'; name == 'a'\njoin: name\nN = name\nseeds = seed list\nv = value .1"
     assert made(declaration, folder) == [
-        "| N | seeds | v |", "| --- | --- | --- |", "| b | 0 | - |", "| a | 0, 1 | 1.5 ± 0.7 |"
-    ]  # fmt: skip
+        "| N | seeds | v |",
+        "| --- | --- | --- |",
+        "| b | 0 | - |",
+        "| a | 0, 1 | 1.5 ± 0.7 |",
+    ]
     assert made("results/a.csv\nv = value|end g", folder)[2:] == ["| 1 |", "| 2 |", "| done |"]
     assert made("results/b.md\ncolumns: p | q, r", folder)[2:] == ["| 1 | - |"]
     assert made("results/b.md#2\nS = s", folder) == ["| S |", "| --- |", "| 2 |"]

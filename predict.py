@@ -38,7 +38,7 @@ from stages.prediction_csv import (
     write_to,
 )
 from utils.arguments import CommandParser
-from utils.command import run_command
+from utils.command import run_command, standard_output
 from utils.device import choose_execution
 from utils.distributed import launch_of
 from utils.errors import UserError
@@ -127,7 +127,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     check(arguments)
-    output = sys.stdout
+    output = standard_output() if arguments.csv == STANDARD_OUTPUT else sys.stdout
     # Rows alone go to standard output, and whatever a locale cannot show is in them nevertheless.
     if arguments.csv == STANDARD_OUTPUT and isinstance(output, io.TextIOWrapper):
         output.reconfigure(encoding="utf-8")

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from datasets.image_source import ImageSource
 from utils.device import Execution
 from utils.distributed import gather_rows, process_count, process_rank, sum_over_processes
+from utils.errors import memory_for
 from utils.hashing import mix64
 from utils.progress import show_progress
 
@@ -76,29 +77,35 @@ def train_epoch(
     shares = None if options.mixup is None else options.mixup.to(execution.device)
     images = 0
     for step, (inputs, labels) in enumerate(show_progress(batches, options.message, steps)):
-        share = None if shares is None else shares[step]
-        if share is not None:
-            inputs = share * inputs + (1 - share) * inputs.roll(1, 0)
-        with execution.autocast():
-            logits = module(inputs)
-        logits = logits.float()
-        loss = batch_loss(logits, labels, loss_function, share)
-        optimizer.zero_grad(set_to_none=True)
-        if options.batch_sizes is None:
-            loss.sum().backward()  # stacked heads share nothing: each gets the gradient of its own loss
-        else:  # averaged over the processes, these shares make the mean over the batch
-            (loss * (len(labels) * process_count() / options.batch_sizes[step])).backward()
-        if options.max_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), options.max_norm)
-        optimizer.step()
-        losses.append(loss.detach() * len(labels))
-        correct = correct + (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
-        images += len(labels)
+        with memory_for(f"a training step on {shown_shape(inputs)} inputs", "--batch_size or --width"):
+            share = None if shares is None else shares[step]
+            if share is not None:
+                inputs = share * inputs + (1 - share) * inputs.roll(1, 0)
+            with execution.autocast():
+                logits = module(inputs)
+            logits = logits.float()
+            loss = batch_loss(logits, labels, loss_function, share)
+            optimizer.zero_grad(set_to_none=True)
+            if options.batch_sizes is None:
+                loss.sum().backward()  # stacked heads share nothing: each gets the gradient of its own loss
+            else:  # averaged over the processes, these shares make the mean over the batch
+                (loss * (len(labels) * process_count() / options.batch_sizes[step])).backward()
+            if options.max_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), options.max_norm)
+            optimizer.step()
+            losses.append(loss.detach() * len(labels))
+            correct = correct + (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
+            images += len(labels)
     total = torch.stack(losses)  # (steps,) or (steps, H)
     correct = torch.as_tensor(correct, device=total.device)
     if options.batch_sizes is not None:
         total, correct, images = sum_over_processes(total), sum_over_processes(correct), sum(options.batch_sizes)
     return epoch_result(module, total, correct, images)
+
+
+def shown_shape(tensor: Tensor) -> str:
+    """Return a tensor's shape for a message, such as "64 x 3 x 224 x 224"."""
+    return " x ".join(map(str, tensor.shape))
 
 
 def batch_loss(logits: Tensor, labels: Tensor, loss_function: LossFunction, share: Tensor | None) -> Tensor:
@@ -160,9 +167,11 @@ def predict_blocks(
         mine.append(rows.tensor_split(process_count())[process_rank()].to(images.labels.device))
     batches = images.view_batches(mine, view, mirrored)
     for start, pixels in zip(starts, show_progress(batches, message, len(mine)), strict=True):
-        with execution.autocast():
-            output = function(pixels).float()
-        yield gather_rows(output)[: len(images) - start]
+        with memory_for(f"{message}, on {shown_shape(pixels)} pixels", "--width, --image_size or --workers"):
+            with execution.autocast():
+                output = function(pixels).float()
+            rows = gather_rows(output)[: len(images) - start]
+        yield rows
 
 
 def predict(
@@ -179,4 +188,5 @@ def predict(
     blocks = predict_blocks(
         function, images, execution, mirrored=mirrored, view=view, batch_size=batch_size, message=message
     )
-    return torch.cat(list(blocks))
+    with memory_for(f"{message}: rows of {len(images)} images", "--width, or use fewer images"):
+        return torch.cat(list(blocks))

@@ -21,7 +21,7 @@ from runs.run_record import image_sizes
 from runs.session import LoadedModel
 from utils.device import Execution
 from utils.distributed import from_main, is_main, wait_for_all
-from utils.errors import UserError
+from utils.errors import UserError, memory_for
 from utils.files import make_folder, write_atomically
 
 # Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
@@ -109,7 +109,9 @@ class FrozenFeatures:
             write_blocks(path, blocks, len(self.images[split]))
             wait_for_all()
             return self._read(path)
-        features = torch.cat(list(blocks))
+        held = f"features of {name}, one of {self.views} views: rows of {len(self.images[split])} images"
+        with memory_for(held, "--views or --width"):
+            features = torch.cat(list(blocks))
         if path is not None and is_main():
             make_folder(path.parent)
             write_atomically(path, lambda file: np.save(file, features.cpu().numpy()))

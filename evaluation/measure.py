@@ -25,7 +25,7 @@ from evaluation.metrics import (
     prediction_report,
     rebalanced_predictions,
 )
-from utils.errors import DivergedError
+from utils.errors import DivergedError, memory_for
 
 # Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored; on any device, the
 # CPU's may be mapped from a file.
@@ -75,13 +75,14 @@ class SplitLogits:
     def _whole(self, split: str, mirrored: bool) -> Tensor:
         """Join the blocks without ever holding them twice."""
         whole = None
-        for rows, logits in self.blocks(split, mirrored):
-            if whole is None:
-                count = len(self.features(split, mirrored))
-                if len(logits) == count:
-                    return logits
-                whole = logits.new_empty(count, logits.shape[1])
-            whole[rows] = logits
+        count = len(self.features(split, mirrored))
+        with memory_for(f"logits of {split}: {count} images by all classes", "the number of test or held-out images"):
+            for rows, logits in self.blocks(split, mirrored):
+                if whole is None:
+                    if len(logits) == count:
+                        return logits
+                    whole = logits.new_empty(count, logits.shape[1])
+                whole[rows] = logits
         assert whole is not None, f"no images in {split}"
         return whole
 

@@ -32,7 +32,7 @@ from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
 from settings.declare import Facet
 from settings.fields import FLAGS, with_facet
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory, no_memory
 from utils.files import refuse_pipe, sha256_file, write_atomically
 
 FORMAT = 1
@@ -133,6 +133,8 @@ def reading_error(path: Path, error: Exception) -> UserError:
     """Return the one line for what was raised while a checkpoint was read."""
     if isinstance(error, UserError):
         return UserError(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if is_out_of_memory(error):
+        return no_memory(f"the checkpoint {path}", "what else runs on this machine, or --width where it was trained")
     if isinstance(error, OSError):
         return UserError(f"cannot read the checkpoint {path}: {error.strerror or error}")
     if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():

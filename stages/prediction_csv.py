@@ -1,6 +1,7 @@
 """Predictions as a CSV, and their summary."""
 
 import csv
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -98,15 +99,15 @@ def write_to(target: str, output: TextIO, write: Callable[[TextIO], Summary]) ->
         try:
             summary = write(output)
             output.flush()
-        except BrokenPipeError as error:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # or flushing at the end would fail again
-            raise UserError("standard output was closed before all predictions were written") from error
+            why = "was closed" if isinstance(error, BrokenPipeError) else f"failed ({error.strerror})"
+            raise UserError(f"standard output {why} before all predictions were written") from error
         return summary
     summaries = []
 
     def fill(file: IO[bytes]) -> None:
-        text = open(file.fileno(), "w", encoding="utf-8", newline="", closefd=False)  # noqa: SIM115  # closed below
-        with text:
+        with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
             summaries.append(write(text))
 
     write_atomically(Path(target), fill)

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any, TextIO, cast
 
 from utils.distributed import disconnect
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory, no_memory
 
 # Seconds in which torchrun ends the other processes once one has failed: of all that fail alike only the first speaks.
 SECONDS_FOR_TORCHRUN = 3
@@ -32,11 +33,8 @@ def run_command(command: Callable[[], object], interrupted: str = "") -> None:
     convention 128 and the signal's number, so 130, 143 and 129. A signal that is ignored, as `nohup` has it, stays so.
     Anything else is a defect of ours and keeps its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files can be any bytes, and a terminal's coding any
-            stream.reconfigure(errors="backslashreplace")
     arrived: list[int] = []
-    with signals_as_interrupts(arrived):
+    with streams_that_may_fail(), signals_as_interrupts(arrived):
         try:
             try:
                 command()
@@ -65,12 +63,102 @@ def line_for(error: Exception) -> str | None:
     """Return the line that a user is told of an error, None where it is a defect of ours."""
     if isinstance(error, UserError):
         return str(error)
+    if is_out_of_memory(error):
+        return str(no_memory(f"{type(error).__name__}: {error}", "--batch_size, --workers, --views or --width"))
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return str(UserError(f"{error.strerror}: {error.filename}"))
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")
     if found:
         return f"--deterministic: {operation} cannot be repeated on CUDA; leave the flag out, or take another network"
     return None
+
+
+def standard_output() -> TextIO:
+    """Return standard output as it is, which may fail: for results that nobody may take for whole.
+
+    Raises UserError where it is closed.
+    """
+    if isinstance(sys.stdout, Unfailing):
+        if sys.stdout.closed_from_the_start:
+            raise UserError("standard output is closed: name a file to write to")
+        return sys.stdout.stream
+    return sys.stdout
+
+
+class Unfailing:
+    """A stream whose reader may go away, whose disk may fill up: from then on what is written to it goes nowhere.
+
+    Everything else is the stream's own. A command that trains for a day does not end for want of a reader.
+    """
+
+    def __init__(self, stream: TextIO, name: str, *, closed_from_the_start: bool) -> None:
+        self.stream = stream
+        self.closed_from_the_start = closed_from_the_start
+        self._name = name
+        self._failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        if not self._failed:
+            with self._given_up_on_failure():
+                self.stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        if not self._failed:
+            with self._given_up_on_failure():
+                self.stream.flush()
+
+    @contextlib.contextmanager
+    def _given_up_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:  # full for the moment: what it has buffered comes later
+            return
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not self.stream.closed:
+                raise
+            self._failed = True
+            with contextlib.suppress(OSError, ValueError):  # or Python tries once more when it ends, and fails
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if self._name == "output" and sys.stderr is not None:
+                reason = error.strerror if isinstance(error, OSError) else "it is closed"
+                print(f"warning: standard output cannot be written ({reason}): going on without it", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def streams_that_may_fail() -> Iterator[None]:
+    """Let the command go on when a standard stream fails or is closed from the start (`>&-`).
+
+    A closed one gets its number back: the next file that is opened would have it, and with it what libraries print.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):  # names of files can be any bytes, and a terminal's coding any
+            stream.reconfigure(errors="backslashreplace")
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        out, err = (
+            Unfailing(stream or nowhere, name, closed_from_the_start=stream is None)
+            for stream, name in zip(before, ("output", "error"), strict=True)
+        )
+        sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager
@@ -125,11 +213,7 @@ def patience_with(error: Exception) -> float:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, and have done with both streams: their terminal may be gone."""
-    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
-        try:
-            stream.write(text)
-            stream.flush()
-        except OSError:
-            with contextlib.suppress(OSError):  # or Python tries once more when it ends, and fails
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    """Print a line on standard error, behind what stands on standard output."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

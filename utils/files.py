@@ -3,20 +3,23 @@
 
 Locks are those of POSIX (`fcntl.lockf`). They belong to a process: one that is killed leaves none behind, not even to
 worker processes that it forked and that live a little longer; its own locks it may take again; network file systems
-know them. Where there are none, everything goes on without.
+know them. Where there are none, everything goes on without, and says so.
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import re
 import secrets
+import sys
 import weakref
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from utils.errors import UserError
 
@@ -27,6 +30,40 @@ except ImportError:  # no Unix
 
 LOCK = ".lock"  # the file by which a folder is locked
 TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]+)?\.tmp")
+
+
+class Sink(io.RawIOBase):
+    """A file to write to that remembers why it could not be: libraries replace that by words of their own.
+
+    It is no file of the system to numpy and others, which then write through it and not around it.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        try:
+            return self.file.seek(offset, whence)  # which writes what is buffered
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -41,17 +78,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     # Processes in two containers that share the folder can have one number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     unchanged = "; the file that was there before is unchanged" if os.path.exists(path) else ""
+    sink: Sink | None = None
     try:
         with open(open_locked(temporary)[0], "wb") as file:
-            write(file)
+            sink = Sink(file)
+            write(cast(IO[bytes], sink))
             file.flush()
             os.fsync(file.fileno())
             if fcntl is not None:  # under the lock, or it could be taken for a leftover
                 os.replace(temporary, path)
         if fcntl is None:  # Windows renames no open file
             os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}{unchanged}") from error
+    except Exception as error:
+        reason = error if sink is None or sink.failure is None else sink.failure
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(f"cannot write {path}: {reason.strerror or reason}{unchanged}") from error
     finally:
         with contextlib.suppress(OSError):  # gone already, or never made
             temporary.unlink()
@@ -168,19 +210,28 @@ def _unlock(path: Path, file: int, words: bytes, owner: int) -> None:
 
 
 def lock_folder(folder: Path) -> FolderLock | None:
-    """Return the lock of a folder that is there, None where it cannot be locked; UserError where another process has
-    it."""
+    """Return the lock of a folder that is there, None, with a line, on a file system that has no locks.
+
+    Raises UserError where another process has it, and where its file cannot be opened: it may be that of another user,
+    whose run nobody else may enter.
+    """
     path = folder / LOCK
     try:
         file, taken = open_locked(path)
-    except OSError:  # such as a read-only folder, which the first file that is written names
-        return None
+    except OSError as error:
+        if error.errno == errno.EROFS:  # nobody can write there from here; the first file that is tried says so
+            return None
+        whose = f"; {path.name} is another user's, who may be at work there" if os.path.exists(path) else ""
+        raise UserError(f"cannot lock {folder}: {error.strerror or error}{whose}; name another place with --out") from (
+            error
+        )
     if taken:
         return FolderLock(path, file)
     with open(file, "rb") as opened:
         if taken is None:
             with contextlib.suppress(OSError):
                 path.unlink()
+            print(f"warning: {folder} cannot be locked here: see that nothing else writes there", file=sys.stderr)
             return None
         owner = opened.read(1000).decode(errors="replace").split(",")[0] or "another process"
     raise UserError(f"{owner} is writing to {folder}; wait for its end, or name another place with --out")

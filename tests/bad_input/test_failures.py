@@ -3,16 +3,21 @@
 import errno
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import engine.fit
 import stages.session
 from tests.helpers import (
+    contents,
     folder_of,
     read,
     refused,
@@ -22,6 +27,18 @@ from tests.helpers import (
     succeed,
     weights,
 )
+from utils.errors import UserError
+from utils.files import write_atomically
+
+NOISE = np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8)
+WRITERS: dict[str, Callable[[Any], object]] = {
+    "bytes": lambda file: file.write(NOISE.tobytes()),
+    "numpy": lambda file: np.save(file, NOISE),
+    "numpy, several": lambda file: np.savez(file, noise=NOISE),
+    "PyTorch": lambda file: torch.save(torch.from_numpy(NOISE), file),
+    "PIL": lambda file: Image.fromarray(NOISE).save(file, "PNG"),
+    "pandas": lambda file: pd.DataFrame(NOISE[0]).to_csv(file, chunksize=1),
+}
 
 # Places
 
@@ -125,6 +142,23 @@ def test_a_disk_that_is_full_when_a_file_is_due(name: str, tmp_path: Path, monke
     assert not (folder / "metrics.json").exists()
     monkeypatch.undo()
     succeed("main_stage1", *DIGITS, "--out", tmp_path, "--epochs", 1, "--resume")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_line_whatever_writes(writer: str, tmp_path: Path) -> None:
+    """Libraries have words of their own for it, such as "5072 requested and 4064 written"."""
+    path = tmp_path / "file"
+    path.write_text("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError) as caught:
+            write_atomically(path, WRITERS[writer])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    unchanged = "; the file that was there before is unchanged"
+    assert str(caught.value) == f"cannot write {path}: {os.strerror(errno.EFBIG)}{unchanged}"
+    assert contents(tmp_path) == {"file": b"before"}
 
 
 # A loss that is not finite

@@ -288,7 +288,9 @@ def test_a_run_holds_its_folder_until_it_is_finished(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, None])
-def test_without_locks_a_run_goes_on(reason: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_a_run_goes_on(
+    reason: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if reason is None:
         monkeypatch.setattr(utils.files, "fcntl", None)
     else:
@@ -298,6 +300,7 @@ def test_without_locks_a_run_goes_on(reason: int | None, tmp_path: Path, monkeyp
 
         monkeypatch.setattr(utils.files.fcntl, "lockf", unsupported)
     assert lock_folder(tmp_path) is None
+    assert capsys.readouterr().err == f"warning: {tmp_path} cannot be locked here: see that nothing else writes there\n"
     write_text(tmp_path / "file", "text")
     assert contents(tmp_path) == {"file": b"text"}
 
@@ -311,6 +314,26 @@ def test_a_folder_that_cannot_be_written_is_not_locked(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"cannot write .*file: Read-only file system"):
         write_text(tmp_path / "file", "text")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE])
+def test_a_lock_that_cannot_be_opened_is_refused(reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be that of another user, whose run goes on: --overwrite does not enter it."""
+    stage1(tmp_path, "--epochs", 1)
+    folder = folder_of(tmp_path, "stage1_epochs1")
+    (folder / LOCK).write_text("process 1 on another machine\n")
+    before = contents(tmp_path)
+
+    def deny(*arguments: Any, **more: Any) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(utils.files, "open_locked", deny)
+    for flag in ("--overwrite", "--resume"):
+        said = run("main_stage1", "--dataset", "digits", "--epochs", 1, "--out", tmp_path, flag)
+        assert said.status == 2 and said.err.startswith(
+            f"error: cannot lock {folder}: {os.strerror(reason)}; .lock is "
+        )
+    assert contents(tmp_path) == before
 
 
 # What killed writers leave

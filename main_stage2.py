@@ -84,7 +84,10 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
             max_norm_(model.fc, limit)
         return result
 
-    return Training(train_one_epoch, optimizer, lambda epoch: cosine_lr(plan.lr, epoch, plan.epochs), plan.epochs)
+    def lr_of_epoch(epoch: int) -> float:
+        return cosine_lr(plan.lr, epoch, plan.epochs)
+
+    return Training(train_one_epoch, optimizer, lr_of_epoch, plan.epochs, lambda: frozen.seconds_once(plan.epochs))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torchvision.io
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, no_memory
 
 START_OF_IMAGE = b"\xff\xd8"
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive; other frames are left to PIL
@@ -159,6 +159,8 @@ def decode_with_pil(path: str) -> Tensor:
         raise unreadable(path, why) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise unreadable(path, too_many_pixels()) from error
+    except MemoryError as error:
+        raise no_memory(f"the pixels of {path}", "--workers, or leave the image out") from error
     except Exception as error:  # a damaged file can raise nearly anything
         why = getattr(error, "strerror", None) or str(error).replace(path, "it") or type(error).__name__
         raise unreadable(path, " ".join(why.split())) from error

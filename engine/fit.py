@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from engine.epoch import EpochResult
-from engine.log import LOG_COLUMNS, log_accuracies, log_row, open_events, print_epoch, write_events, write_log
+from engine.log import LOG_COLUMNS, Pace, log_accuracies, log_row, open_events, print_epoch, write_events, write_log
 from evaluation.measure import SplitFeatures, SplitLogits, evaluate_test, held_out_temperature, selection_score
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from runs.run_folder import Run
+from runs.run_folder import Run, other_part
 from runs.session import Session
 from utils.background import Background, snapshot
 from utils.distributed import from_main, is_main
@@ -54,13 +54,14 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 class Training:
     """What `fit` repeats: `train_epoch` trains epoch e (from 0) of `epochs` with the learning rate `lr_of_epoch(e)`.
 
-    With no epoch at all the classifier was computed, and is evaluated and saved as it is.
+    With no epoch at all the classifier was computed, and is evaluated and saved as it is. `once` is what `Pace` asks.
     """
 
     train_epoch: Callable[[int], EpochResult]
     optimizer: Optimizer
     lr_of_epoch: Callable[[int], float]
     epochs: int
+    once: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
 
 
 def no_training(module: nn.Module) -> Training:
@@ -88,7 +89,7 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
     settings, epochs = session.settings, training.epochs
     history, done = resume(session, training)
     events = open_events(session.run, done) if settings.tensorboard and is_main() else None
-    started = time.perf_counter()
+    pace = Pace(settings.eval_every, training.once)
     logits_of = SplitLogits(features_of, session.model.fc)
     with Background() as background:
         for epoch in range(done, epochs):
@@ -100,7 +101,7 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
             save_epoch(session, training, history, logits_of, is_best, background)
             if events is not None:
                 write_events(events, history.log[-1])
-            print_epoch(history.log[-1], epochs, (time.perf_counter() - started) / (epoch + 1 - done))
+            print_epoch(history.log[-1], epochs, pace.left(epochs - epoch - 1))
         if epochs == 0 and history.last is None:
             is_best = evaluate_epoch(session, history, logits_of, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
             save_epoch(session, training, history, logits_of, is_best, background)
@@ -114,15 +115,19 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
 def resume(session: Session, training: Training) -> tuple[History, int]:
     """Return what a run has measured so far and how many epochs are done, with its state taken over from last.pth."""
     checkpoint = from_main(read_last(session.run) if is_main() else None)
+    config = session.run.config
+    done = 0 if checkpoint is None or checkpoint.content is None else checkpoint.content["epoch"]
+    config["parts"][-1]["epochs_done"] = done
+    if is_main() and len(config["parts"]) > 1:
+        write_json(session.run.folder / "config.json", config)
+        if differs := other_part(config):
+            print(f"this part differs from the one before it: {differs}")
     if checkpoint is None:
         return History(), 0
     assert checkpoint.content is not None
     load_weights(session.model, checkpoint)
     restore_optimizer(training.optimizer, checkpoint.content["optimizer"])
     session.loss.load_state_dict(checkpoint.content.get("loss", {}))
-    if is_main():
-        write_json(session.run.folder / "config.json", session.run.config)
-    done = checkpoint.content["epoch"]
     print(f"resuming {session.run.folder} after epoch {done} of {training.epochs}")
     return History(**checkpoint.content["history"]), done
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -71,11 +72,13 @@ class FrozenFeatures:
         self.store = store
         self._plain: dict[tuple[str, bool], Tensor] = {}
         self._augmented: dict[int, Tensor] = {}
+        self._seconds = 0.0
+        self._seconds_of_view = 0.0
 
     def plain(self, split: str, mirrored: bool = False) -> Tensor:
         """Return the features of a split's images as they are, or mirrored."""
         if (split, mirrored) not in self._plain:
-            self._plain[split, mirrored] = self._features(split, mirrored=mirrored)
+            self._plain[split, mirrored] = self._timed(split, mirrored=mirrored)
         return self._plain[split, mirrored]
 
     def training_view(self, epoch: int) -> Tensor:
@@ -85,9 +88,23 @@ class FrozenFeatures:
         view = epoch if self.views == "fresh" else epoch % int(self.views)
         if view in self._augmented:
             return self._augmented[view]
-        features = self._features("train", view=view, keep=self.views != "fresh")
-        if self.views != "fresh":
-            self._augmented[view] = features
+        if self.views == "fresh":
+            return self._features("train", view=view, keep=False)
+        before = self._seconds
+        self._augmented[view] = self._timed("train", view=view)
+        self._seconds_of_view = self._seconds - before
+        return self._augmented[view]
+
+    def seconds_once(self, epochs: int) -> tuple[float, float]:
+        """Return the seconds that features took which are kept, and will take in a training of `epochs` epochs."""
+        views = min(int(self.views), epochs) if self.views.isdecimal() else 0
+        return self._seconds, max(views - len(self._augmented), 0) * self._seconds_of_view
+
+    def _timed(self, split: str, *, mirrored: bool = False, view: int | None = None) -> Tensor:
+        """Compute features, or read them, and add the time to what they took so far."""
+        started = time.perf_counter()
+        features = self._features(split, mirrored=mirrored, view=view)
+        self._seconds += time.perf_counter() - started
         return features
 
     def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:

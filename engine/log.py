@@ -1,5 +1,8 @@
 """What log.csv has, as events for TensorBoard, which is installed only by those who want it."""
 
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,6 +14,9 @@ from utils.errors import UserError
 from utils.files import write_text
 
 FOLDER = "tensorboard"
+LAST_EPOCHS = (
+    5  # whose time says how long the next ones take: what is slow once, such as compiling, soon counts no more
+)
 
 
 def open_events(run: Run, epochs_done: int) -> Any:
@@ -56,11 +62,34 @@ def write_log(run: Run, log: list[dict[str, Any]]) -> None:
     write_text(run.folder / "log.csv", pd.DataFrame(log).to_csv(index=False))
 
 
-def print_epoch(row: dict[str, Any], epochs: int, seconds_per_epoch: float) -> None:
-    """Print one line an epoch, with the time to go."""
+class Pace:
+    """How long it takes to the end: as long an epoch as the last ones took, without what is computed only once.
+
+    `once()` is the time in seconds that such things took so far, and that those will take which are still to come: the
+    features of a frozen backbone, say. `window` is the number of epochs that count, those between evaluations at least.
+    """
+
+    def __init__(self, window: int, once: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)) -> None:
+        self.once = once
+        self.seconds: deque[float] = deque(maxlen=max(window, LAST_EPOCHS))
+        self.start()
+
+    def start(self) -> None:
+        """Begin an epoch."""
+        self.began, self.before = time.perf_counter(), self.once()[0]
+
+    def left(self, epochs: int) -> float:
+        """End an epoch, and return the seconds that `epochs` more will take; the next one begins."""
+        spent, ahead = self.once()
+        self.seconds.append(time.perf_counter() - self.began - (spent - self.before))
+        self.start()
+        return epochs * sum(self.seconds) / len(self.seconds) + (ahead if epochs else 0.0)
+
+
+def print_epoch(row: dict[str, Any], epochs: int, to_go: float) -> None:
+    """Print one line an epoch, with the time to go, which is given in seconds."""
     text = f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  train {row['train_accuracy']:5.2f}"
     if row["plain_all"] is not None:
         parts = [f"{name} {row[f'plain_{name}']:5.2f}" for name in ("all", *SHOTS) if row[f"plain_{name}"] is not None]
         text += "  test " + "  ".join(parts)
-    to_go = (epochs - row["epoch"]) * seconds_per_epoch
     print(f"{text}  {row['images_per_second']:.0f} images/s  {to_go / 60:.1f} min to go", flush=True)

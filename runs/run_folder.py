@@ -108,12 +108,38 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
         before = read_json(folder / "config.json")
         _refuse_other_settings(folder, before, config)
         # The run keeps its own record, and adds where it went on once it really does (`fit`).
-        opened = replace(run, config={**before, "resumed": [*before.get("resumed", []), config["environment"]]})
+        added = {"resumed": [*before.get("resumed", []), config["environment"]], "parts": parts_of(before)}
+        added["parts"].append({**config["parts"][-1], "epochs_done": None})
+        opened = replace(run, config={**before, **added})
     for place in {(folder / name).parent for name in OWN_FILES}:
         remove_leftovers(place, [Path(name).name for name in OWN_FILES])
     if opened is run:
         write_json(folder / "config.json", config)
     return opened
+
+
+def parts_of(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run's starts computed with; of one that did not record them, what is known, the rest None."""
+    if isinstance(config.get("parts"), list):
+        return list(config["parts"])
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("epochs_done", "command", "processes", "threads", "precision", "torch", "environment")
+    )
+    first = {name: config.get(name) for name in ("command", "processes", "precision", "environment")}
+    parts = [{**unknown, **first, "epochs_done": 0}]
+    parts += [{**unknown, "environment": environment} for environment in config.get("resumed", [])]
+    return [{**part, "torch": (part["environment"] or {}).get("torch")} for part in parts]
+
+
+def other_part(config: dict[str, Any]) -> str:
+    """Return in words how the last part of a run differs from the one before it in what moves its numbers."""
+    before, now = config["parts"][-2:]
+    words = [
+        f"{name} {before.get(name)} before, {now[name]} now"
+        for name in ("processes", "threads", "precision", "torch")
+        if before.get(name) not in (None, now[name])
+    ]
+    return "; ".join(words)
 
 
 def _unusable(folder: Path, error: OSError) -> UserError:

@@ -32,12 +32,13 @@ def describe(loaded: LoadedModel, target: Target) -> dict[str, Any]:
     command, data = loaded.command, loaded.data
     stage = command.script.removeprefix("main_")
     start = loaded.checkpoint if stage == "stage2" else None
+    part = describe_part(loaded)
     return {
         "schema": 1,
         "stage": stage,
         "method": command.settings.method if stage == "stage2" else None,
         "tags": run_tags(command, start),
-        "command": shlex.join(["python", f"{command.script}.py", *command.arguments]),
+        "command": part["command"],
         "settings": asdict(command.settings),
         "target": {"true": target[0], "other": target[1], "torch_smoothing": target[1] * data.num_classes},
         "num_class": data.num_classes,
@@ -48,9 +49,27 @@ def describe(loaded: LoadedModel, target: Target) -> dict[str, Any]:
         "test": path_identity(data.test) if isinstance(data.test, ListedSplit) else None,
         "weights": loaded.weights and loaded.weights.record,
         "stage1": start and describe_stage1(start),
-        "precision": "bf16" if loaded.execution.bf16 else "fp32",
+        "precision": part["precision"],
+        "processes": part["processes"],
+        "environment": part["environment"],
+        "parts": [part],
+    }
+
+
+def describe_part(loaded: LoadedModel) -> dict[str, Any]:
+    """Return what a start of a run, the first or one that resumes it, computes with.
+
+    `epochs_done` are those before it, None until that is known (`engine.fit.resume`).
+    """
+    command, environment = loaded.command, describe_environment(loaded.execution)
+    return {
+        "epochs_done": 0,
+        "command": shlex.join(["python", f"{command.script}.py", *command.arguments]),
         "processes": process_count(),
-        "environment": describe_environment(loaded.execution),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if loaded.execution.bf16 else "fp32",
+        "torch": environment["torch"],
+        "environment": environment,
     }
 
 

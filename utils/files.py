@@ -40,7 +40,7 @@ class Sink(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
-        self.failure: OSError | None = None
+        self.failure = ""  # in words: the error itself would hold the frames that hold this
 
     def writable(self) -> bool:
         return True
@@ -52,14 +52,14 @@ class Sink(io.RawIOBase):
         try:
             return self.file.write(data)
         except OSError as error:
-            self.failure = error
+            self.failure = error.strerror or str(error)
             raise
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         try:
             return self.file.seek(offset, whence)  # which writes what is buffered
         except OSError as error:
-            self.failure = error
+            self.failure = error.strerror or str(error)
             raise
 
     def tell(self) -> int:
@@ -90,10 +90,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if fcntl is None:  # Windows renames no open file
             os.replace(temporary, path)
     except Exception as error:
-        reason = error if sink is None or sink.failure is None else sink.failure
-        if not isinstance(reason, OSError):
+        reason = sink.failure if sink is not None else ""
+        if isinstance(error, OSError):
+            reason = reason or error.strerror or str(error)
+        if not reason:
             raise
-        raise UserError(f"cannot write {path}: {reason.strerror or reason}{unchanged}") from error
+        raise UserError(f"cannot write {path}: {reason}{unchanged}") from error
     finally:
         with contextlib.suppress(OSError):  # gone already, or never made
             temporary.unlink()

@@ -27,7 +27,7 @@ from tests.helpers import (
     succeed,
     weights,
 )
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.files import write_atomically
 
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8)
@@ -37,7 +37,7 @@ WRITERS: dict[str, Callable[[Any], object]] = {
     "numpy, several": lambda file: np.savez(file, noise=NOISE),
     "PyTorch": lambda file: torch.save(torch.from_numpy(NOISE), file),
     "PIL": lambda file: Image.fromarray(NOISE).save(file, "PNG"),
-    "pandas": lambda file: pd.DataFrame(NOISE[0]).to_csv(file, chunksize=1),
+    "pandas": lambda file: pd.DataFrame(NOISE.reshape(-1, 3)).to_csv(file, chunksize=100),
 }
 
 # Places
@@ -159,6 +159,84 @@ def test_a_full_disk_is_one_line_whatever_writes(writer: str, tmp_path: Path) ->
     unchanged = "; the file that was there before is unchanged"
     assert str(caught.value) == f"cannot write {path}: {os.strerror(errno.EFBIG)}{unchanged}"
     assert contents(tmp_path) == {"file": b"before"}
+
+
+# Memory
+
+
+def no_memory_errors() -> dict[str, BaseException]:
+    """What libraries raise where memory is not enough; some of it as they themselves raise it here."""
+    found: dict[str, BaseException] = {
+        "Python": MemoryError(),
+        "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        "C++": RuntimeError("std::bad_alloc"),
+        "the system": OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    }
+    for name, ask in {"numpy": lambda: np.empty(1 << 58, np.uint8), "PyTorch": lambda: torch.empty(1 << 58)}.items():
+        try:
+            ask()
+        except Exception as error:
+            found[name] = error
+    return found
+
+
+NO_MEMORY = no_memory_errors()
+
+
+class Exhausting(nn.Module):
+    """Cross-entropy that raises an error at its n-th call."""
+
+    def __init__(self, call: int, error: BaseException) -> None:
+        super().__init__()
+        self.left = call
+        self.error = error
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return nn.functional.cross_entropy(logits, labels)
+
+
+def test_libraries_say_that_memory_is_not_enough_in_many_ways() -> None:
+    assert {"numpy", "PyTorch"} <= set(NO_MEMORY)
+    assert all(is_out_of_memory(error) for error in NO_MEMORY.values())
+    others = (RuntimeError("the size of tensor a must match"), UserError("out of memory"), OSError(errno.ENOSPC, ""))
+    assert not any(map(is_out_of_memory, (*others, None)))
+
+
+@pytest.mark.parametrize("library", NO_MEMORY)
+def test_a_training_step_without_memory_keeps_the_last_epoch(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 13  # 396 images in batches of 32
+    monkeypatch.setattr("stages.session.build_loss", lambda *_: Exhausting(2 * steps + 5, NO_MEMORY[library]))
+    message = refused("main_stage1", *DIGITS, "--out", tmp_path, "--epochs", 4)
+    held = "out of memory, with a training step on 32 x 3 x 8 x 8 inputs; lower --batch_size or --width"
+    assert message == f"error: {held}\n"
+    assert torch.load(folder_of(tmp_path, "stage1_epochs4") / "last.pth", weights_only=True)["epoch"] == 2
+    monkeypatch.undo()
+    succeed("main_stage1", *DIGITS, "--out", tmp_path, "--epochs", 4, "--resume")
+
+
+def test_what_was_held_when_memory_ran_out(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features, logits and checkpoints say so; whatever else there is ends in one line too."""
+
+    def exhausted(*arguments: Any, **more: Any) -> Any:
+        raise MemoryError
+
+    line = ("main_stage2", *DIGITS, "--out", runs, "--finetune_epoch", 2, "--overwrite")
+    for place, words in {
+        "models.resnet.ResNet.features": "features of ",
+        "evaluation.measure.SplitLogits.blocks": "logits of test",
+        "runs.checkpoint.sha256_file": "the checkpoint ",
+        "stages.session.build_model": "MemoryError",
+    }.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, exhausted)
+            message = refused(*line)
+        assert message.startswith("error: out of memory, with ") and words in message and "; lower " in message
 
 
 # A loss that is not finite

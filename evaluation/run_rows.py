@@ -1,5 +1,7 @@
 """A finished run as one CSV row, and rows as the tables that people read."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,16 @@ WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain"
 
 # The columns that hold text, where the others hold numbers.
 SETTING_TEXTS = {"name", "dataset", "imb_type", "network", "stage", "method", "settings", "protocol"}
-ORIGIN_TEXTS = {"subset_content_sha256", "stage1_sha256", "command", "device", "execution", "torch", "git_revision"}
+ORIGIN_TEXTS = {
+    "subset_content_sha256",
+    "data_sha256",
+    "stage1_sha256",
+    "command",
+    "device",
+    "execution",
+    "torch",
+    "git_revision",
+}
 TEXTS = SETTING_TEXTS | ORIGIN_TEXTS
 
 # What two runs must share to be repeats of one another.
@@ -143,6 +154,7 @@ def origin_columns(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str,
         "train_seconds": metrics["train_seconds"],
         "images_per_second": metrics["images_per_second"],
         "subset_content_sha256": metrics["subset"]["content_sha256"],
+        "data_sha256": data_sha256(config),
         "stage1_sha256": (metrics["stage1"] or {}).get("sha256"),
         "command": config["command"],
         "device": environment["device"],
@@ -150,6 +162,31 @@ def origin_columns(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str,
         "torch": environment["torch"],
         "git_revision": environment["git_revision"],
     }
+
+
+def data_sha256(config: dict[str, Any]) -> str:
+    """Return what tells the data of a run from other data of that name: a sha256 over what config.json says of them.
+
+    That is the identity of training and test images, the classes, and the file of `--weights`. With `--holdout` the
+    seed of a run chooses its training images, so that repeats differ in these: their number by class counts then.
+    """
+    held_out = (config.get("settings") or {}).get("holdout")
+    parts = {name: config.get(name) for name in ("test", "class_names", "class_counts")}
+    parts["subset"] = None if held_out else config.get("subset")
+    parts["weights"] = (config.get("weights") or {}).get("sha256")
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_mixed(rows: pd.DataFrame) -> None:
+    """Raise UserError for rows, to be averaged, of different data: their mean would be of nothing.
+
+    What a row does not say of its data is not known, and is no reason.
+    """
+    known = rows["data_sha256"].dropna() if "data_sha256" in rows else rows.index[:0]
+    if len(set(known)) > 1:
+        name = rows["name"].iloc[0] if "name" in rows else "a row"
+        sums = ", ".join(sorted(str(value)[:8] for value in set(known)))
+        raise UserError(f"{name}: its repeats are of different data (sha256 {sums}), so they have no mean")
 
 
 def best_column(rows: pd.DataFrame) -> tuple[str, str]:
@@ -161,14 +198,20 @@ def short_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table that people read: all / many / medium / few a checkpoint and way of testing.
 
     Rows that differ in the seed alone become one, with the mean and, after a plus-minus sign, the sample deviation.
-    Where all of them started from one stage 1, the seeds are stage 2's and the column says so.
+    Where all of them started from one stage 1, the seeds are stage 2's and the column says so. Runs on other data of
+    the same name, and repetitions of one seed, are no repeats: each has a line of its own, which says why.
     """
     table = []
-    for _, runs in rows.groupby(SETTINGS, sort=False, dropna=False):
+    data = rows.groupby(SETTINGS, dropna=False)["data_sha256"].transform("nunique")
+    once = [*SETTINGS, "data_sha256", "seed", "stage1_sha256"]
+    rows = rows.assign(data_sets=data, repetition=rows.groupby(once, dropna=False).cumcount())
+    for _, runs in rows.groupby([*SETTINGS, "data_sha256", "repetition"], sort=False, dropna=False):
         first = runs.iloc[0]
+        name = first["name"] + (f", data {first['data_sha256'][:8]}" if first["data_sets"] > 1 else "")
+        name += f", run {first['repetition'] + 1}" if first["repetition"] else ""
         seeds = ", ".join(str(seed) for seed in runs["seed"])
         one_stage1 = len(runs) > 1 and runs["stage1_sha256"].nunique() == 1
-        cells = {"run": first["name"], "protocol": first["protocol"], "seeds": f"{'stage 2: ' * one_stage1}{seeds}"}
+        cells = {"run": name, "protocol": first["protocol"], "seeds": f"{'stage 2: ' * one_stage1}{seeds}"}
         for checkpoint, way in WAYS:
             columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
             if runs[columns[0]].notna().all():

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.plots import COLOURS
-from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell
+from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, refuse_mixed
 from losses.los import optimal_gap, torch_target
 from tables.request import Request, write_results
 from tables.rows import Measured, Row, measure_rows, open_context, stage1_name
@@ -31,6 +31,7 @@ def make_table(request: Request) -> None:
         if len(failed) == len(measured):
             raise UserError(f"no row of the table has a number: {' '.join(failed)}")
         table = pd.DataFrame([delta_row(row) for row in measured if row["metrics"] is not None])
+        refuse_mixed(table)
         shown = pd.DataFrame([line(s, runs) for s, runs in table.groupby("smoothing", sort=True)])
         write_results(request, f"delta_{stage1_name(context)}", table, [shown], {"": draw(table)}, "\n".join(failed))
 

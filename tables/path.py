@@ -27,7 +27,7 @@ from methods.plan import build_losses, start_head
 from methods.recipes import Recipe, find_recipe
 from runs.run_record import git_revision
 from tables.request import Request, write_results
-from tables.rows import FORMAT, TableContext, kept_file, open_context, stage1_name
+from tables.rows import FORMAT, TableContext, data_of, kept_file, open_context, stage1_name
 from tables.selection import plan_for
 from utils.device import device_name
 from utils.errors import UserError
@@ -116,6 +116,7 @@ def provenance(request: Request, context: TableContext) -> dict[str, Any]:
         "seed": context.trainer.seed,
         "stage1": context.checkpoint.sha256,
         "subset_content_sha256": context.data.subset["content_sha256"],
+        "data_sha256": data_of(context),
         "command": request.command,
     }
 

@@ -1,7 +1,7 @@
 """What `reproduce.py` was asked for, the stage 1s that a table needs, and where its results go."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,30 @@ class Request:
         return f"Mean and sample deviation over seeds {', '.join(map(str, self.seeds))}, {what}."
 
 
+def name_for(results: Path, name: str, data: Collection[str], ending: str = ".csv") -> str:
+    """Return the name of a table's files: `name`, or `name` and the sha256 of its data where a file of other data of
+    that name stands there already, which is left as it is.
+
+    `data` are the `data_sha256` of its rows (`evaluation.run_rows`). A file of before they were recorded is replaced.
+    """
+    path = results / f"{name}{ending}"
+    if not path.is_file() or not data:
+        return name
+    try:
+        there = set(pd.read_csv(path, usecols=lambda column: column == "data_sha256").get("data_sha256", pd.Series()))
+    except (OSError, ValueError):  # damaged: its reader says so, or it is replaced
+        return name
+    known = {value for value in there if isinstance(value, str)}
+    if not known:
+        print(f"{path} does not say what data it is of: not known to be other than these")
+        return name
+    if known & set(data):
+        return name
+    own = f"{name}_data{min(data)[:8]}"
+    print(f"{path} is of other data of that name: it stays, and these results are {own}")
+    return own
+
+
 def write_results(
     request: Request,
     name: str,
@@ -104,6 +128,7 @@ def write_results(
 ) -> None:
     """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables."""
     make_folder(request.results)
+    name = name_for(request.results, name, set(rows["data_sha256"].dropna()))
     target = request.results / name
     done = "replaced" if target.with_name(f"{name}.csv").exists() else "written to"
     write_text(target.with_name(f"{name}.csv"), rows.to_csv(index=False, float_format="%.6g"))

@@ -20,6 +20,7 @@ from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
+from evaluation.run_rows import data_sha256
 from losses.los import ONE_HOT
 from methods.plan import Plan, plan_key
 from runs.checkpoint import Checkpoint
@@ -93,6 +94,11 @@ def find_cacheable(command: Command) -> tuple[Command, Checkpoint]:
             "are for main_stage2.py"
         )
     return command, checkpoint
+
+
+def data_of(context: TableContext) -> str:
+    """Return the `data_sha256` of the rows on a stage 1 (`evaluation.run_rows`)."""
+    return data_sha256(describe(context.loaded, ONE_HOT))
 
 
 def stage1_name(context: TableContext) -> str:

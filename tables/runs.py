@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.plots import COLOURS
-from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, read_run
+from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, read_run, refuse_mixed
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1, STAGE2, Settings
@@ -124,6 +124,7 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
         measured = pd.DataFrame([{**one(request, run, seed), "name": run.name} for seed in request.seeds])
         measured["failure"] = measured.get("failure")
         measured["command_of_table"] = request.command
+        refuse_mixed(measured)
         rows.append(measured)
         lines.append(line(run, measured))
         if rebalanced and measured["failure"].isna().all():

@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell
+from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, refuse_mixed
 from methods.recipes import RECIPES
 from runs.run_record import git_revision
 from settings.command_line import parse_command
 from settings.fields import FLAGS, STAGE1, STAGE2
 from settings.presets import preset_flags
 from tables.published import cell, sources
-from tables.request import Request, write_results
-from tables.rows import Measured, Row, TableContext, measure_rows, open_context, stage1_name
+from tables.request import Request, name_for, write_results
+from tables.rows import Measured, Row, TableContext, data_of, measure_rows, open_context, stage1_name
 from tables.selection import Flags, select
 from tables.unified_figures import draw_bars, draw_per_class
 from utils.device import device_name
@@ -85,7 +85,8 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
 
     What was chosen on other splits, or for another batch size or other views, is not used; a new selection replaces it.
     """
-    path = request.results / f"{name}_selection.csv"
+    data = data_of(context)
+    path = request.results / f"{name_for(request.results, f'{name}_selection', [data])}.csv"
     settings = context.command.settings
     conditions = f"views {settings.views}, batch_size {settings.batch_size}, momentum {settings.momentum:g}"
     known = read_selection(path)
@@ -107,6 +108,7 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
             trials = select(missing, shared, contexts)
             made: dict[str, Any] = {
                 "conditions": conditions,
+                "data_sha256": data,
                 "splits_sha256": splits,
                 "command": request.command,
                 "device": device_name(context.trainer.execution.device),
@@ -165,6 +167,7 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
     rows = pd.DataFrame([table_row(row) for row in measured])
     if rows["failure"].notna().all():
         raise UserError(f"no row of the table has a number: {'; '.join(rows['failure'].unique())}")
+    refuse_mixed(rows)
     numbers = {} if choices is None else dict(zip(choices["flags"], choices["mean"], strict=True))
     rows["held_out_mean"] = pd.to_numeric(pd.Series([numbers.get(flags) for flags in rows["flags"]], index=rows.index))
     accuracy: list[dict[str, Any]] = []

@@ -6,6 +6,8 @@ Every number comes from the runs' own metrics.json and config.json. RESULTS.md i
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.plots import COLOURS, save_figure
-from evaluation.run_rows import GROUPS, csv_row, read_run, run_name, short_table, to_markdown
+from evaluation.run_rows import GROUPS, SETTINGS, csv_row, read_run, run_name, short_table, to_markdown
 from evaluation.text_tables import headline
 from utils.command import run_command
 from utils.errors import UserError
@@ -48,6 +50,27 @@ def draw_comparison(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Figure
     return figure
 
 
+def say(line: str) -> None:
+    """Print a note beside the table."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+def read_once(folders: Sequence[Path]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return (metrics, config) of each run, once where it is named more than once or is a copy of another."""
+    runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    seen: list[Path] = []
+    for folder in folders:
+        run = read_run(folder)
+        if run in runs:
+            first = seen[runs.index(run)]
+            what = "is named twice" if os.path.samefile(first, folder) else f"is a copy of {first}"
+            say(f"{folder} {what}: it counts once")
+            continue
+        runs.append(run)
+        seen.append(folder)
+    return runs
+
+
 def refuse_usage(message: str) -> NoReturn:
     """Raise UserError for a command line that cannot be."""
     raise UserError(f"{message}; usage: python -m tools.compare RUN_FOLDER ... [--csv F] [--markdown F] [--figure F]")
@@ -66,9 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag in ("csv", "markdown", "figure"):
         parser.add_argument(f"--{flag}", type=Path, help=f"write the {flag} here")
     arguments = parser.parse_args(argv)
-    runs = [read_run(folder) for folder in arguments.runs]
+    runs = read_once(arguments.runs)
     rows = pd.DataFrame([csv_row(*run) for run in runs])
     table = short_table(rows)
+    if (rows.groupby(SETTINGS, dropna=False)["data_sha256"].nunique() > 1).any():
+        say("runs of one name are of different data: they are told apart by its sha256, and not averaged")
     print("all / many / medium / few, in percent")
     print(table.fillna("-").to_string(index=False))
     if arguments.csv:

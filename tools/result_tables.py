@@ -28,7 +28,7 @@ from typing import NoReturn
 
 import pandas as pd
 
-from evaluation.run_rows import mean_cell, to_markdown
+from evaluation.run_rows import mean_cell, refuse_mixed, to_markdown
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_text
@@ -123,6 +123,7 @@ def write_cell(rows: pd.DataFrame, column: Column) -> str:
     if not filled:
         return "-"
     if column.form.startswith("."):
+        refuse_mixed(rows)
         return mean_cell(values, int(column.form[1:]))
     return f"{values.iloc[0]:g}" if values.dtype.kind in "iuf" else str(values.iloc[0]) or "-"
 

@@ -1,0 +1,149 @@
+"""What is put side by side: repeats are averaged, and nothing else is."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.run_rows import csv_row, data_sha256, read_run, refuse_mixed, short_table
+from tables.request import name_for
+from tests.helpers import folder_of, read, stage1
+from tools import compare
+from utils.errors import UserError
+from utils.files import write_json
+
+Run = tuple[dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, not to be changed."""
+    out = tmp_path_factory.mktemp("run")
+    stage1(out, "--epochs", 1, "--width", 4)
+    return folder_of(out, "stage1_epochs1_width4")
+
+
+def varied(run: Path, place: Path, seed: int = 0, accuracy: float | None = None, **config: Any) -> Path:
+    """Return a copy of a run with another seed, accuracy of the last epoch, or entries of config.json."""
+    shutil.copytree(run, place)
+    metrics, before = read(place / "metrics.json"), read(place / "config.json")
+    metrics["seed"] = before["settings"]["seed"] = seed
+    metrics["train_seconds"] += 1 + seed
+    if accuracy is not None:
+        metrics["last"]["plain"]["all"] = accuracy
+    write_json(place / "metrics.json", metrics)
+    write_json(place / "config.json", {**before, **config})
+    return place
+
+
+def shown(capsys: pytest.CaptureFixture[str], *folders: Path) -> tuple[list[str], str]:
+    """The lines of the table, and the notes."""
+    compare.main([str(folder) for folder in folders])
+    said = capsys.readouterr()
+    return said.out.splitlines()[2:], said.err
+
+
+def test_repeats_are_averaged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [varied(run, tmp_path / f"{seed}", seed, 80.0 + 10 * seed) for seed in (0, 1)]
+    lines, notes = shown(capsys, *folders)
+    assert len(lines) == 1 and "0, 1" in lines[0] and "85.0 ± 7.1" in lines[0] and notes == ""
+
+
+@pytest.mark.parametrize("entry", ["subset", "test", "class_names", "weights"])
+def test_other_data_of_one_name_are_not_averaged(
+    entry: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As two folders of images with one name in two places, one seed or several."""
+    other = {"subset": {"content_sha256": "0" * 64}, "test": {"content_sha256": "1" * 64}, "class_names": ["a"]}
+    changed = {entry: other.get(entry, {"sha256": "2" * 64})}
+    for seed in (0, 1):
+        folders = [
+            varied(run, tmp_path / f"{seed}", 0, 80.0),
+            varied(run, tmp_path / f"{seed}x", seed, 100.0, **changed),
+        ]
+        lines, notes = shown(capsys, *folders)
+        assert len(lines) == 2 and all(", data " in line and "±" not in line for line in lines)
+        assert "80.0 /" in lines[0] and "100.0 /" in lines[1]
+        assert notes == (
+            "note: runs of one name are of different data: they are told apart by its sha256, and not averaged\n"
+        )
+
+
+def test_a_run_named_twice_counts_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    copied = Path(shutil.copytree(run, tmp_path / "copy"))
+    lines, notes = shown(capsys, run, run, link, copied)
+    assert len(lines) == 1 and "±" not in lines[0]
+    assert notes.splitlines() == [
+        f"note: {run} is named twice: it counts once",
+        f"note: {link} is named twice: it counts once",
+        f"note: {copied} is a copy of {run}: it counts once",
+    ]
+
+
+def test_a_repetition_of_a_seed_is_no_repeat(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says nothing of other seeds: "seeds 0, 0: +- 0.0" would."""
+    lines, _ = shown(capsys, run, varied(run, tmp_path / "again", 0))
+    assert len(lines) == 2 and ", run 2" in lines[1] and not any("±" in line for line in lines)
+
+
+def test_with_held_out_images_seeds_are_repeats_nevertheless(run: Path) -> None:
+    """The seed chooses which images are held out, and with that the training images."""
+    config = read(run / "config.json")
+    held_out = {**config, "settings": {**config["settings"], "holdout": 0.2}}
+    assert data_sha256(held_out) == data_sha256({**held_out, "subset": {"content_sha256": "0" * 64}})
+    assert data_sha256(held_out) != data_sha256({**held_out, "test": {"content_sha256": "0" * 64}})
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 90)), min_size=1, max_size=8)
+
+
+@given(chosen=ROWS)
+@settings(max_examples=60, deadline=None)
+def test_a_mean_is_over_seeds_of_one_data_set(run: Path, chosen: list[tuple[int, int, int]]) -> None:
+    """Whatever runs there are: a line of the table holds each seed once, and one data set."""
+    metrics, config = read_run(run)
+    rows = []
+    for data, seed, accuracy in chosen:
+        own, of = copy.deepcopy(metrics), {**config, "test": {"content_sha256": str(data)}}
+        own["seed"], own["last"]["plain"]["all"] = seed, accuracy + 0.0
+        rows.append({**csv_row(own, of), "data": data})
+    table = short_table(pd.DataFrame(rows))
+    lines = [(line["seeds"].split(", "), line["last, plain"].split(" / ")[0]) for line in table.to_dict("records")]
+    assert all(len(set(seeds)) == len(seeds) for seeds, _ in lines)
+    assert sum(len(seeds) for seeds, _ in lines) == len(rows)
+    for data in {row["data"] for row in rows}:
+        of_data = [row for row in rows if row["data"] == data]
+        if len({row["seed"] for row in of_data}) == len(of_data):
+            mean = f"{sum(row['last_plain_all'] for row in of_data) / len(of_data):.1f}"
+            assert any(cell.split(" ")[0] == mean for _, cell in lines)
+
+
+# Results
+
+
+def test_rows_of_different_data_have_no_mean() -> None:
+    rows = pd.DataFrame({"name": ["los"] * 3, "data_sha256": ["a" * 64, "a" * 64, None]})
+    refuse_mixed(rows)
+    refuse_mixed(rows[["name"]])
+    with pytest.raises(UserError, match="los: its repeats are of different data"):
+        refuse_mixed(rows.assign(data_sha256=["a" * 64, "b" * 64, None]))
+
+
+def test_results_of_other_data_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "table.csv"
+    assert name_for(tmp_path, "table", ["a" * 64]) == "table"
+    pd.DataFrame({"data_sha256": ["a" * 64, None]}).to_csv(path)
+    assert name_for(tmp_path, "table", ["a" * 64]) == "table"
+    assert capsys.readouterr().out == ""
+    assert name_for(tmp_path, "table", ["b" * 64]) == "table_databbbbbbbb"
+    assert f"{path} is of other data of that name: it stays" in capsys.readouterr().out
+    pd.DataFrame({"name": ["los"]}).to_csv(path)  # made before it was recorded
+    assert name_for(tmp_path, "table", ["b" * 64]) == "table"
+    assert "does not say what data it is of" in capsys.readouterr().out

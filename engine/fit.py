@@ -105,6 +105,8 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
         if epochs == 0 and history.last is None:
             is_best = evaluate_epoch(session, history, logits_of, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
             save_epoch(session, training, history, logits_of, is_best, background)
+        elif done == epochs and session.run.config["settings"].get("temperature") is not None:
+            save_epoch(session, training, history, logits_of, False, background)  # it may be given only now
     if events is not None:
         events.close()
     if is_main():

@@ -1,11 +1,14 @@
 """A run's folder: its name, the rules for opening it, its configuration, and how the next stage finds it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evaluation.plots import PLOTS
-from settings.fields import FLAGS, PROTOCOL_SWITCHES
+from settings.declare import Facet
+from settings.fields import FLAGS, PROTOCOL_SWITCHES, with_facet
+from settings.resolve import report_unused
 from utils.distributed import from_main, is_main
 from utils.errors import UserError
 from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
@@ -32,6 +35,8 @@ class Run:
         return self.folder / "best.pth"
 
 
+# Flags that say what to do with a run that is there.
+CONTROL = {"resume", "overwrite", "reuse"}
 # What a run writes; --overwrite removes these and nothing else.
 OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth", *(f"plots/{name}" for name in PLOTS)]
 
@@ -42,23 +47,36 @@ def read_metrics(run: Run) -> dict[str, Any]:
     return read_json(run.folder / "metrics.json")
 
 
-def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool, reuse: bool = False) -> Run:
+def open_run(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    reuse: bool = False,
+    given: Collection[str] = (),
+) -> Run:
     """Make a run's folder and write its config.json, or reopen one; with `reuse`, whatever is there. Of many processes
-    the first does it for all.
+    the first does it for all. `given` are the flags of the command line: a resumed run takes their values, a finished
+    one is refused or says that they have no effect.
 
     Raises UserError where another process is at work in it, where a run is there and neither `--resume` nor
     `--overwrite` was said, where it was made with other settings than the resuming command's, and where the folder
     cannot be written.
     """
-    opened = _open_run(folder, config, resume, overwrite, reuse) if is_main() else Run(folder, config)
+    how = (resume, overwrite, reuse)
+    opened = _open_run(folder, config, *how, set(given) - CONTROL) if is_main() else Run(folder, config)
     return replace(from_main(replace(opened, lock=None)), lock=opened.lock)
 
 
-def _open_run(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool, reuse: bool) -> Run:
+def _open_run(
+    folder: Path, config: dict[str, Any], resume: bool, overwrite: bool, reuse: bool, given: Collection[str]
+) -> Run:
     """Open a run in the process that writes."""
     if reuse and (folder / "metrics.json").exists() and (folder / "config.json").exists():
         before = read_json(folder / "config.json")
         _refuse_other_settings(folder, before, config)
+        _judge_flags_of_finished(folder, before, config, given)
         return Run(folder, before, finished=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +84,7 @@ def _open_run(folder: Path, config: dict[str, Any], resume: bool, overwrite: boo
         raise _unusable(folder, error) from error
     lock = lock_folder(folder)
     try:
-        return _begin_or_resume(Run(folder, config, lock=lock), resume or reuse, overwrite)
+        return _begin_or_resume(Run(folder, config, lock=lock), resume or reuse, overwrite, given)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -85,7 +103,7 @@ def made_of_other_things(folder: Path, config: dict[str, Any]) -> str:
     return ""
 
 
-def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
+def _begin_or_resume(run: Run, resume: bool, overwrite: bool, given: Collection[str]) -> Run:
     """Return a run in its folder, which this process has locked, as it is to go on."""
     folder, config = run.folder, run.config
     present = [name for name in OWN_FILES if (folder / name).exists()]
@@ -108,14 +126,39 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
         before = read_json(folder / "config.json")
         _refuse_other_settings(folder, before, config)
         # The run keeps its own record, and adds where it went on once it really does (`fit`).
-        added = {"resumed": [*before.get("resumed", []), config["environment"]], "parts": parts_of(before)}
+        added: dict[str, Any] = {
+            "resumed": [*before.get("resumed", []), config["environment"]],
+            "parts": parts_of(before),
+        }
         added["parts"].append({**config["parts"][-1], "epochs_done": None})
+        # Those that train otherwise were refused: these say where the data are, how to compute, what to measure.
+        own = {name: config["settings"][name] for name in FLAGS if name in given}
+        added["settings"] = {**before.get("settings", {}), **own}
         opened = replace(run, config={**before, **added})
     for place in {(folder / name).parent for name in OWN_FILES}:
         remove_leftovers(place, [Path(name).name for name in OWN_FILES])
     if opened is run:
         write_json(folder / "config.json", config)
     return opened
+
+
+def _judge_flags_of_finished(folder: Path, before: dict[str, Any], now: dict[str, Any], given: Collection[str]) -> None:
+    """Raise UserError for flags given that would change what a finished run measured, and name those of no effect.
+
+    Where its data and its stage 1 are is no matter: they were compared.
+    """
+    old, new = before.get("settings", {}), now["settings"]
+    differing = [name for name in FLAGS if name in given and name in old and old[name] != new[name]]
+    measured = [name for name in differing if name in with_facet(Facet.MEASURE)]
+    if measured:
+        words = "; ".join(f"--{name} {old[name]} there, {new[name]} now" for name in measured)
+        raise UserError(
+            f"{folder} is finished and was measured with other settings ({words}); --resume in place of --reuse "
+            "measures it anew, evaluate.py reports on it as it is"
+        )
+    compared = {*with_facet(Facet.PLACE), *with_facet(Facet.ADDRESS), "pretrained_pth", "trust_pickle", "num_class"}
+    idle = [f"--{name}" for name in differing if name not in compared]
+    report_unused(f"main_{now['stage']}", idle, f" with the finished run {folder}")
 
 
 def parts_of(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ class Facet(enum.Flag):
     STAGE1_STEPS = enum.auto()  # of the steps that train stage 1: no effect where its classifier is computed
     STAGE2_STEPS = enum.auto()  # of the steps that train the classifier of stage 2: no effect where it is computed
     PROTOCOL = enum.auto()  # a switch that --protocol sets
+    MEASURE = enum.auto()  # enters what is measured after training: a run takes it from the command that resumes it
     ROW = enum.auto()  # a table of reproduce.py sets it, row by row
     HYPERPARAMETER = enum.auto()  # of some losses, heads and closed forms: `utils.parameters.HYPERPARAMETERS`
 

@@ -196,7 +196,13 @@ class _BeforeHyperparameters:
     eval_every: int = option(
         1, Group.STAGE1, "epochs between evaluations", TRAINING, facets=BOTH_STEPS, bounds=FROM_ONE
     )
-    protocol: str = option("honest", Group.RUN, "headline, and switches of stage 2", choices=["honest", "released"])
+    protocol: str = option(
+        "honest",
+        Group.RUN,
+        "headline, and switches of stage 2",
+        facets=Facet.MEASURE,
+        choices=["honest", "released"],
+    )
     loss: str = of_stage1("ce", "loss", choices=STAGE1_LOSSES)
     augment: str = of_stage1(
         "crop", "crop and mirror, jitter (colours too), autoaugment (Cutout too)", choices=AUGMENTATIONS
@@ -257,12 +263,14 @@ class Settings(_Hyperparameters):
     max_norm: float | None = of_stage2(
         None, "row norms held to min + X (max - min) of stage 1's [the method's]", bounds=SHARE
     )
-    rebalance_tau: float = option(1.0, Group.REPORT, "exponent of the re-balanced predictions", bounds=Range(0, 100))
+    rebalance_tau: float = option(
+        1.0, Group.REPORT, "exponent of the re-balanced predictions", facets=Facet.MEASURE, bounds=Range(0, 100)
+    )
     temperature: float | None = option(
         None,
         Group.REPORT,
         "divides logits where probabilities are shown [fitted, held-out]",
-        facets=Facet.ROW,
+        facets=Facet.MEASURE | Facet.ROW,
         bounds=TEMPERATURES,
     )
     loma_target: float | None = option(

@@ -21,7 +21,7 @@ from models.network import Network
 from models.torchvision_networks import check_image_size, check_single_image
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights
 from runs.pretrained_weights import load_pretrained
-from runs.run_folder import open_run
+from runs.run_folder import CONTROL, open_run
 from runs.run_names import run_path
 from runs.run_record import describe, image_sizes
 from runs.session import LoadedModel, Session, WeightsFile
@@ -59,7 +59,8 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     config = describe(loaded, target)
     if checkpoint is not None and checkpoint.features is not None:
         config["backbone"] = name_backbone(checkpoint, folder)
-    run = open_run(folder, config, resume=settings.resume, overwrite=settings.overwrite, reuse=settings.reuse)
+    how = {name: getattr(settings, name) for name in CONTROL}
+    run = open_run(folder, config, **how, given=loaded.command.given)
     session = Session(**vars(loaded), target=target, loss=loss, run=run)
     if not run.finished:
         announce(session, folder)

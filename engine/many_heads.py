@@ -71,19 +71,28 @@ def train_heads(
     trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: AfterEpoch = lambda epoch, trained: None
 ) -> list[Trained]:
     """Re-train a classifier for each plan, from the same start, on the same batches as it would see alone."""
-    results: list[Trained | None] = [None] * len(plans)
+    results: dict[int, Trained] = {}
+    for chunk in chunks(plans):
+        own = [plans[i] for i in chunk]
+        trains = own[0].recipe.trains
+        made = _train_stacked(trainer, own, after_epoch) if trains else [_computed(trainer, own[0], after_epoch)]
+        results |= zip(chunk, made, strict=True)
+    return [results[i] for i in range(len(plans))]
+
+
+def chunks(plans: Sequence[Plan]) -> list[list[int]]:
+    """Return which plans are trained together, by their places; each that is computed is alone, and first."""
+    alone = [[i] for i, plan in enumerate(plans) if not plan.recipe.trains]
     groups: dict[Hashable, list[int]] = {}
     for i, plan in enumerate(plans):
         if plan.recipe.trains:
             groups.setdefault(_kind(plan), []).append(i)
-        else:
-            results[i] = _computed(trainer, plan, after_epoch)
-    for members in groups.values():
-        for start in range(0, len(members), MOST_STACKED):
-            chunk = members[start : start + MOST_STACKED]
-            for i, result in zip(chunk, _train_stacked(trainer, [plans[i] for i in chunk], after_epoch), strict=True):
-                results[i] = result
-    return [result for result in results if result is not None]
+    stacked = [
+        members[start : start + MOST_STACKED]
+        for members in groups.values()
+        for start in range(0, len(members), MOST_STACKED)
+    ]
+    return alone + stacked
 
 
 def _kind(plan: Plan) -> Hashable:

@@ -104,10 +104,10 @@ def name_for(results: Path, name: str, data: Collection[str], ending: str = ".cs
     if not path.is_file() or not data:
         return name
     try:
-        there = set(pd.read_csv(path, usecols=lambda column: column == "data_sha256").get("data_sha256", pd.Series()))
+        table = pd.read_csv(path, usecols=lambda column: column == "data_sha256", dtype=str)
     except (OSError, ValueError):  # damaged: its reader says so, or it is replaced
         return name
-    known = {value for value in there if isinstance(value, str)}
+    known = set(table["data_sha256"].dropna()) if "data_sha256" in table else set()
     if not known:
         print(f"{path} does not say what data it is of: not known to be other than these")
         return name

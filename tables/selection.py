@@ -8,21 +8,25 @@ was trained on all images.
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 
-from engine.many_heads import Trained, train_heads
+from engine.many_heads import Trained, chunks, train_heads
 from evaluation.measure import held_out_temperature
 from evaluation.metrics import class_balanced_accuracy
-from methods.plan import Plan
+from methods.plan import Plan, plan_key
 from methods.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
 from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.presets import preset_flags
 from settings.stage2_plan import plan_of
-from tables.rows import TableContext
+from tables.rows import FORMAT, TableContext, kept_file
 from utils.errors import UserError
+from utils.files import make_folder, read_json, write_json
+from utils.progress import LineAMinute
 
 Flags = tuple[str, ...]
 SPLITS = 3
@@ -96,14 +100,12 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
     hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]
     grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, contexts[0])]
     table = pd.DataFrame({"method": [method for method, _ in grid], "flags": [" ".join(flags) for _, flags in grid]})
-    by_split: list[list[Trained]] = []
+    by_split: list[list[Tried]] = []
     for number, context in enumerate(contexts):
-        print(
-            f"split {number + 1} of {len(contexts)}: {len(grid)} trials, {len(context.data.holdout)} held-out images",
-            flush=True,
-        )
-        by_split.append(train_heads(context.trainer, [plan_for(flags, context) for _, flags in grid]))
-        table[f"split{number}"] = [score(context, result) for result in by_split[-1]]
+        words = f"split {number + 1} of {len(contexts)}"
+        print(f"{words}: {len(grid)} trials, {len(context.data.holdout)} held-out images", flush=True)
+        by_split.append(try_all(context, [plan_for(flags, context) for _, flags in grid], words))
+        table[f"split{number}"] = [math.nan if tried.score is None else tried.score for tried in by_split[-1]]
     splits = [f"split{number}" for number in range(len(contexts))]
     table["mean"] = table[splits].mean(axis=1, skipna=False)
     table["chosen"] = False
@@ -113,10 +115,73 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
             table.loc[best[len(best) // 2], "chosen"] = True
     nothing = pd.DataFrame({"method": hopeless, "flags": "", "chosen": False})
     table["temperature"] = [
-        temperature_over_splits(contexts, [results[i] for results in by_split]) if chosen else None
+        mean_temperature([tried[i].temperature for tried in by_split]) if chosen else None
         for i, chosen in enumerate(table["chosen"])
     ]
     return pd.concat([table, nothing]) if hopeless else table
+
+
+class Tried(NamedTuple):
+    """What a trial came to on one split: None for the score of one that diverged, and where none could be fitted."""
+
+    score: float | None
+    temperature: float | None
+
+
+def try_all(context: TableContext, plans: Sequence[Plan], words: str) -> list[Tried]:
+    """Train every plan on a split, and keep what it came to; what an earlier start has kept is used as it is.
+
+    Those that train together are kept together: with some of them missing, the sums of the others may round otherwise.
+    """
+    tried: dict[int, Tried] = {}
+    tell = LineAMinute()
+
+    def after_epoch(epoch: int, trained: Sequence[Trained]) -> None:
+        of = f"{len(trained)} more in epoch {epoch} of {trained[0].plan.epochs}"
+        tell(lambda: f"{words}: {len(tried)} of {len(plans)} trials done, {of}")
+
+    for chunk in chunks(plans):
+        own = [plans[i] for i in chunk]
+        place = kept_trials(context, own)
+        kept = read_trials(place, len(own)) if place.exists() else None
+        if kept is None:
+            kept = [outcome(context, result) for result in train_heads(context.trainer, own, after_epoch)]
+            make_folder(place.parent)
+            write_json(place, {"trials": kept})
+        tried |= zip(chunk, kept, strict=True)
+    return [tried[i] for i in range(len(plans))]
+
+
+def kept_trials(context: TableContext, plans: Sequence[Plan]) -> Path:
+    """Return where the outcomes of trials that train together are kept, for everything that they depend on."""
+    trainer, settings = context.trainer, context.command.settings
+    depends = {
+        "format": FORMAT,
+        "identity": trainer.frozen.store.identity,
+        "plans": [plan_key(plan) for plan in plans],
+        "seed": settings.seed,
+        "views": settings.views,
+        "batch_size": settings.batch_size,
+        "momentum": settings.momentum,
+        "counts": trainer.class_counts,
+    }
+    return kept_file(context, f"trials_{plans[0].method}", depends)
+
+
+def read_trials(path: Path, count: int) -> list[Tried]:
+    """Read kept trials; a UserError names a damaged file."""
+    rows = read_json(path).get("trials")
+    if not isinstance(rows, list) or [len(row) for row in rows if isinstance(row, list)] != [2] * count:
+        raise UserError(f"{path} is damaged; delete it, and the trials are made again")
+    return [Tried(*row) for row in rows]
+
+
+def outcome(context: TableContext, result: Trained) -> Tried:
+    """Return what a trial came to on its split."""
+    value = score(context, result)
+    if math.isnan(value):
+        return Tried(None, None)
+    return Tried(value, held_out_temperature(context.logits_of(result.head), context.images))
 
 
 @torch.no_grad()
@@ -128,12 +193,8 @@ def score(context: TableContext, result: Trained) -> float:
     return class_balanced_accuracy(logits, context.images["holdout"].labels)
 
 
-def temperature_over_splits(contexts: Sequence[TableContext], results: Sequence[Trained]) -> float | None:
+def mean_temperature(fitted: Sequence[float | None]) -> float | None:
     """Return the geometric mean of the temperatures that the held-out images of each split ask for, None where none
     could be fitted."""
-    fitted = [
-        held_out_temperature(context.logits_of(result.head), context.images)
-        for context, result in zip(contexts, results, strict=True)
-    ]
     known = [math.log(value) for value in fitted if value is not None]
     return math.exp(sum(known) / len(known)) if known else None

@@ -412,6 +412,61 @@ def test_a_selection_on_other_splits_is_replaced(out: Path, few_trials: None) ->
     assert [old == new for old, new in zip(before.split(), after.split(), strict=True)] == [True, False, True]
 
 
+def test_a_stopped_selection_goes_on_where_it_was(
+    out: Path, few_trials: None, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was finished is on disk and is not tried again; the numbers are those of a selection in one piece."""
+    whole = Path(shutil.copytree(out, out.with_name("whole")))
+    line = ("unified", "--select", "--methods", "ce", "tau_norm", "balanced_softmax", "crt")
+    make(whole, *line)
+    needed = list(trained)
+    trained.clear()
+    working = tables.selection.train_heads
+    calls: list[int] = []
+
+    def stopping(*arguments: Any) -> Any:
+        calls.append(len(arguments[1]))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return working(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.selection, "train_heads", stopping)
+        assert table(out, *line).status == 130
+    assert not (out / "results" / f"{NAME}_selection.csv").exists()
+    assert len(list((out / "tables").rglob("trials_*.json"))) == 5
+    done = list(trained)
+    trained.clear()
+    make(out, *line)
+    assert sorted(done + trained) == sorted(needed)
+    left, right = (
+        pd.read_csv(folder / "results" / f"{NAME}_selection.csv").drop(columns=["command", "seconds_of_all"])
+        for folder in (out, whole)
+    )
+    pd.testing.assert_frame_equal(left, right, check_exact=True)
+
+
+def test_a_selection_of_other_data_is_not_used(out: Path, few_trials: None, trained: list[str]) -> None:
+    path = out / "results" / f"{NAME}_selection.csv"
+    make(out, "unified", "--select", "--methods", "tau_norm")
+    other = pd.read_csv(path)
+    other.loc[0, "data_sha256"] = "0" * 64
+    other.to_csv(path, index=False)
+    before = path.read_bytes()
+    assert "no selection yet" in make(out, "unified", "--methods", "tau_norm").out
+    outcome = make(out, "unified", "--select", "--methods", "tau_norm")
+    assert f"{path} is of other data of that name: it stays" in outcome.out
+    assert path.read_bytes() == before and len(list(path.parent.glob("*_selection_data*.csv"))) == 1
+
+
+def test_kept_trials_that_are_damaged_are_named(out: Path, few_trials: None) -> None:
+    make(out, "unified", "--select", "--methods", "tau_norm")
+    for path in (out / "tables").rglob("trials_*.json"):
+        path.write_text('{"trials": [[1]]}')
+    (out / "results" / f"{NAME}_selection.csv").unlink()
+    assert is_refusal(table(out, "unified", "--select", "--methods", "tau_norm"), "trials_tau_norm", "is damaged")
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 1)])
 def test_fewer_splits_than_three_are_refused(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
     splits = [stage1_of(out, seed, "_holdout0.2") for seed in seeds]

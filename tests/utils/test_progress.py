@@ -2,10 +2,12 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from utils.progress import ERASE_LINE, show_progress
+import utils.progress
+from utils.progress import ERASE_LINE, SECONDS_BETWEEN_LINES, LineAMinute, show_progress
 
 
 class Terminal(io.StringIO):
@@ -38,3 +40,20 @@ def test_nothing_is_drawn_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stderr", stream)
     assert list(show_progress([1, 2], "training", 2)) == [1, 2]
     assert stream.getvalue() == ""
+
+
+def test_a_file_or_a_pipe_has_a_line_a_minute_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(utils.progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for _ in show_progress(range(20), "features of train", 20):
+        now[0] += 30
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "features of train: 2/20, 9 min to go" and len(lines) == 9
+    told: list[str] = []
+    tell = LineAMinute(stream)
+    for _ in range(2):
+        tell(lambda: told.append("said") or "line")
+    now[0] += SECONDS_BETWEEN_LINES
+    tell(lambda: told.append("said") or "line")
+    assert told == ["said"]

@@ -34,8 +34,8 @@ check: .venv/development
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-# Runs that are killed at fifty random moments and resumed, into results/kill_and_resume.*; a quarter of an hour on one
-# core. The second name is the former one.
+# Runs that are killed at a hundred random moments and resumed, into results/kill_and_resume.*; below 25 minutes on two
+# cores. The second name is the former one.
 kill-and-resume: .venv/runtime
 	$(BIN)/python -m benchmarks.robustness.kill_and_resume
 

@@ -24,10 +24,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import make_folder, read_json, sha256_file, write_atomically
+from utils.files import make_folder, read_json, sha256_file, write_atomically, write_json
 
 SHARD_MIB = 15.0  # a shard stays below 16 MB
 SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+UNFINISHED = {"unfinished": "this file is being written, or was when its command was stopped, which then begins anew"}
 ROWS = re.compile(r"(.+)\.rows(\d+)")
 
 
@@ -150,15 +151,32 @@ def refuse_taken_name(file: Path) -> None:
     """Raise UserError where a file cannot be released under this name."""
     if file.suffix != ".safetensors":
         raise UserError(f"{file} must end in .safetensors")
+    remove_unfinished(file)
     present = [path for path in (card_of(file), *find_shards(file)) if path.exists()]
     if present:
         raise UserError(f"{present[0]} is there already; neither a released file nor its card may exist")
 
 
+def remove_unfinished(file: Path) -> None:
+    """Remove what a command that was stopped has written of a file: its card says that it is not finished."""
+    card = card_of(file)
+    if not card.is_file() or read_json(card) != UNFINISHED:
+        return
+    shards = [
+        path for path in file.parent.iterdir() if (match := SHARD_NAME.fullmatch(path.stem)) and match[1] == file.stem
+    ]
+    for path in (file, *shards, card):  # the card last: as long as it is there, the rest can be told to be ours
+        if path.suffix in (".safetensors", ".json"):
+            path.unlink(missing_ok=True)
+
+
 def write_safetensors(
     file: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], part_mib: float = SHARD_MIB
 ) -> list[Path]:
-    """Write tensors with a header, as one file or in shards of at most `part_mib` MiB; return what was written."""
+    """Write tensors with a header, as one file or in shards of at most `part_mib` MiB; return what was written.
+
+    Until its card is written, which is for the caller, a card says that the file is not finished.
+    """
     metadata = {"checkpoint": json.dumps(header)}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     content = save(tensors, metadata)
@@ -167,6 +185,7 @@ def write_safetensors(
     limit = int(part_mib * 2**20)
     make_folder(file.parent)
     if len(content) <= limit:
+        write_json(card_of(file), UNFINISHED)
         write_atomically(file, lambda opened: opened.write(content))
         return [file]
     # What a shard holds beside its tensors: the header, whose quotation marks are escaped, and a line for each tensor.
@@ -176,6 +195,7 @@ def write_safetensors(
     groups = pack(cut_rows(tensors, limit - overhead), limit - overhead)
     paths = shard_names(file, len(groups))
     common = {"whole": hashlib.sha256(content).hexdigest(), "parts": str(len(groups))}
+    write_json(card_of(file), UNFINISHED)
     for i, (path, group) in enumerate(zip(paths, groups, strict=True)):
         own = {**(metadata if i == 0 else {}), **common, "part": str(i + 1)}
         shard = save(group, own)

@@ -20,8 +20,8 @@ from benchmarks.robustness.kills.children import (
     start,
     temporaries,
 )
-from benchmarks.robustness.kills.commands import AIMS, MAX_KILLS_PER_RUN, plan
-from benchmarks.robustness.kills.contents import content, contents, hashes
+from benchmarks.robustness.kills.commands import AIMS, COMMANDS, MAX_KILLS_PER_RUN, plan
+from benchmarks.robustness.kills.contents import content, contents, hashes, is_continued
 from benchmarks.robustness.kills.faults import disk_case
 from benchmarks.robustness.kills.report import is_good, kill_table
 from tests.helpers import assert_same_run, folder_of, image_tree, run, stage1, succeed
@@ -115,7 +115,7 @@ def test_the_moments_are_those_of_the_seed() -> None:
     first, second, other = (plan(20, random.Random(seed)) for seed in (0, 0, 1))
     assert first == second != other
     assert all(1 <= len(moments) <= MAX_KILLS_PER_RUN for _, moments in first)
-    assert {command.name for command, _ in first[:4]} == {command.name for command, _ in first}
+    assert {command.name for command, _ in first[: len(COMMANDS)]} == {command.name for command in COMMANDS}
 
 
 GOOD: dict[str, Any] = {
@@ -124,6 +124,7 @@ GOOD: dict[str, Any] = {
     "readable": True,
     "resumed": True,
     "identical": True,
+    "near": False,
     "left": False,
     "lost": 1,
     "proper": False,
@@ -131,8 +132,19 @@ GOOD: dict[str, Any] = {
 }
 
 
+def test_a_run_whose_processes_changed_is_the_reference_until_then_and_near_it_afterwards() -> None:
+    log = "runs/log.csv"
+    reference = {log: "epoch,loss\n1,2.0\n2,1.5\n3,1.0\n", "runs/metrics.json": {}}
+    other = reference | {log: "epoch,loss\n1,2.0\n2,1.51\n3,1.02\n"}
+    assert is_continued(reference, reference, 3) and is_continued(other, reference, 1)
+    assert not is_continued(other, reference, 2), "the second epoch was the reference's"
+    far, short = ({log: f"epoch,loss\n1,2.0\n{rest}"} for rest in ("2,1.5\n3,1.2\n", "2,1.5\n"))
+    assert not any(is_continued(reference | wrong, reference, 1) for wrong in (far, short))
+    assert not is_continued({log: reference[log]}, reference, 1), "a file is missing"
+
+
 def test_what_counts_as_harm() -> None:
-    assert is_good(GOOD)
+    assert is_good(GOOD) and is_good(GOOD | {"identical": False, "near": True})
     harm = ({"readable": False}, {"resumed": False}, {"identical": False}, {"left": True}, {"lost": 2}, {"lost": None})
     assert not any(is_good(GOOD | each) for each in harm)
     asked = GOOD | {"signal": "SIGTERM", "status": 143, "proper": True, "lost": 0}
@@ -144,6 +156,7 @@ def test_the_table_adds_up() -> None:
     rows = [GOOD, GOOD | {"state": "a save", "lost": 0}, GOOD | {"identical": False}]
     table = kill_table(pd.DataFrame(rows)).set_index("killed")
     assert table.loc["all", "kills"] == 3 and table.loc["all", "identical to an undisturbed run"] == "2"
+    assert table.loc["all", "near it, processes changed"] == "0"
     assert table.loc["a save", "epochs lost, at most"] == "0" and table.loc["all", "epochs lost, at most"] == "1"
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,15 @@ from datasets.long_tail import LongTailedData, Profile, select_subset
 from methods.plan import attach_head
 from models import build_model
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, with_backbone
-from runs.shards import describe_files, find_shards, joint_sha256, read_safetensors, shard_names, write_safetensors
+from runs.shards import (
+    UNFINISHED,
+    describe_files,
+    find_shards,
+    joint_sha256,
+    read_safetensors,
+    shard_names,
+    write_safetensors,
+)
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
 from stages.checkpoints import adopt_checkpoint
@@ -25,7 +34,7 @@ from tests.helpers import folder_of, read, refused, run, stage1, stage2, succeed
 from tools import release
 from tools.sources import open_source
 from utils.errors import UserError
-from utils.files import read_json, sha256_file, write_json
+from utils.files import read_json, sha256_file, write_atomically, write_json
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "released"
 CARDS = sorted(FOLDER.glob("*.json"))
@@ -157,6 +166,34 @@ def test_a_tensor_larger_than_a_part_is_cut_along_its_rows(tmp_path: Path) -> No
     for part_mib in (0, 1e-4):
         with pytest.raises(UserError, match="--part_mib"):
             write_safetensors(tmp_path / "y.safetensors", tensors, {}, part_mib)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_release_that_was_stopped_begins_anew(stop: int, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before a shard or before its card, it is neither finished nor in the way of the next attempt."""
+    command = [str(folder_of(out, RUN)), str(out / "again.safetensors"), "--part_mib", "0.03"]
+    stranger = out / "again2-00001-of-00002.safetensors"
+    stranger.write_bytes(b"mine")
+    place = "tools.release.write_json" if stop == 3 else "runs.shards.write_atomically"
+    working = {"tools.release.write_json": write_json, "runs.shards.write_atomically": write_atomically}[place]
+    calls: list[Any] = []
+
+    def stopping(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == stop or stop == 3:
+            raise KeyboardInterrupt
+        working(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, stopping)
+        with pytest.raises(KeyboardInterrupt):
+            release.main(command)
+    assert read_json(out / "again.json") == UNFINISHED
+    release.main([*command[:-1], "0.04"])  # in other shards than before
+    check_card(out / "again.json")
+    assert stranger.read_bytes() == b"mine"
+    with pytest.raises(UserError, match="may exist"):
+        release.main(command)
 
 
 def test_missing_shards_and_those_of_another_file_are_named(out: Path) -> None:

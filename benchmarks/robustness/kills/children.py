@@ -1,7 +1,9 @@
 """Real commands as child processes, and waiting for a moment of theirs."""
 
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,12 +17,15 @@ from benchmarks.robustness.kills.commands import AIMS
 from utils.errors import UserError
 
 
-def start(words: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start a script in `folder`, on one thread and no GPU, its output in the files `out` and `err` there."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def start(words: Sequence[str], folder: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+    """Start a script, or a module after `-m`, in `folder`, on one thread and no GPU, its output in the files `out` and
+    `err` there; several `processes` are started by torchrun."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    script = list(words[:2]) if words[0] == "-m" else [str(ROOT / words[0])]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / words[0]), *words[1:]],
+            [sys.executable, *launcher, *script, *words[len(script) :]],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -30,17 +35,26 @@ def start(words: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def finish(words: Sequence[str], folder: Path) -> int:
+def kill_one(process: subprocess.Popen[bytes], chance: random.Random) -> None:
+    """Send SIGKILL to one of the processes that torchrun has started, to torchrun itself where there is none yet."""
+    try:
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(chance.choice(ranks)), signal.SIGKILL)
+    except (OSError, IndexError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(words: Sequence[str], folder: Path, processes: int = 1) -> int:
     """Run a script to its end and return its status."""
-    process = start(words, folder)
+    process = start(words, folder, processes)
     try:
         return process.wait()
     finally:
         process.kill()  # where this process is interrupted
 
 
-def must_finish(words: Sequence[str], folder: Path) -> None:
-    status = finish(words, folder)
+def must_finish(words: Sequence[str], folder: Path, processes: int = 1) -> None:
+    status = finish(words, folder, processes)
     if status != 0:
         raise UserError(f"python {' '.join(words)} ended with status {status}: {last_line(folder)}")
 
@@ -116,6 +130,8 @@ def state_of(folder: Path, process_epochs: int) -> str:
             return f"{name} being written"
     if list((folder / "runs").rglob("metrics.json")):
         return "table" if (folder / "runs" / "features").exists() else "end"
+    if list((folder / "runs").rglob("*.safetensors")):
+        return "between shards"
     if process_epochs:
         return "epoch or report"
     return "start, or before the first epoch's end"

@@ -19,13 +19,17 @@ ON_DISK = (
 
 @dataclass(frozen=True)
 class DisturbedCommand:
-    """A command that is disturbed, what it starts from, the flags that it resumes with, and the files to meet it at."""
+    """A command that is disturbed, what it starts from, the flags that it resumes with, and the files to meet it at.
+
+    What happens before the first epoch, such as hashing the images, is met by the moments that are drawn uniformly.
+    """
 
     name: str
     words: tuple[str, ...]
     needs: tuple[tuple[str, ...], ...] = ()
     resume_flags: tuple[str, ...] = ("--resume",)
     aims: tuple[str, ...] = ("checkpoint",)
+    processes: int = 1  # of several one is killed, and the run goes on with one, two or three
 
 
 STAGE1_DIGITS = ("main_stage1.py", *DIGITS, "--epochs", "2", "--out", "start")
@@ -64,11 +68,32 @@ COMMANDS = (
         resume_flags=(),
         aims=("table", "features"),
     ),
+    DisturbedCommand(
+        "stage 1, two processes",
+        ("main_stage1.py", *DIGITS, "--epochs", "20", "--out", "runs"),
+        processes=2,
+    ),
+    DisturbedCommand(
+        "tools.export_features",
+        ("-m", "tools.export_features", DIGITS_RUN, "runs/exported.safetensors", "--part_mib", "0.03"),
+        (STAGE1_DIGITS,),
+        resume_flags=(),
+        aims=("shard", "shard"),
+    ),
+    DisturbedCommand(
+        "tools.release",
+        ("-m", "tools.release", DIGITS_RUN, "runs/released.safetensors", "--part_mib", "0.03"),
+        (STAGE1_DIGITS,),
+        resume_flags=(),
+        aims=("shard", "shard"),
+    ),
+    # A command whose images are hashed for long belongs here, with the file of its hashes in AIMS.
 )
 AIMS = {
     "checkpoint": r"\.(last|best)\.pth\.|\.log\.csv\.",
     "report": r"\.(metrics\.json|[a-z_]+\.png)\.",
     "features": r".*\.npy\.",
+    "shard": r"\.(exported|released)(-\d+-of-\d+)?\.(safetensors|json)\.",
     "table": r"\.[a-z_]+_[0-9a-f]{16}\.json\.|\.unified_.*",
 }
 

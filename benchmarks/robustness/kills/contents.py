@@ -1,6 +1,7 @@
 """What a run has written, read back and made comparable: weights bit for bit, clocks aside."""
 
 import hashlib
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.files import LOCK, read_json
 
 CLOCKS = {"seconds", "evaluation_seconds", "train_seconds", "images_per_second"}
 # Of files whose content holds clocks, and of the code while somebody works on it.
-NOT_COMPARED = CLOCKS | {"resumed", "sha256", "stage1_sha256", "git_revision", "backbone", "command", "resume"}
+NOT_COMPARED = CLOCKS | {"resumed", "parts", "sha256", "stage1_sha256", "git_revision", "backbone", "command", "resume"}
 
 
 def content(path: Path) -> Any:
@@ -29,6 +31,8 @@ def content(path: Path) -> Any:
         return table.drop(columns=[name for name in table if is_not_compared(str(name))]).to_csv()
     if path.suffix == ".npy":
         return plain(torch.from_numpy(np.load(path, allow_pickle=False)))
+    if path.suffix == ".safetensors":
+        return plain(load_file(path))
     if path.suffix == ".png":
         with Image.open(path) as image:
             image.load()
@@ -61,6 +65,21 @@ def contents(folder: Path) -> dict[str, Any]:
             if path.is_file() and path.name != LOCK and not path.name.endswith(".tmp"):
                 found[re.sub(r"(?<=[/_])[0-9a-f]{16}(?=[/.])", "*", str(path.relative_to(folder)))] = content(path)
     return found
+
+
+# Nats by which the last epoch's loss may differ where processes came or went: they sum in another order.
+NEAR = 0.1
+
+
+def is_continued(found: dict[str, Any], reference: dict[str, Any], epochs: int) -> bool:
+    """Tell whether a run whose processes became more or fewer after `epochs` epochs is the reference until then, bit
+    for bit, and near it afterwards: as many epochs, the same files, and nearly the loss."""
+    if found.keys() != reference.keys():
+        return False
+    [name] = [name for name in reference if name.endswith("log.csv")]
+    mine, its = found[name].splitlines(), reference[name].splitlines()
+    last = [pd.read_csv(io.StringIO(text))["loss"].iloc[-1] for text in (found[name], reference[name])]
+    return len(mine) == len(its) and mine[: 1 + epochs] == its[: 1 + epochs] and bool(abs(last[0] - last[1]) < NEAR)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from benchmarks.robustness.kills.children import (
     after,
     being_written,
     finish,
+    kill_one,
     last_line,
     meet,
     must_finish,
@@ -25,8 +26,10 @@ from benchmarks.robustness.kills.children import (
     temporaries,
 )
 from benchmarks.robustness.kills.commands import AIMS, DisturbedCommand, write_tree
-from benchmarks.robustness.kills.contents import contents
+from benchmarks.robustness.kills.contents import contents, is_continued
 from utils.files import LOCK, make_folder
+
+PROCESSES = (1, 2, 3)  # with which a run of several goes on
 
 
 @dataclass
@@ -34,7 +37,6 @@ class KillExperiment:
     """What is prepared once for all kills, and what came of them."""
 
     folder: Path
-    chance: random.Random
     rows: list[dict[str, Any]] = field(default_factory=list)
     references: dict[str, dict[str, Any]] = field(default_factory=dict)
     durations: dict[str, float] = field(default_factory=dict)
@@ -54,50 +56,73 @@ class KillExperiment:
             must_finish(words, folder)
         whole = self.fresh(command)
         began = time.monotonic()
-        must_finish(command.words, whole)
+        must_finish(command.words, whole, command.processes)
         self.durations[command.name] = time.monotonic() - began
         self.references[command.name] = contents(whole)
 
-    def chain(self, command: DisturbedCommand, moments: Sequence[str]) -> None:
+    def chain(self, command: DisturbedCommand, moments: Sequence[str], chance: random.Random) -> None:
         """Disturb a command at the moments given, let it end, and compare."""
         folder = self.fresh(command)
         rows, words = [], command.words
+        processes = [command.processes]
+        until = None  # the epoch after which processes became more or fewer
+        status: int | None = None
         for moment in moments:
             before = saved_epoch(folder)
-            process = start(words, folder)
-            row = self.disturb(command, process, folder, moment)
+            process = start(words, folder, processes[-1])
+            row = self.disturb(command, process, folder, moment, chance)
             if row is None:  # it ended first
+                status = process.returncode
                 break
             row["lost"] = max(row["printed"], before) - row["saved"] if row["readable"] else None
             rows.append(row)
             words = (*command.words, *command.resume_flags)
-        status = finish(words, folder)
-        try:
-            same = contents(folder) == self.references[command.name]
-        except Exception:
-            same = False
+            if command.processes > 1:
+                processes.append(chance.choice(PROCESSES))
+                if until is None and processes[-1] != command.processes:
+                    until = row["saved"]
+        status = finish(words, folder, processes[-1]) if status is None else status
+        same = self.is_same(command, folder, until)
         clean = not temporaries(folder) and not list(folder.rglob(LOCK))
         for row in rows:
-            row |= {"resumed": status == 0, "identical": same, "left": not clean, "end": last_line(folder)}
+            row |= {"resumed": status == 0, "identical": same and until is None, "near": same and until is not None}
+            row |= {"left": not clean, "end": last_line(folder), "processes": " ".join(map(str, processes))}
         self.rows += rows
         shutil.rmtree(folder.parent)
 
+    def is_same(self, command: DisturbedCommand, folder: Path, until: int | None) -> bool:
+        """Tell whether what came out is what an undisturbed run makes; near it, where its processes changed."""
+        reference = self.references[command.name]
+        try:
+            found = contents(folder)
+            return found == reference if until is None else is_continued(found, reference, until)
+        except Exception:
+            return False
+
     def disturb(
-        self, command: DisturbedCommand, process: subprocess.Popen[bytes], folder: Path, moment: str
+        self,
+        command: DisturbedCommand,
+        process: subprocess.Popen[bytes],
+        folder: Path,
+        moment: str,
+        chance: random.Random,
     ) -> dict[str, Any] | None:
         """Meet a child at a moment and send the signal; return what was found, None where it had ended before."""
         began = time.monotonic()
         number = getattr(signal, moment) if moment.startswith("SIG") else signal.SIGKILL
         if moment in AIMS:
-            at = being_written(folder, AIMS[moment], self.chance.choice([1, 1, 2, 3, 5, 8]))
+            at = being_written(folder, AIMS[moment], chance.choice([1, 1, 2, 3, 5, 8]))
         else:
-            at = after(self.chance.uniform(0.0, self.durations[command.name]))
+            at = after(chance.uniform(0.0, self.durations[command.name]))
         if not meet(process, at):
             return None
-        process.send_signal(number)
+        if command.processes > 1:
+            kill_one(process, chance)
+        else:
+            process.send_signal(number)
         seconds = time.monotonic() - began
         status = process.wait()
-        if number != signal.SIGKILL and status == 0:
+        if status == 0 and (number != signal.SIGKILL or command.processes > 1):
             return None
         readable = True
         try:

@@ -70,7 +70,7 @@ COMMANDS = (
     ),
     DisturbedCommand(
         "stage 1, two processes",
-        ("main_stage1.py", *DIGITS, "--epochs", "20", "--out", "runs"),
+        ("main_stage1.py", *DIGITS, "--epochs", "10", "--out", "runs"),
         processes=2,
     ),
     DisturbedCommand(

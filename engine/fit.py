@@ -10,7 +10,17 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from engine.epoch import EpochResult
-from engine.log import LOG_COLUMNS, Pace, log_accuracies, log_row, open_events, print_epoch, write_events, write_log
+from engine.log import (
+    LOG_COLUMNS,
+    Pace,
+    close_events,
+    log_accuracies,
+    log_row,
+    open_events,
+    print_epoch,
+    write_events,
+    write_log,
+)
 from evaluation.measure import SplitFeatures, SplitLogits, evaluate_test, held_out_temperature, selection_score
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from runs.run_folder import Run, other_part
@@ -108,7 +118,7 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
         elif done == epochs and session.run.config["settings"].get("temperature") is not None:
             save_epoch(session, training, history, logits_of, False, background)  # it may be given only now
     if events is not None:
-        events.close()
+        close_events(events)
     if is_main():
         write_log(session.run, history.log)
     return history, logits_of

@@ -1,8 +1,10 @@
 """What log.csv has, as events for TensorBoard, which is installed only by those who want it."""
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,16 +32,33 @@ def open_events(run: Run, epochs_done: int) -> Any:
         raise UserError(
             "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out"
         ) from error
-    return SummaryWriter(run.folder / FOLDER, purge_step=epochs_done + 1)
+    with one_line_on_failure(run.folder / FOLDER):
+        return SummaryWriter(run.folder / FOLDER, purge_step=epochs_done + 1)
+
+
+@contextlib.contextmanager
+def one_line_on_failure(folder: Path | str) -> Iterator[None]:
+    """Raise UserError where TensorBoard cannot write to its folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; leave out --tensorboard") from error
 
 
 def write_events(writer: Any, row: dict[str, Any]) -> None:
     """Write a row of log.csv: the numbers of training as `train/...`, accuracies as `test/...`."""
-    for name, value in row.items():
-        if name != "epoch" and value is not None:
-            group = "test" if name.startswith(("plain_", "flip_")) else "train"
-            writer.add_scalar(f"{group}/{name}", value, row["epoch"])
-    writer.flush()
+    with one_line_on_failure(writer.log_dir):
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                group = "test" if name.startswith(("plain_", "flip_")) else "train"
+                writer.add_scalar(f"{group}/{name}", value, row["epoch"])
+        writer.flush()
+
+
+def close_events(writer: Any) -> None:
+    """Write what is left, and close."""
+    with one_line_on_failure(writer.log_dir):
+        writer.close()
 
 
 LOG_COLUMNS = ("loss", "train_accuracy", "lr", "seconds", "images_per_second")

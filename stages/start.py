@@ -9,7 +9,8 @@ from pathlib import Path
 from runs.checkpoint import Checkpoint, joined, load_checkpoint
 from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
-from settings.fields import FLAGS, STAGE1, TRAINING
+from settings.declare import Facet
+from settings.fields import FLAGS, STAGE1, TRAINING, with_facet
 from settings.resolve import Command
 from stages.checkpoints import (
     adopt_checkpoint,
@@ -69,6 +70,7 @@ def probe_command(command: Command) -> Command:
     """Return the command of the stage 1 of no epochs on the `--weights` of a stage 2."""
     # Of what both stages read, and a report does not, the flags given are stage 2's.
     of_stage2 = ("seed", "label_smooth", *(name for name, flag in FLAGS.items() if flag.read_by == TRAINING))
+    of_stage2 += with_facet(Facet.MEASURE)
     flags = flags_of(command, STAGE1, without=of_stage2)
     seed = stage1_seed(command.settings)
     return parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])

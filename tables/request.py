@@ -19,6 +19,8 @@ from utils.files import make_folder, write_text
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
+# What a stage 1 measured of itself is no matter where stage 2 starts from it.
+NOT_MEASURED = dict.fromkeys(with_facet(Facet.MEASURE))
 # Both stages have these; in a table they are stage 1's, and stage 2 keeps the preset's: it is part of the budget.
 STAGE1_ONLY = with_facet(Facet.STAGE1_STEPS | Facet.STAGE2_STEPS)
 
@@ -66,7 +68,7 @@ class Request:
         """Return the flags by which stage 2 names its stage 1: the file given, or the run of `stage1`."""
         if "features" in self.given:
             return self.flags(STAGE2, **more, seed=seed)
-        source = self.given.get("pretrained_pth") or str(self.stage1(seed, **more))
+        source = self.given.get("pretrained_pth") or str(self.stage1(seed, **more, **NOT_MEASURED))
         return self.flags(STAGE2, **{**more, "pretrained_pth": source, "weights": None, "seed": seed})
 
     def splits(self, **like: Any) -> list[list[str]]:
@@ -78,7 +80,9 @@ class Request:
             return [self.flags(STAGE2, seed=self.seeds[0])]
         # Without a factor the imbalance is the data's own, and `--imb_type` has no name for it.
         like = {name: value for name, value in like.items() if name != "imb_type" or "imb_ratio" in like}
-        paths = self.holdout_pth or [str(self.stage1(seed, **{**like, "holdout": HOLDOUT})) for seed in SPLITS]
+        paths = self.holdout_pth or [
+            str(self.stage1(seed, **{**like, "holdout": HOLDOUT, **NOT_MEASURED})) for seed in SPLITS
+        ]
         return [self.flags(STAGE2, pretrained_pth=path, weights=None, seed=seed) for seed, path in enumerate(paths)]
 
     def suffix(self) -> str:

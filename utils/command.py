@@ -22,6 +22,7 @@ SECONDS_FOR_TORCHRUN = 3
 SECONDS_FOR_WORKERS = 0.5
 # Seconds in which signals after the first are taken for the same request: terminals and torchrun send several.
 SECONDS_OF_ONE_REQUEST = 10
+ENDED_BY_SYSTEM = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT)  # errors that no code can help
 ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -65,8 +66,8 @@ def line_for(error: Exception) -> str | None:
         return str(error)
     if is_out_of_memory(error):
         return str(no_memory(f"{type(error).__name__}: {error}", "--batch_size, --workers, --views or --width"))
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return str(UserError(f"{error.strerror}: {error.filename}"))
+    if isinstance(error, OSError) and error.errno in ENDED_BY_SYSTEM:
+        return str(UserError(f"{error.strerror}" + (f": {error.filename}" if error.filename else "")))
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")
     if found:
         return f"--deterministic: {operation} cannot be repeated on CUDA; leave the flag out, or take another network"

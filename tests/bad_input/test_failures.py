@@ -161,6 +161,19 @@ def test_a_full_disk_is_one_line_whatever_writes(writer: str, tmp_path: Path) ->
     assert contents(tmp_path) == {"file": b"before"}
 
 
+def test_a_full_disk_under_tensorboard_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        log_dir = str(tmp_path / "tensorboard")
+
+        def add_scalar(self, *arguments: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(engine.fit, "open_events", lambda *_: Full())
+    message = refused("main_stage1", *DIGITS, "--out", tmp_path, "--epochs", 2, "--tensorboard")
+    assert message == f"error: cannot write {Full.log_dir}: No space left on device; leave out --tensorboard\n"
+    assert torch.load(folder_of(tmp_path, "stage1_epochs2") / "last.pth", weights_only=True)["epoch"] == 1
+
+
 # Memory
 
 

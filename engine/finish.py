@@ -29,7 +29,7 @@ from utils.files import write_json
 def measure(
     config: dict[str, Any], history: History, logits_of: SplitLogits, images: Images, data: LongTailedData
 ) -> dict[str, Any]:
-    """Return the content of metrics.json (see README) for a classifier, of a run or of a row of a table.
+    """Return the content of metrics.json (docs/runs.md lists it) for a classifier, of a run or of a row of a table.
 
     Beside the report on the test set it says how well the network fits the training images as they are, and how far
     their features have collapsed onto the class means.

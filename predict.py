@@ -125,6 +125,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Predict the images that a command line names."""
     arguments = make_parser().parse_args(argv)
     check(arguments)
     output = sys.stdout

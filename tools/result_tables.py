@@ -157,6 +157,7 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Fill the tables of the pages that a command line names, of all pages where it names none."""
     usage = "python -m tools.result_tables [PAGE.md ...]"
     parser = CommandParser("python -m tools.result_tables", __doc__, f"usage: {usage}", usage=usage)
     parser.add_argument("pages", nargs="*", type=Path, help="pages whose tables are filled [all]")

@@ -1,4 +1,4 @@
-"""The one-line error for everything that a user can cause. A leaf: every room may import it."""
+"""The one-line error for everything that a user can cause."""
 
 from utils.text import one_line
 

@@ -1,4 +1,4 @@
-"""How many lines of the packages the tests run.
+"""How many lines of each room the tests run.
 
     python -m benchmarks.robustness.coverage
     python -m benchmarks.robustness.coverage --quick    # the tests of the losses alone, whatever they cover

@@ -132,13 +132,6 @@ def test_a_page_has_one_title_and_short_headings(page: Path) -> None:
         assert len(heading) <= LONGEST_HEADING and heading[-1] not in ".?!:", heading
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_an_empty_line_ends_a_table(page: Path) -> None:
-    """Without one GitHub takes the next line of text into the table."""
-    found = re.findall(r"(?m)^\|.*\|\n(?![|\n]).+$", page.read_text(encoding="utf-8"))
-    assert not found, found
-
-
 # What a reader may copy
 
 

@@ -24,7 +24,7 @@ from engine.frozen_features import network_features
 from runs.checkpoint import CLASSIFIER, load_checkpoint
 from runs.session import LoadedModel
 from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
-from tools.sources import accuracy_of, describe_source, header_of, look_at, make_parser, open_source
+from stages.sources import accuracy_of, describe_source, header_of, look_at, make_parser, open_source
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json

@@ -21,7 +21,7 @@ from typing import Any
 
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, with_backbone
 from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
-from tools.sources import Source, accuracy_of, describe_source, header_of, look_at, make_parser, open_source
+from stages.sources import Source, accuracy_of, describe_source, header_of, look_at, make_parser, open_source
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import read_json, write_json

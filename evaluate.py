@@ -7,9 +7,9 @@ averaging.
     python evaluate.py --features FILE.npz --cur_stage stage2
 
 A classifier alone is read with the backbone (`tools.release`) or the features (`tools.export_features`) that it
-names. For each
-checkpoint the test images pass through the network once, mirrored again, and the training images once. Numbers are
-those of the run's own metrics.json where precision and threads are the same; RESULTS.md has what was measured.
+names. For each checkpoint the test images pass through the network once, mirrored again, and the training images once.
+Numbers are those of the run's own metrics.json where precision and threads are the same; RESULTS.md has what was
+measured.
 """
 
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ from stages.prediction import (
     logit_blocks,
     make_predictor,
     open_images,
-    read_run,
+    read_trained,
 )
 from stages.prediction_csv import (
     STANDARD_OUTPUT,
@@ -93,7 +93,7 @@ def say(lines: Sequence[str]) -> None:
 
 def predict(arguments: argparse.Namespace, output: TextIO) -> None:
     """Predict what the arguments ask for, with the rows on `output` for `--csv -`; say what was done."""
-    checkpoint = read_run(Path(arguments.pretrained_pth), arguments.trust_pickle)
+    checkpoint = read_trained(Path(arguments.pretrained_pth), arguments.trust_pickle)
     predictor = make_predictor(checkpoint, arguments.temperature)
     known = len(predictor.class_names)
     if arguments.top is not None and arguments.top > known:
@@ -125,6 +125,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Predict the images that a command line names."""
     arguments = make_parser().parse_args(argv)
     check(arguments)
     output = standard_output() if arguments.csv == STANDARD_OUTPUT else sys.stdout

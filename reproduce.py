@@ -43,10 +43,12 @@ CLOSING = (
 
 
 def refuse_usage(message: str) -> NoReturn:
+    """Raise UserError for a command line that cannot be."""
     raise UserError(f"{message}; {ADVICE}")
 
 
 def make_table_parser() -> argparse.ArgumentParser:
+    """Make the parser of this script's own flags; all others are those of the two stages."""
     usage = "python reproduce.py TABLE [flags]"
     parser = CommandParser("reproduce.py", __doc__, ADVICE, usage=usage, epilog=wrapped(CLOSING))
     parser.add_argument("table", help=", ".join(TABLES))
@@ -102,6 +104,7 @@ def once(values: list[Any] | None) -> list[Any] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Make the table that a command line names."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if launch_of().count > 1:
         raise UserError("reproduce.py is one process that runs the stages: start it without torchrun")

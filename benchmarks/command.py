@@ -8,7 +8,7 @@ from typing import NoReturn
 from settings.command_line import make_parser, parse_command
 from settings.fields import STAGE1
 from settings.resolve import Command
-from utils.errors import UserError
+from utils.arguments import CommandParser
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository, whose scripts are run as child processes
 # Flags of main_stage1.py that no benchmark leaves to the user: it trains into a folder of its own.
@@ -20,22 +20,11 @@ def make_own_parser(
 ) -> argparse.ArgumentParser:
     """Return the parser of `python -m benchmarks.<name>`, with --quick where `quick` says what it does, and --results.
 
-    `description` is the module's docstring: --help shows its lines as they are. `words` stand behind the command in the
-    usage line. A wrong command line is a UserError.
+    `description` is the module's docstring. `words` stand behind the command in the usage line. A wrong command line is
+    a UserError.
     """
     command = f"python -m benchmarks.{name}"
-    parser = argparse.ArgumentParser(
-        prog=command,
-        usage=f"{command} {words}",
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def refuse_usage(message: str) -> NoReturn:
-        raise UserError(f"{message}; {command} --help lists the flags")
-
-    parser.error = refuse_usage  # type: ignore[method-assign]
+    parser = CommandParser(command, description, f"{command} --help lists the flags", usage=f"{command} {words}")
     if quick is not None:
         parser.add_argument("--quick", action="store_true", help=quick)
     if results:

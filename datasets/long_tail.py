@@ -93,6 +93,7 @@ class LongTailedData:
 
     @property
     def num_classes(self) -> int:
+        """K."""
         return len(self.class_names)
 
     @property

@@ -1,0 +1,1 @@
+"""The loops: epochs of training, fitting with checkpoints, many heads at once, frozen features."""

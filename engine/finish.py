@@ -26,10 +26,10 @@ from utils.distributed import is_main, wait_for_all
 from utils.files import write_json
 
 
-def measure(
+def run_metrics(
     config: dict[str, Any], history: History, logits_of: SplitLogits, images: Images, data: LongTailedData
 ) -> dict[str, Any]:
-    """Return the content of metrics.json (see README) for a classifier, of a run or of a row of a table.
+    """Return the content of metrics.json (docs/runs.md lists it) for a classifier, of a run or of a row of a table.
 
     Beside the report on the test set it says how well the network fits the training images as they are, and how far
     their features have collapsed onto the class means.
@@ -84,7 +84,7 @@ def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
 def finish_run(session: Session, history: History, logits_of: SplitLogits) -> dict[str, Any]:
     """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
     run, settings = session.run, session.run.config["settings"]
-    metrics = measure(run.config, history, logits_of, session.images, session.data)
+    metrics = run_metrics(run.config, history, logits_of, session.images, session.data)
     if is_main():
         draw_plots(run.folder / "plots", metrics, history.log)
         write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished

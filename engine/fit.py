@@ -105,7 +105,7 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
         for epoch in range(done, epochs):
             logits_of = SplitLogits(features_of, session.model.fc)  # lets go of the predictions of the epoch before
             row = train_one(session, training, history, epoch)
-            due = epoch + 1 == epochs or (epoch + 1) % settings.eval_every == 0
+            due = (epoch + 1) % settings.eval_every == 0 or epoch + 1 == epochs
             logits_of = SplitLogits(features_of, session.model.fc)
             is_best = evaluate_epoch(session, history, logits_of, row, due)
             save_epoch(session, training, history, logits_of, is_best, background)

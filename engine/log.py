@@ -1,4 +1,7 @@
-"""What log.csv has, as events for TensorBoard, which is installed only by those who want it."""
+"""What is said of an epoch: its row of log.csv, its line on the screen, its events for TensorBoard.
+
+TensorBoard is installed only by those who want it.
+"""
 
 import contextlib
 import time

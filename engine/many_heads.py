@@ -37,6 +37,7 @@ class HeadTrainer:
 
     @property
     def num_classes(self) -> int:
+        """K."""
         return len(self.class_counts)
 
     @property

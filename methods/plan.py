@@ -36,6 +36,7 @@ class Plan:
 
     @property
     def recipe(self) -> Recipe:
+        """The row of `RECIPES` that the plan is of."""
         return find_recipe(self.method)
 
     def target(self, num_classes: int) -> Target:

@@ -1,4 +1,4 @@
-"""Classifiers that take the place of a network's `fc`: those that are trained, and those that are computed.
+"""Classifiers that take the place of a network's `fc`. `methods.closed_form` has those that are computed.
 
 A head maps features (B, d) to logits (B, K) and keeps `weight` (K, d) and `bias` (K,) under nn.Linear's names, so the
 keys of a checkpoint stay `fc.weight` and `fc.bias`, followed by the head's own. What a method does not train has

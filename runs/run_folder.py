@@ -1,4 +1,4 @@
-"""A run's folder: its name, the rules for opening it, its configuration, and how the next stage finds it."""
+"""A run's folder: what lies in it, and the rules for opening it. `runs.run_names` has its name."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace

@@ -1,0 +1,1 @@
+"""The flags of the scripts: declared, checked, resolved from the command line."""

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ class Command:
         """Return the same command with another data set's preset behind the flags that were given."""
         drawn = {"seed": self.settings.seed}  # one that was drawn is not drawn again
         return resolve(self.script, {**self.given, **drawn}, self.arguments, dataset)
+
+
+def flag_words(script: str, values: Mapping[str, Any]) -> list[str]:
+    """Return settings as words of a command line of `script`: those that it reads; a switch is on."""
+    words: list[str] = []
+    for name, value in values.items():
+        if script in FLAGS[name].read_by:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
 
 
 def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], dataset: str | None = None) -> Command:

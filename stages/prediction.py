@@ -130,7 +130,7 @@ def leave_out_unreadable(split: ListedSplit, workers: int, limit: int) -> tuple[
     return without_rows(split, [row for row, _ in bad]), [reason for _, reason in bad]
 
 
-def read_run(path: Path, trust_pickle: bool = False) -> Checkpoint:
+def read_trained(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Return the checkpoint of a run folder (its last one) or of a file, with its backbone.
 
     Raises UserError where there is none, and for one that holds no network of ours.

@@ -89,7 +89,8 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
     """
     command, checkpoint = find(command)
     settings = command.settings
-    data = load_data(settings, stage1_seed(settings), checkpoint)
+    seed = settings.seed if command.script == STAGE1 else stage1_seed(settings)
+    data = load_data(settings, seed, checkpoint)
     if checkpoint is not None:
         refuse_other_images(checkpoint, data, warn=command.script == EVALUATE)
     augment = settings.augment if command.script == STAGE1 else "crop"

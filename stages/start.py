@@ -11,7 +11,7 @@ from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
 from settings.declare import Facet
 from settings.fields import FLAGS, STAGE1, TRAINING, with_facet
-from settings.resolve import Command
+from settings.resolve import Command, flag_words
 from stages.checkpoints import (
     adopt_checkpoint,
     adopt_report,
@@ -85,11 +85,8 @@ def is_trained(probe: Command) -> bool:
 
 def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> list[str]:
     """Return the flags given to a command that another script reads too."""
-    words = []
-    for name, value in command.given.items():
-        if script in FLAGS[name].read_by and name not in (*without, "cur_stage"):
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return words
+    kept = {name: value for name, value in command.given.items() if name not in (*without, "cur_stage")}
+    return flag_words(script, kept)
 
 
 def find_reported(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
@@ -111,7 +108,7 @@ def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     runs = seed_folder(command.settings, seed).glob("stage1*/config.json")
     if not from_main(any(runs) if is_main() else False):  # a slower process would see what the first has begun
         names = ("features", "out", "device", "gpu", "workers")
-        flags = [word for name in names if name in command.given for word in (f"--{name}", str(command.given[name]))]
+        flags = flag_words(STAGE1, {name: command.given[name] for name in names if name in command.given})
         print(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
         train_probe(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), given)
         wait_for_all()  # of many processes the first writes the run that all read next

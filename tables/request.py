@@ -14,7 +14,8 @@ from evaluation.run_rows import to_markdown
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.declare import STAGE1, STAGE2, Facet
-from settings.fields import FLAGS, with_facet
+from settings.fields import with_facet
+from settings.resolve import flag_words
 from utils.files import make_folder, write_text
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
@@ -48,12 +49,7 @@ class Request:
     def flags(self, script: str, **more: Any) -> list[str]:
         """Return the flags given that `script` reads, with `more` in their place; None leaves one out."""
         given = {name: value for name, value in self.given.items() if script == STAGE1 or name not in STAGE1_ONLY}
-        values = {name: value for name, value in {**given, **more}.items() if value is not None}
-        argv: list[str] = []
-        for name, value in values.items():
-            if script in FLAGS[name].read_by:
-                argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-        return argv
+        return flag_words(script, {name: value for name, value in {**given, **more}.items() if value is not None})
 
     def stage1(self, seed: int, **more: Any) -> Path:
         """Return the folder of the stage-1 run that the flags describe, after training what is missing of it."""

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from datasets.long_tail import LongTailedData
-from engine.finish import measure
+from engine.finish import run_metrics
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import HeadTrainer, Trained, train_heads
@@ -257,5 +257,5 @@ class _Follower:
         except DivergedError:
             return {**content, "failure": "diverged: logits that are not finite"}
         assert selection_score(history.best) >= selection_score(history.last) - 1e-6
-        content["metrics"] = measure(config, history, last, context.images, context.data)
+        content["metrics"] = run_metrics(config, history, last, context.images, context.data)
         return content

@@ -18,6 +18,7 @@ from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, read_ru
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1, STAGE2, Settings
+from settings.resolve import flag_words
 from stages.checkpoints import find_stage1
 from tables.published import cell, sources
 from tables.request import Request, write_results
@@ -150,15 +151,7 @@ def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
         print(f"{run.name} failed: {error}", flush=True)
         settings = parse_command(STAGE1, "", request.flags(STAGE1, seed=seed, **run.stage1)).settings
         return failed_row(settings, error)
-    own = {name: value for name, value in run.stage2.items()}
-    argv = [
-        *source,
-        *(
-            word
-            for name, value in own.items()
-            for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-        ),
-    ]
+    argv = [*source, *flag_words(STAGE2, run.stage2)]
     command, checkpoint = find_stage1(parse_command(STAGE2, "", argv))
     try:
         request.train_stage2([*argv, "--reuse"])

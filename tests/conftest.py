@@ -11,7 +11,7 @@ import tables.selection
 from methods.recipes import RECIPES
 from utils.device import Execution
 
-pytest.register_assert_rewrite("tests.helpers")
+pytest.register_assert_rewrite("tests.helpers", "tests.forks")
 
 ROOT = Path(__file__).resolve().parent.parent
 

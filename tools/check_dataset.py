@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,8 @@ from datasets.lists import ListedSplit, class_folders, image_files, join, scan
 from datasets.long_tail import LongTailedData, Profile
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from evaluation.plots import save_figure
+from utils.arguments import CommandParser
 from utils.command import run_command
-from utils.errors import UserError
 from utils.files import sha256_file, write_json
 from utils.progress import show_progress
 from utils.text import shown
@@ -317,20 +317,9 @@ def decode_count(text: str) -> int | None:
     return int(text)
 
 
-def refuse_usage(message: str) -> NoReturn:
-    """Raise UserError for a command line that cannot be."""
-    raise UserError(f"{message}; --help lists the flags")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_dataset",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse_usage  # type: ignore[method-assign]
+    parser = CommandParser("python -m tools.check_dataset", __doc__)
     parser.add_argument("--dataset", required=True, help="name of the data set")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets; of list and folder: their own")
     parser.add_argument("--train_list", help="list of the training images: lines of 'path label', or COCO's .json")

@@ -5,12 +5,11 @@
 Every number comes from the runs' own metrics.json and config.json. RESULTS.md is made of such tables.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +18,8 @@ from matplotlib.figure import Figure
 from evaluation.plots import COLOURS, save_figure
 from evaluation.run_rows import GROUPS, SETTINGS, csv_row, read_run, run_name, short_table, to_markdown
 from evaluation.text_tables import headline
+from utils.arguments import CommandParser
 from utils.command import run_command
-from utils.errors import UserError
 from utils.files import write_text
 
 SMOOTHING_WINDOW = 9  # classes whose accuracies the figure's curve averages
@@ -71,23 +70,13 @@ def read_once(folders: Sequence[Path]) -> list[tuple[dict[str, Any], dict[str, A
     return runs
 
 
-def refuse_usage(message: str) -> NoReturn:
-    """Raise UserError for a command line that cannot be."""
-    raise UserError(f"{message}; usage: python -m tools.compare RUN_FOLDER ... [--csv F] [--markdown F] [--figure F]")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Put the runs that a command line names side by side."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.compare",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse_usage  # type: ignore[method-assign]
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    for flag in ("csv", "markdown", "figure"):
-        parser.add_argument(f"--{flag}", type=Path, help=f"write the {flag} here")
+    usage = "python -m tools.compare RUN_FOLDER ... [--csv F] [--markdown F] [--figure F]"
+    parser = CommandParser("python -m tools.compare", __doc__, f"usage: {usage}", usage=usage)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folders of finished runs")
+    for flag, what in (("csv", "a row a run"), ("markdown", "the table"), ("figure", "a picture")):
+        parser.add_argument(f"--{flag}", type=Path, metavar="FILE", help=f"write {what} to this file")
     arguments = parser.parse_args(argv)
     runs = read_once(arguments.runs)
     rows = pd.DataFrame([csv_row(*run) for run in runs])

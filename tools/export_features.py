@@ -14,10 +14,8 @@ with the data of the run, which must be there. The card beside it, FILE with the
 run, the accuracy `measured` with the features as they stand in the file, and the sha256 of every shard.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -26,7 +24,7 @@ from engine.frozen_features import network_features
 from runs.checkpoint import CLASSIFIER, load_checkpoint
 from runs.session import LoadedModel
 from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
-from tools.sources import accuracy_of, describe_source, header_of, look_at, open_source
+from stages.sources import accuracy_of, describe_source, header_of, look_at, make_parser, open_source
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json
@@ -82,25 +80,9 @@ def feature_tensors(loaded: LoadedModel, mirror: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def refuse_usage(message: str) -> NoReturn:
-    """Raise the error of a command line that cannot be."""
-    usage = "python -m tools.export_features RUN_OR_CHECKPOINT FILE.safetensors [--part_mib N] [flags of evaluate.py]"
-    raise UserError(f"{message}; usage: {usage}")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Export what the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export_features",
-        usage="python -m tools.export_features RUN_OR_CHECKPOINT FILE.safetensors [flags of evaluate.py]",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse_usage  # type: ignore[method-assign]
-    parser.add_argument("source", type=Path, help="folder of a finished stage-1 run, or a checkpoint file")
-    parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
-    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
+    parser = make_parser("export_features", __doc__)
     own, flags = parser.parse_known_args(argv)
     written = export_features(own.source, own.file, flags, own.part_mib)
     print(f"written: {', '.join(map(str, written))}")

@@ -64,6 +64,7 @@ def bounds_of(flag: Flag) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page of flags."""
     CommandParser("python -m tools.flags", __doc__).parse_args(argv)
     make_folder(PAGE.parent)
     write_text(PAGE, flags_page())

@@ -15,14 +15,13 @@ with the ending .json, has the command, the data, the accuracy of the run, the a
 published, and the sha256 of every shard.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, with_backbone
 from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
-from tools.sources import Source, accuracy_of, describe_source, header_of, look_at, open_source
+from stages.sources import Source, accuracy_of, describe_source, header_of, look_at, make_parser, open_source
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -106,34 +105,17 @@ def made_from(base: Checkpoint) -> str | None:
     return read_json(card).get("run_sha256") if card.is_file() else None
 
 
-def refuse_usage(message: str) -> NoReturn:
-    """Raise the error of a command line that cannot be."""
-    raise UserError(
-        f"{message}; usage: python -m tools.release RUN_OR_CHECKPOINT FILE.safetensors [--backbone FILE.safetensors] "
-        "[flags of evaluate.py]"
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Release what the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.release",
-        usage="python -m tools.release RUN_OR_CHECKPOINT FILE.safetensors [--backbone FILE] [flags of evaluate.py]",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse_usage  # type: ignore[method-assign]
-    parser.add_argument("source", type=Path, help="folder of a finished run, or a checkpoint file")
-    parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
-    parser.add_argument("--backbone", type=Path, help="of a stage 2: the released file of its stage 1")
-    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
+    parser = make_parser("release", __doc__, "[--backbone FILE] ")
+    help_text = "of a stage 2: the released file of its stage 1"
+    parser.add_argument("--backbone", type=Path, metavar="FILE", help=help_text)
     own, flags = parser.parse_known_args(argv)
     source = open_source(own.source, flags)
     if source.stage == "stage1" and own.backbone is not None:
-        refuse_usage("--backbone is for a stage 2: a stage 1 has its own")
+        parser.error("--backbone is for a stage 2: a stage 1 has its own")
     if source.stage == "stage2" and own.backbone is None:
-        refuse_usage(
+        parser.error(
             f"{own.source} is of a stage 2, of which the classifier is released: name the file that has its stage 1 "
             "with --backbone"
         )

@@ -19,16 +19,15 @@ the first that is not empty), and a format: `.2` two digits, `g` as short as it 
 rows, nothing for text as it stands. `columns: a | b` are columns of the source as they stand.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import pandas as pd
 
 from evaluation.run_rows import mean_cell, refuse_mixed, to_markdown
+from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_text
@@ -158,18 +157,10 @@ def pages(root: Path = ROOT) -> list[Path]:
     return [root / "README.md", root / "RESULTS.md", root / "benchmarks/README.md", *sorted(root.glob("docs/**/*.md"))]
 
 
-def refuse_usage(message: str) -> NoReturn:
-    raise UserError(f"{message}; usage: python -m tools.result_tables [PAGE.md ...]")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.result_tables",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse_usage  # type: ignore[method-assign]
+    """Fill the tables of the pages that a command line names, of all pages where it names none."""
+    usage = "python -m tools.result_tables [PAGE.md ...]"
+    parser = CommandParser("python -m tools.result_tables", __doc__, f"usage: {usage}", usage=usage)
     parser.add_argument("pages", nargs="*", type=Path, help="pages whose tables are filled [all]")
     for page in parser.parse_args(argv).pages or pages():
         if not page.is_file():

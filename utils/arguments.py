@@ -43,10 +43,13 @@ def first_and_examples(text: str) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Return a docstring with its paragraphs filled to the width of a help text, and indented ones, which are examples,
-    as they are."""
+    """Return a docstring with its paragraphs filled to the width of a help text.
+
+    Indented ones, which are examples, and lists stay as they are.
+    """
     paragraphs = text.strip("\n").split("\n\n")
     width = help_width()
     return "\n\n".join(
-        part if part.startswith(" ") else textwrap.fill(part, width, break_on_hyphens=False) for part in paragraphs
+        part if part.startswith((" ", "- ", "1. ")) else textwrap.fill(part, width, break_on_hyphens=False)
+        for part in paragraphs
     )

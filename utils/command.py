@@ -1,5 +1,4 @@
-"""How a command ends: its exit status, and one line where a user is to blame. It imports leaves alone: every room may
-import it."""
+"""How a command ends: its exit status, and one line where a user is to blame."""
 
 import contextlib
 import errno

@@ -1,5 +1,4 @@
-"""The one-line error for everything that a user can cause, and memory that was not enough. A leaf: every room may
-import it."""
+"""The one-line error for everything that a user can cause, and memory that was not enough."""
 
 import contextlib
 import errno

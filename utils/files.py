@@ -1,5 +1,4 @@
-"""Files that are whole or absent, their hashes, and folders that one process at a time writes into. It imports
-`utils.errors` alone: every room may import it.
+"""Files that are whole or absent, their hashes, and folders that one process at a time writes into.
 
 Locks are those of POSIX (`fcntl.lockf`). They belong to a process: one that is killed leaves none behind, not even to
 worker processes that it forked and that live a little longer; its own locks it may take again; network file systems

@@ -1,6 +1,6 @@
 """Hyper-parameters of losses and heads: their names, their defaults, which values each may take.
 
-Defaults stand in the constructors, as keyword-only parameters. A leaf: every room may import it.
+Defaults stand in the constructors, as keyword-only parameters.
 """
 
 import inspect

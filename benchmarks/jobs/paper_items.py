@@ -13,8 +13,8 @@ from runs.checkpoint import Checkpoint
 from runs.run_names import run_path, stage1_tags
 from runs.shards import SHARD_MIB
 from settings.command_line import parse_command
-from settings.fields import FLAGS, STAGE1, STAGE2, Settings
-from settings.resolve import Command
+from settings.fields import STAGE1, STAGE2, Settings
+from settings.resolve import Command, flag_words
 from stages.checkpoints import adopt_checkpoint
 from tables.request import HOLDOUT, SPLITS, STAGE1_ONLY
 
@@ -122,10 +122,7 @@ def unfinished(folder: Path) -> Path:
 
 def script_command(script: str, values: dict[str, Any]) -> tuple[Command, tuple[str, ...]]:
     """Return a script's command with those of the settings that it reads: parsed, and in words."""
-    argv: list[str] = []
-    for name, value in values.items():
-        if script in FLAGS[name].read_by:
-            argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    argv = flag_words(script, values)
     return parse_command(script, "", argv), (sys.executable, str(ROOT / f"{script}.py"), *argv, "--reuse")
 
 

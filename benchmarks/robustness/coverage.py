@@ -1,4 +1,4 @@
-"""How many lines of the packages the tests run.
+"""How many lines of each room the tests run.
 
     python -m benchmarks.robustness.coverage
     python -m benchmarks.robustness.coverage --quick    # the tests of the losses alone, whatever they cover
@@ -32,7 +32,7 @@ TARGET_PERCENT = 90.0
 CONFIG = f"[run]\nsource = {','.join(ROOMS)}\nparallel = true\npatch = subprocess\n"
 
 
-def measure(folder: Path, arguments: Sequence[str]) -> tuple[bool, dict[str, dict[str, int]]]:
+def measure_coverage(folder: Path, arguments: Sequence[str]) -> tuple[bool, dict[str, dict[str, int]]]:
     """Run the tests with what coverage.py writes in `folder`; tell whether all passed, and each file's lines.
 
     A file has `statements` and, of these, `missed` ones.
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_own_parser("robustness.coverage", __doc__, quick="the tests of the losses alone")
     own = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        passed, lines = measure(Path(folder), ["tests/losses/test_losses.py"] if own.quick else [])
+        passed, lines = measure_coverage(Path(folder), ["tests/losses/test_losses.py"] if own.quick else [])
     files = pd.DataFrame([{"file": name, **counts} for name, counts in sorted(lines.items())])
     rooms = by_room(files)
     made = provenance("robustness.coverage", argv, torch.device("cpu"))

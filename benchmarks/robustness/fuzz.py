@@ -114,7 +114,7 @@ def try_kinds(kinds: Sequence["Kind"], inputs: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)[columns]
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def kinds_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one line a kind of input: how many were tried, what became of them, and the slowest."""
     lines = []
     for kind, own in [*rows.groupby("kind", sort=False), ("all", rows)]:
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "written); a refusal is status 2 and one printable line. Anything else would be a traceback, a hang, another "
         f"message, a wrong result or a changed file. Made by `{made['command']}`."
     )
-    write_record(own.results, "fuzz", table, summary(table), notes)
+    write_record(own.results, "fuzz", table, kinds_table(table), notes)
     if (table["outcome"] == FAILED).any():
         sys.exit(1)
 

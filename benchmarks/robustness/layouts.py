@@ -81,7 +81,7 @@ def run_script(script: str, arguments: Sequence[str], way: Way) -> float:
     return time.perf_counter() - started
 
 
-def measure(way: Way, epochs: int, workers: int, out: Path) -> dict[str, Any]:
+def measure_way(way: Way, epochs: int, workers: int, out: Path) -> dict[str, Any]:
     """Run both stages and the report of a way below `out`; return what they found."""
     common = [*way.flags, *NETWORK, "--workers", str(workers), "--out", str(out)]
     row: dict[str, Any] = {"way": way.name, "processes": way.processes, "threads": way.threads, "epochs": epochs}
@@ -109,7 +109,7 @@ def distance(left: Path, right: Path, stage: str) -> float:
     return float((vectors[0] - vectors[1]).norm() / vectors[0].norm())
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def ways_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the lines that people read."""
     lines = []
     for row in rows.to_dict("records"):
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         for way in ways(own.trees.resolve()):
             out = work / way.name
-            row = measure(way, epochs, own.workers, out)
+            row = measure_way(way, epochs, own.workers, out)
             row["like"] = way.like
             if way.like:
                 row |= {f"{stage}_distance": distance(work / way.like, out, stage) for stage in ("stage1", "stage2")}
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"plain; {cpu}, a thread and {own.workers} readers for each process, torch {made['torch']}. Distance of "
         f"weights: norm of the difference over the norm. Made by `{made['command']}`."
     )
-    write_record(own.results, "layouts", table, summary(table), notes)
+    write_record(own.results, "layouts", table, ways_table(table), notes)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""How fast it is: beside a baseline loop, beside the machine, and over the size of the data."""

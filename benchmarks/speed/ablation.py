@@ -181,7 +181,7 @@ class Trainer:
         return result.images / (time.perf_counter() - started)
 
 
-def measure(settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int) -> pd.DataFrame:
+def measure_ways(settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int) -> pd.DataFrame:
     """Return one row an optimisation, kind and round: images per second without and with it.
 
     An epoch has `steps` steps.
@@ -211,7 +211,7 @@ def measure(settings: Settings, device: torch.device, loaders: int, steps: int, 
     )
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def gains_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one line an optimisation: the median gain alone and last, with its range over the rounds."""
     lines = []
     for name in rows["lever"].unique():
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark.refuse_usage("--rounds and --steps must be at least 1, and --loaders 0 or more")
     rounds, steps = (1, 2) if own.quick else (own.rounds, steps)
     made = provenance("speed.ablation", argv, execution.device)
-    rows = measure(settings, execution.device, loaders, steps, rounds)
+    rows = measure_ways(settings, execution.device, loaders, steps, rounds)
     rows = rows.assign(
         **made,
         network=settings.network,
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{made['torch']}; median and range over {rounds} rounds of {steps} steps. Made by `{made['command']}`."
     )
     name = f"speed_ablation_{execution.device.type}_{network_name(settings, short=True)}"
-    write_record(own.results, name, rows, summary(rows), notes)
+    write_record(own.results, name, rows, gains_table(rows), notes)
 
 
 if __name__ == "__main__":

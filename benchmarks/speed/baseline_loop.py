@@ -1,4 +1,4 @@
-"""The baseline: a baseline PyTorch loop that does what the released code of LOS does.
+"""The baseline: a plain PyTorch loop that does what the released code of LOS does.
 
 Images pass one by one through PIL transforms in worker processes of a `DataLoader`; arithmetic is fp32 in NCHW memory
 order; every step waits for the loss and the accuracy; after every epoch the test set is predicted, mirrored images

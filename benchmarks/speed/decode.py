@@ -140,7 +140,7 @@ def make_ways(split: ListedSplit, images: StreamedImages, workers: int, device: 
     }
 
 
-def measure(split: ListedSplit, size: int, workers: int, rounds: int, device: torch.device) -> pd.DataFrame:
+def measure_rates(split: ListedSplit, size: int, workers: int, rounds: int, device: torch.device) -> pd.DataFrame:
     """Return one row a way and round: images per second. All processes live through all rounds."""
     images = StreamedImages(split, AUGMENTATION, device, size=size, resize=size * 8 // 7, workers=workers)
     speeds = []
@@ -158,7 +158,7 @@ def measure(split: ListedSplit, size: int, workers: int, rounds: int, device: to
     return pd.DataFrame(speeds)
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def rates_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one line a way: the median rate, and its median share of two limits of the same round, with its range."""
     rates = {key: group["images_per_second"].to_numpy() for key, group in rows.groupby(["way", "decoder"], sort=False)}
     lines = []
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             split = train.take(np.random.RandomState(0).permutation(len(train))[: own.images])
             what = f"training images of {own.dataset}"
         kilobytes = np.mean([Path(split.path(row)).stat().st_size for row in range(min(len(split), 1000))]) / 1000
-        rows = measure(split, own.size, own.workers, own.rounds, device)
+        rows = measure_rates(split, own.size, own.workers, own.rounds, device)
     made = provenance("speed.decode", argv, device)
     rows = rows.assign(**made, images=len(split), kilobytes=kilobytes, workers=own.workers, size=own.size)
     notes = (
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"decode, on {made['device']}; median of {own.rounds} rounds, and range of the shares within a round. "
         f"{decoder_reason()}. Made by `{made['command']}`."
     )
-    write_record(own.results, "decode", rows, summary(rows), notes[0].upper() + notes[1:])
+    write_record(own.results, "decode", rows, rates_table(rows), notes[0].upper() + notes[1:])
 
 
 if __name__ == "__main__":

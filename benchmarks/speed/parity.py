@@ -81,7 +81,7 @@ def our_ways(device: torch.device) -> dict[str, list[str]]:
     return {"ours, fp32, eager": exact, "ours, fast": [] if device.type == "cuda" else ["--amp", "bf16"]}
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def accuracies_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return mean and sample deviation over the seeds, and each way's distance from full precision.
 
     The distance is in units of its own deviation, pooled over the two ways, for means of this many seeds.
@@ -103,7 +103,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def measure(
+def measure_accuracies(
     command: Command, seeds: Sequence[int], finetune_epoch: int, loaders: int, device: torch.device
 ) -> pd.DataFrame:
     """Train every way with every seed; return a row a way, stage and seed."""
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finetune_epoch = 1 if own.quick else own.finetune_epoch
     settings, device = command.settings, settle_execution(command).device
     made = provenance("speed.parity", argv, device)
-    table = measure(command, own.seeds, finetune_epoch, own.loaders, device).assign(
+    table = measure_accuracies(command, own.seeds, finetune_epoch, own.loaders, device).assign(
         **made,
         network=settings.network,
         width=settings.width,
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"its standard error. Made by `{made['command']}`."
     )
     name = f"parity_{device.type}_{network_name(settings, short=True)}"
-    write_record(own.results, name, table, summary(table), notes)
+    write_record(own.results, name, table, accuracies_table(table), notes)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def shares(work: Callable[[], object], device: torch.device) -> dict[str, float]
     return seconds
 
 
-def measure(settings: Settings, execution: Execution, quick: bool) -> dict[str, Any]:
+def measure_step(settings: Settings, execution: Execution, quick: bool) -> dict[str, Any]:
     """Measure a step and the rate of products; return the row of the CSV, without what says how it came about."""
     steps, repeats = (3, 1) if quick else (20, 5)
     dtype = torch.bfloat16 if execution.bf16 else torch.float32
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own, command = Benchmark("speed.roofline", __doc__, "a few steps only").parse(argv)
     settings, execution = command.settings, settle_execution(command)
     made = provenance("speed.roofline", argv, execution.device)
-    row = measure(settings, execution, own.quick)
+    row = measure_step(settings, execution, own.quick)
     notes = (
         f"A step of {network_name(settings)}, batch {settings.batch_size}, on {made['device']}: "
         f"{row['gigaoperations_per_step']:.1f} billion operations in convolutions and matrix products, forward and "

@@ -70,7 +70,7 @@ def wall_and_cpu_seconds(call: Callable[[], object], device: torch.device) -> tu
     return time.perf_counter() - started, time.process_time() - used
 
 
-def measure(call: Callable[[], object], device: torch.device, budget: float) -> Cost:
+def measure_cost(call: Callable[[], object], device: torch.device, budget: float) -> Cost:
     """Return the cost of a call: after a warm-up, the best of as many as fit into `budget` seconds, one at least."""
     reset_peak(device)
     before, _ = memory(device)
@@ -103,7 +103,7 @@ def measured(cases: Iterator[Case], device: torch.device, budget: float) -> Iter
         if case.size != size:
             size = case.size
             print(f"{case.sweep}: {size:,}", flush=True)
-        cost = measure(case.call, device, budget)
+        cost = measure_cost(case.call, device, budget)
         a_unit = cost.seconds / case.units
         yield {
             "sweep": case.sweep,

@@ -141,7 +141,7 @@ TASKS: dict[str, Task] = {
 STARTS = {f"main_stage1.py up to its data, {form}": form for form in (TEXT, JSON)}
 
 
-def measure(task: str, folder: Path, classes: int) -> dict[str, float]:
+def measure_task(task: str, folder: Path, classes: int) -> dict[str, float]:
     """Do a task in this process; return its seconds, by the clock and of CPU, those of doing it again, the MB that it
     adds, and those that it needs at its peak."""
     work = TASKS[task](folder, classes)
@@ -182,7 +182,7 @@ def run_start(form: str, folder: Path, classes: int) -> dict[str, Any]:
     }
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def costs_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one line a piece of work: medians over the rounds."""
     columns = ["seconds", "cpu_seconds", "again_seconds", "adds_mb", "peak_mb"]
     lines = []
@@ -263,7 +263,7 @@ def measure_all(wanted: Sequence[str], folder: Path, classes: int, rounds: int) 
 def main(argv: Sequence[str] | None = None) -> None:
     own, wanted = parse(argv)
     if own.task is not None:
-        write_json(Path(own.json), measure(own.task, Path(own.folder), own.classes))
+        write_json(Path(own.json), measure_task(own.task, Path(own.folder), own.classes))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"fresh processes. MB are of resident memory, beyond that of the libraries. {verdicts(rows)}. Made by "
         f"`{made['command']}`."
     )
-    write_record(own.results, "startup", rows, summary(rows), notes.replace(". .", "."))
+    write_record(own.results, "startup", rows, costs_table(rows), notes.replace(". .", "."))
 
 
 if __name__ == "__main__":

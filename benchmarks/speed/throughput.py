@@ -216,7 +216,7 @@ def our_stage2(plan: Plan, name: str, flags: list[str], stage1: str, out: str) -
     return stage2_rows(common, images, answer["train_seconds"], answer["wall_seconds"])
 
 
-def measure(plan: Plan) -> pd.DataFrame:
+def measure_plan(plan: Plan) -> pd.DataFrame:
     """Make all measurements; return one row a measurement."""
     loaders, tf32, rows = sweep(plan)
     ways = our_ways(plan.device)
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark.refuse_usage("--rounds must be at least 1, and --loaders 0 or more")
     plan = make_plan(own, command)
     made = provenance("speed.throughput", argv, plan.device)
-    write(plan, measure(plan), own.results, made)
+    write(plan, measure_plan(plan), own.results, made)
 
 
 def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -> None:
@@ -261,7 +261,7 @@ def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -
         batch_size=settings.batch_size,
         imb_ratio=settings.imb_ratio,
     )
-    shown = summary(rows[rows["round"].notna()])
+    shown = ratios_table(rows[rows["round"].notna()])
     dtype = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     products, product = product_rate(plan.device, dtype)
     default = rows[(rows["timed"] == "training") & rows["way"].str.contains("default")]["images_per_second"].max()
@@ -279,7 +279,7 @@ def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -
     write_record(results, f"speed_{plan.device.type}_{network_name(settings, short=True)}", rows, shown, notes)
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def ratios_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table that people read: every way beside the baseline loop, the best of the rounds."""
     lines = []
     for (stage, timed), group in rows.groupby(["stage", "timed"], sort=False):

@@ -145,7 +145,7 @@ def test_ratios_of_a_round_are_to_its_own_plain_loop() -> None:
         }
         for (way, number), value in seconds.items()
     )
-    table = throughput.summary(rows).set_index("way")["times the baseline loop"]
+    table = throughput.ratios_table(rows).set_index("way")["times the baseline loop"]
     assert table["baseline"] == "1" and table["ours"] == "2.5 (2 to 3)"
 
 
@@ -236,7 +236,7 @@ def test_difference_of_means_and_its_error() -> None:
         for way, values in accuracies.items()
         for seed, value in enumerate(values)
     )
-    table = parity.summary(rows).set_index("way")
+    table = parity.accuracies_table(rows).set_index("way")
     assert table.loc["ours, fast", "from ours in fp32"] == f"+1.00 ± {np.sqrt(2):.2f}"
     assert table.loc["ours, fp32, eager", "from ours in fp32"] == "-"
     assert table.loc["ours, fast", "flip, %"] == "-"

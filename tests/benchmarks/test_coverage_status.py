@@ -16,7 +16,7 @@ def test_a_failed_test_or_a_room_below_the_target_is_status_1(
     passed: bool, missed: int, flags: list[str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = {"losses/los.py": {"statements": 100, "missed": missed}}
-    monkeypatch.setattr(coverage, "measure", lambda folder, arguments: (passed, lines))
+    monkeypatch.setattr(coverage, "measure_coverage", lambda folder, arguments: (passed, lines))
     try:
         coverage.main([*flags, "--results", str(tmp_path)])
         found = 0

@@ -135,6 +135,6 @@ def test_the_table_says_what_is_equal_and_what_is_near() -> None:
             {"way": "b", "like": "a", "stage1_distance": 0.0, "stage2_distance": 3e-5, **common},
         ]
     )
-    lines = layouts.summary(rows).to_dict("records")
+    lines = layouts.ways_table(rows).to_dict("records")
     assert lines[0]["stage1 weights"] == "" and lines[0]["images/s"] == "5"
     assert lines[1]["stage1 weights"] == "= a" and lines[1]["stage2 weights"] == "3.0e-05 from a"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.costs import memory, reset_peak
-from benchmarks.speed.scaling import MAX_REPEATS, exponent, larger_half, main, measure, with_exponents
+from benchmarks.speed.scaling import MAX_REPEATS, exponent, larger_half, main, measure_cost, with_exponents
 from benchmarks.speed.scaling_cases import QUICK, Sizes, long_tailed_labels
 from benchmarks.speed.scaling_report import MIN_MEMORY_MB, short_table, spread
 from datasets.sampling import SAMPLERS
@@ -93,7 +93,7 @@ def test_labels_are_long_tailed_and_as_many_as_asked(count: int, num_classes: in
 @pytest.mark.parametrize(("budget", "repeats"), [(0.0, 1), (60.0, MAX_REPEATS)])
 def test_calls_are_repeated_within_the_budget(budget: float, repeats: int) -> None:
     calls: list[int] = []
-    assert measure(lambda: calls.append(1), CPU, budget).repeats == repeats
+    assert measure_cost(lambda: calls.append(1), CPU, budget).repeats == repeats
     assert len(calls) == repeats + 1  # the warm-up
 
 
@@ -101,7 +101,7 @@ def test_memory_of_a_call_is_seen() -> None:
     reset_peak(CPU)
     if math.isnan(memory(CPU)[0]):
         pytest.skip("no /proc here")
-    assert measure(lambda: torch.ones(50_000_000), CPU, budget=0.0).extra_mb > 150
+    assert measure_cost(lambda: torch.ones(50_000_000), CPU, budget=0.0).extra_mb > 150
 
 
 def test_a_small_run_leaves_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_paths_are_as_long_as_the_real_ones() -> None:
 @pytest.mark.parametrize("task", startup.TASKS)
 def test_every_task_is_measured(task: str, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gc.collect", lambda: 0)  # slow beside the many objects of other tests
-    answer = startup.measure(task, lists, 20)
+    answer = startup.measure_task(task, lists, 20)
     assert set(answer) == {"seconds", "cpu_seconds", "again_seconds", "adds_mb", "peak_mb"}
     assert answer["seconds"] > 0 and answer["again_seconds"] > 0
 
@@ -81,7 +81,7 @@ def test_memory_that_work_keeps_and_needs_is_told_apart(lists: Path, monkeypatch
         return torch.ones(60_000_000).mul_(2)[:30_000_000].clone()  # 240 MB at first, 120 MB kept
 
     monkeypatch.setitem(startup.TASKS, "sum", lambda folder, classes: work)
-    answer = startup.measure("sum", lists, 20)
+    answer = startup.measure_task("sum", lists, 20)
     if np.isnan(answer["adds_mb"]) or answer["peak_mb"] < 1:
         pytest.skip("this system does not tell the peak of memory")
     assert 110 < answer["adds_mb"] < 150 and 340 < answer["peak_mb"] < 400

@@ -691,7 +691,7 @@ def test_stage_2_never_differentiates_the_backbone(
         models.append(model)
         original(model, source)
 
-    monkeypatch.setattr(checkpoint, "load_weights", noting)
+    monkeypatch.setattr("stages.session.load_weights", noting)
     stage2(runs, *arguments)
     for name, parameter in models[0].named_parameters():
         assert (parameter.grad is not None) == name.startswith("fc."), name

@@ -96,13 +96,6 @@ def stop_and_resume(tree: Path, out: Path) -> None:
     main_stage1.main([*line, "--resume"])
 
 
-def from_all(value: Any) -> list[Any]:
-    """Return the `value` of each process, in their order."""
-    values: list[Any] = [None, None]
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
 def pieces(rank: int, out: Path) -> None:
     """Small things that need two processes; what they give is written down for the test."""
     generator = torch.Generator().manual_seed(0)

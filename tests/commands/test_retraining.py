@@ -309,7 +309,7 @@ def test_stage_2_goes_on_from_a_stage_1_of_another_loss(tmp_path: Path) -> None:
     assert settings["gala_accumulation"] is None and settings["label_smooth"] == 0.98
 
 
-def test_a_bank_gives_the_classifiers_that_stage_2_gives_alone(plain: Path, tmp_path: Path) -> None:
+def test_stacked_heads_are_the_classifiers_that_stage_2_gives_alone(plain: Path, tmp_path: Path) -> None:
     """The same plans through `train_heads` and through main_stage2.py, on the same cached features."""
     shared = [*map(str, SMALL), "--out", str(tmp_path), "--pretrained_pth", str(plain), "--finetune_epoch", "5"]
     context = open_context(shared, "")

@@ -323,7 +323,7 @@ def test_constant_features_leave_the_class_frequencies() -> None:
 
 
 def test_unit_norm_features_need_a_larger_learning_rate() -> None:
-    """What README says of CLIP-like features: at the published rate stage 2 hardly moves, at a larger one it does."""
+    """What docs/features.md says of unit norms: at the published rate stage 2 hardly moves, at a larger one it does."""
     draw = np.random.default_rng(0)
     cone, centres = draw.standard_normal(64), 0.5 * draw.standard_normal((5, 64))
 

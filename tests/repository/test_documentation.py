@@ -12,6 +12,7 @@ of their own: of their lines it is looked at that the command exists.
 
 import dataclasses
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -90,6 +91,14 @@ def test_anchors_are_those_of_github() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_has_a_path_of_one_machine(page: Path) -> None:
     assert not re.findall(r"(?<![\w.<>/~-])/(?:home|root|tmp|work|mnt|Users)/", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_blank_line_ends_every_table(page: Path) -> None:
+    """A line of text that follows at once would be shown as a row."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    after = [below for row, below in itertools.pairwise(lines) if row.startswith("|") and below[:1] not in ("|", "")]
+    assert after == []
 
 
 def test_every_page_is_in_both_lists() -> None:

@@ -30,9 +30,9 @@ from settings.fields import EVALUATE
 from stages.checkpoints import adopt_checkpoint
 from stages.data import load_features
 from stages.session import build_network
+from stages.sources import open_source
 from tests.helpers import folder_of, read, refused, run, stage1, stage2, succeed
 from tools import release
-from tools.sources import open_source
 from utils.errors import UserError
 from utils.files import read_json, sha256_file, write_atomically, write_json
 

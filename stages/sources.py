@@ -12,12 +12,14 @@ from losses.los import ONE_HOT
 from runs.checkpoint import FORMAT, Checkpoint, load_checkpoint, with_backbone
 from runs.run_record import describe
 from runs.session import LoadedModel
+from runs.shards import SHARD_MIB
 from settings.command_line import parse_command
 from settings.fields import EVALUATE, STAGE1
 from settings.resolve import Command
 from stages.checkpoints import adopt_checkpoint
 from stages.data import refuse_other_images
 from stages.session import load_model, settle_execution
+from utils.arguments import CommandParser
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,21 @@ class Source:
     def stage(self) -> str:
         """The stage that the checkpoint is of."""
         return self.checkpoint.config["stage"]
+
+
+def make_parser(name: str, description: str | None, flags: str = "") -> CommandParser:
+    """Make the parser of the tool `name`: what to publish, where to write it, in shards of which size.
+
+    `flags` are those of the tool's own, as they stand in the usage line. A wrong command line is a UserError.
+    """
+    command = f"python -m tools.{name}"
+    usage = f"{command} RUN_OR_CHECKPOINT FILE.safetensors {flags}[--part_mib X] [flags of evaluate.py]"
+    parser = CommandParser(command, description, f"usage: {usage}", usage=usage)
+    parser.add_argument("source", type=Path, help="folder of a finished run, or a checkpoint file")
+    parser.add_argument("file", type=Path, help="where to write, ending in .safetensors")
+    help_text = f"MiB a file holds at most [{SHARD_MIB:g}]"
+    parser.add_argument("--part_mib", type=float, default=SHARD_MIB, metavar="X", help=help_text)
+    return parser
 
 
 def open_source(path: Path, flags: Sequence[str]) -> Source:

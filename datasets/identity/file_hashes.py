@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -30,6 +30,7 @@ UNSETTLED_NS = 2 * 10**9  # a file that changed just now may change again within
 TRIES = 5  # of reading a file that is being written
 ABSENT = bytes(DIGEST)  # the hash of what is no readable file: training says what is wrong with it
 STATE = 4  # size, mtime_ns, ctime_ns, inode
+NO_FILE = (-1, 0, 0, 0)  # the state of what is no plain file, or not there
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,17 @@ def kept_file(folder: Path, root: Path) -> Path:
     return folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.npz"
 
 
-def look_at(path: str | bytes) -> tuple[int, int, int, int]:
-    """Return size, times of change and inode of a file, -1 as the size of what is no plain file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return -1, 0, 0, 0
-    return state_of(status) if stat.S_ISREG(status.st_mode) else (-1, 0, 0, 0)
+def look_at(paths: Sequence[bytes]) -> list[int]:
+    """Return size, times of change and inode of each file, one behind the other; -1 as the size of no plain file."""
+    found: list[int] = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            found += NO_FILE
+            continue
+        found += state_of(status) if stat.S_ISREG(status.st_mode) else NO_FILE
+    return found
 
 
 def state_of(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -94,14 +99,16 @@ def look_at_all(split: ListedSplit) -> np.ndarray:
     root = os.path.join(os.fsencode(split.root), b"")
     paths = [root + path for path in split.images.tolist()]
     started = time.perf_counter()
-    first = [look_at(path) for path in paths[:CHUNK]]
-    slow = (time.perf_counter() - started) / max(len(first), 1) > SLOW_DISK
+    found = look_at(paths[:CHUNK])
+    slow = (time.perf_counter() - started) / max(len(paths[:CHUNK]), 1) > SLOW_DISK
     if slow and len(paths) > CHUNK:
+        parts = [paths[first : first + CHUNK] for first in range(CHUNK, len(paths), CHUNK)]
         with ThreadPool(THREADS) as pool:
-            rest = pool.map(look_at, paths[CHUNK:], chunksize=CHUNK)
+            for part in pool.imap(look_at, parts):
+                found += part
     else:
-        rest = list(map(look_at, paths[CHUNK:]))
-    return np.array(first + rest, dtype=np.int64).reshape(-1, STATE)
+        found += look_at(paths[CHUNK:])
+    return np.array(found, dtype=np.int64).reshape(-1, STATE)
 
 
 def find_kept(kept: Kept, paths: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -140,15 +147,15 @@ def hash_file(path: str) -> tuple[bytes, tuple[int, int, int, int]]:
         try:
             opened = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError:
-            return ABSENT, (-1, 0, 0, 0)
+            return ABSENT, NO_FILE
         with open(opened, "rb", buffering=0) as file:
             before = os.fstat(opened)
             if not stat.S_ISREG(before.st_mode):
-                return ABSENT, (-1, 0, 0, 0)
+                return ABSENT, NO_FILE
             try:
                 digest = hashlib.file_digest(file, "sha256").digest()
             except OSError:
-                return ABSENT, (-1, 0, 0, 0)
+                return ABSENT, NO_FILE
             after = os.fstat(opened)
         if state_of(before) == state_of(after):
             return digest, state_of(after)

@@ -207,12 +207,13 @@ def split_dependencies(loaded: LoadedModel) -> dict[str, dict[str, Any]]:
 
 def note_dependencies(path: Path, name: str, depends: dict[str, Any]) -> None:
     """Write beside features that are about to be computed what they depend on; say what changed since others were."""
-    before = []
+    before: list[list[str]] = []
     for file in path.parent.glob(f"{name}_????????????????.json") if path.parent.is_dir() else ():
         with contextlib.suppress(UserError):  # what cannot be read only explains
             before.append(differences(read_json(file), depends))
     if before:
-        print(f"features of {name}: computed anew, since these are {', '.join(min(before, key=len))}")
+        closest = min(before, key=len)
+        print(f"features of {name}: computed anew, since these are of {', '.join(closest)}")
     make_folder(path.parent)
     write_json(path.with_suffix(".json"), depends)
 

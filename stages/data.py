@@ -155,8 +155,8 @@ def refuse_other_classes(checkpoint: Checkpoint, data: LongTailedData) -> None:
         )
     if comparable(checkpoint.config, now) is not None:
         raise UserError(
-            f"{checkpoint.path}: which class is which cannot be known: the classes have no names, and other images than "
-            "they had; name the data that it was trained on, or, where the labels can be trusted, add --identity names"
+            f"{checkpoint.path}: which class is which cannot be known: they have no names, and other images than "
+            "then; name the data that it was trained on, or, where the labels can be trusted, add --identity names"
         )
 
 

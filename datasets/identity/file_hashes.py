@@ -26,6 +26,7 @@ THREADS = 16  # a network disk answers many at once
 SLOW_DISK = 20e-6  # seconds a look at a file takes where many at once pay
 CHUNK = 512  # files that a thread is given at once
 SAVE_SECONDS = 30.0  # what a kill may lose
+WORTH_SECONDS = 1.0  # what takes less is done again
 UNSETTLED_NS = 2 * 10**9  # a file that changed just now may change again within one tick of its clock
 TRIES = 5  # of reading a file that is being written
 ABSENT = bytes(DIGEST)  # the hash of what is no readable file: training says what is wrong with it
@@ -45,11 +46,17 @@ class Kept:
 NOTHING = Kept(np.empty(0, "S1"), np.empty((0, STATE), np.int64), np.empty((0, DIGEST), np.uint8))
 
 
-def file_digests(split: ListedSplit, folder: Path | None = None, save_seconds: float = SAVE_SECONDS) -> np.ndarray:
+def file_digests(
+    split: ListedSplit,
+    folder: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    worth_seconds: float = WORTH_SECONDS,
+) -> np.ndarray:
     """Return the sha256 (N, 32) uint8 of a split's files, zeros where there is no readable file.
 
-    Hashes are kept in `folder` (None: nowhere), in a file for each folder of images, and saved every `save_seconds`. A
-    file that changes while it is read is read again. Raises UserError for one that never stops changing.
+    Hashes are kept in `folder` (None: nowhere), in a file for each folder of images: those that took `worth_seconds` or
+    more, and on the way every `save_seconds`. A file that changes while it is read is read again. Raises UserError for
+    one that never stops changing.
     """
     place = None if folder is None else kept_file(folder, split.root)
     kept = NOTHING if place is None else read_kept(place)
@@ -60,13 +67,13 @@ def file_digests(split: ListedSplit, folder: Path | None = None, save_seconds: f
     todo = np.flatnonzero(~digests.any(axis=1) & ~absent)
     if len(todo) == 0:
         return digests
-    saved = time.monotonic()
+    started = saved = time.monotonic()
     for rows, found, after in hash_chunks(split, todo):
         digests[rows], states[rows] = found, after
         if place is not None and time.monotonic() - saved > save_seconds:
             save(place, kept, split.images, states, digests)
             saved = time.monotonic()
-    if place is not None:
+    if place is not None and time.monotonic() - started >= worth_seconds:
         save(place, kept, split.images, states, digests)
     return digests
 

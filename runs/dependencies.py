@@ -64,13 +64,17 @@ def comparable(there: Record, here: Record) -> tuple[Record, Record] | None:
 
 def differences(there: Record, here: Record) -> list[str]:
     """Return in words which parts of two records differ; what one of them lacks is not known, and left out."""
-    found = class_differences(there, here)
-    identities = comparable(there, here)
-    if identities is not None:
-        found += identity_differences(*identities)
+    found, identities = class_differences(there, here), comparable(there, here)
+    changed = [] if identities is None else identity_differences(*identities)
+    places = class_places(there, here)
+    if places is not None and places != list(range(len(places))):
+        found = ["classes in another order"]  # and labels with them
+        changed = [line for line in changed if not line.endswith("labels")]
+    found += changed
     for name in sorted(there.keys() & here.keys()):
         if name == "test" and there["test"] is not None and there["test"] != here["test"]:
-            found += [] if any(line.startswith("other test") for line in found) else ["other test images"]
+            said = any(line.startswith(("other test", "classes in")) for line in found)
+            found += [] if said else ["other test images"]
         elif name not in ("identity", "class_names", "test") and there[name] != here[name]:
             found.append(WORDS.get(name) or f"{name} {there[name]} there, {here[name]} now")
     return found

@@ -138,7 +138,7 @@ def in_order_of(checkpoint: Checkpoint, data: LongTailedData, settings: Settings
         f"class {places[label]} there)"
     )
     names = [data.class_names[places.index(place)] for place in range(data.num_classes)]
-    return identified(relabelled(data, places, learned if unnamed(names) else names), settings)
+    return identified(relabelled(data, places, learned if unnamed(data.class_names) else names), settings)
 
 
 def refuse_other_classes(checkpoint: Checkpoint, data: LongTailedData) -> None:

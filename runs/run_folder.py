@@ -116,6 +116,8 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
     opened = run
     if resume and "config.json" in present:
         before = read_json(folder / "config.json")
+        if "last.pth" not in present:  # nothing was learned yet: an image that stopped it may have been mended since
+            before = {**before, "identity": config["identity"]}
         _refuse_other_settings(folder, before, config)
         # The run keeps its own record, and adds where it went on once it really does (`fit`).
         opened = replace(run, config={**before, "resumed": [*before.get("resumed", []), config["environment"]]})

@@ -337,6 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         table["words"] = [words.replace(folder, "") for words in table["words"]]
     shown = table.pivot(index="second data set", columns="command", values="outcome")
     shown = shown.loc[list(LOOK_ALIKES), list(dict.fromkeys(table["command"]))].reset_index()
+    counts = pd.crosstab(table["command"], table["outcome"]).reindex(columns=[*RIGHT, SILENT], fill_value=0)
+    counts = counts.loc[list(shown.columns[1:])].reset_index()
     made = provenance("robustness.look_alikes", argv, torch.device("cpu"))
     for name in ("command", "git_revision", "torch"):
         table[f"made_by_{name}" if name == "command" else name] = made[name]
@@ -345,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"What a command does with runs, features and rows of one data set when it meets another of the same names: "
         f"{len(table)} cells, {wrong} silent. Made by `{made['command']}`."
     )
-    write_record(own.results, "look_alikes", table, shown, notes)
+    write_record(own.results, "look_alikes", table, shown, notes, {"Cells of each command": counts})
     if wrong:
         sys.exit(1)
 

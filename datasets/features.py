@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.device_images import DeviceImages
-from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, subset_identity
+from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, refuse_equal_names, subset_identity
 from utils.errors import UserError
 
 USER_DATASET_PREFIX = "own_"  # how the names of these data sets begin, so that none is that of a known one
@@ -39,6 +39,7 @@ def features_data(
     With `mirror` there are also `test_features_mirrored`. `subset` identifies the images; without it the features are
     identified as images are. Raises UserError for tensors that are missing, damaged or do not fit together.
     """
+    refuse_equal_names(class_names, "'class_names'")
     features = require(tensors, "train_features")
     width = features.shape[-1] if features.ndim == 2 else 0
     train = read_split(tensors, "train", False, len(class_names), width)

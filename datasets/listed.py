@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from datasets.lists import ListedSplit, join, read_folder, read_json_list, read_list
-from datasets.long_tail import Augmentation, LongTailedData, Profile, index_sha256, select_subset, split_holdout
+from datasets.long_tail import (
+    Augmentation,
+    LongTailedData,
+    Profile,
+    index_sha256,
+    refuse_equal_names,
+    select_subset,
+    split_holdout,
+)
 from utils.errors import UserError
 from utils.text import printable, shown
 
@@ -187,6 +195,8 @@ def long_tailed(
         raise UserError(f"{name}: the training images are of one class, '{shown(class_names[0])}'; two are needed")
     for part, split in (("training", train), ("test", test)):
         refuse_empty_classes(split.labels, len(class_names), part, class_names)
+    names = [printable(class_name) for class_name in class_names]
+    refuse_equal_names(names, name)
     chosen = train
     if profile.imb_ratio is not None:
         counts = largest_profile(np.bincount(train.labels), profile)
@@ -201,7 +211,7 @@ def long_tailed(
         train=kept_images,
         holdout=holdout,
         test=test,
-        class_names=[printable(class_name) for class_name in class_names],
+        class_names=names,
         class_counts=np.bincount(kept_images.labels),
         augmentation=AUGMENTATION,
         subset=path_identity(join([kept_images, holdout])),

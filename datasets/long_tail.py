@@ -7,11 +7,14 @@ problem", 2018 (step), in the form that Cao et al. (LDAM, NeurIPS 2019) made the
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.text import shown
 
 IMB_TYPES = ["exp", "step"]
 SUBSETS = ["first", "shuffle"]
@@ -75,11 +78,19 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Who a data set is (`datasets.identity.content.identity_record`), and what was noticed of it on the way."""
+
+    record: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LongTailedData:
     """A long-tailed training set, the images held out of it (perhaps none), and a test set.
 
     `class_counts` (K,) are the images of each class in `train`. `subset` identifies the chosen images: see
-    `subset_identity`.
+    `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`).
     """
 
     name: str
@@ -90,6 +101,7 @@ class LongTailedData:
     class_counts: np.ndarray
     augmentation: Augmentation
     subset: dict[str, str]
+    identity: Identity | None = None
 
     @property
     def num_classes(self) -> int:
@@ -190,6 +202,14 @@ def index_sha256(ids: np.ndarray) -> str:
     return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
 
 
+def refuse_equal_names(class_names: Sequence[str], where: str) -> None:
+    """Raise UserError where two classes have one name: a prediction could not say which it means."""
+    seen: dict[str, int] = {}
+    for label, name in enumerate(class_names):
+        if seen.setdefault(name, label) != label:
+            raise UserError(f"{where}: classes {seen[name]} and {label} are both named '{shown(name)}'; rename one")
+
+
 def refuse_blank_images(split: Split, what: str) -> None:
     """Raise UserError where an image of the split is all zeros: the mark of an incomplete copy of a data set."""
     blank = np.flatnonzero(~split.images.reshape(len(split), -1).any(axis=1))
@@ -217,6 +237,7 @@ def make_long_tailed(data: BalancedData, profile: Profile, counts: list[int]) ->
     Raises UserError for images that are missing or blank, and for a profile that cannot be had.
     """
     chosen = data.train.take(select_subset(data.train.labels, counts, profile.subset, profile.subset_seed))
+    refuse_equal_names(data.class_names, data.name)
     refuse_blank_images(chosen, "training")
     refuse_blank_images(data.test, "test")
     kept, out = split_holdout(chosen.labels, profile.holdout, profile.holdout_seed)

@@ -1,29 +1,32 @@
 """Features of a frozen backbone: of every image as it is, and of the augmented views that stage 2 trains on."""
 
+import contextlib
 import hashlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.identity.content import CONTENT
 from datasets.image_source import ImageSource
 from datasets.lists import ListedSplit
 from engine.epoch import predict, predict_blocks
 from evaluation.measure import Images, SplitFeatures
 from models.network import Network
-from runs.run_record import image_sizes
+from runs.dependencies import differences, key_of
+from runs.run_record import dependencies
 from runs.session import LoadedModel
 from utils.device import Execution
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError, memory_for
-from utils.files import make_folder, write_atomically
+from utils.files import make_folder, read_json, write_atomically, write_json
 
 # Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
 STAGE2_DRAWS = 1 << 32
@@ -33,13 +36,15 @@ STAT_THREADS = 16  # a network disk answers many at once
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """Where features are kept: in files of `folder` (None: nowhere) named by `identity`, what they depend on.
+    """Where features are kept: in files of `folder` (None: nowhere) named by what they depend on.
 
-    `mapped` features stay in these files, of which the system holds in memory what it has room for.
+    `depends` has that for each split (`split_dependencies`); it is written beside the features, so that it can be said
+    why others are computed. `mapped` features stay in these files, of which the system holds in memory what it has room
+    for.
     """
 
     folder: Path | None = None
-    identity: str = ""
+    depends: dict[str, dict[str, Any]] = field(default_factory=dict)
     mapped: bool = False
 
 
@@ -110,10 +115,14 @@ class FrozenFeatures:
     def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:
         """Compute features, or read them from the folder."""
         name = split + "_mirrored" * mirrored + (f"_seed{self.seed}_view{view}" if view is not None else "")
-        key = hashlib.sha256(f"{self.store.identity} {name}".encode()).hexdigest()[:16]
-        path = None if self.store.folder is None or not keep else self.store.folder / f"{name}_{key}.npy"
-        if path is not None and from_main(path.exists()):
-            return self._read(path)
+        path = None
+        if self.store.folder is not None and keep:
+            depends = self.store.depends[split]
+            path = self.store.folder / f"{name}_{key_of(depends)[:16]}.npy"
+            if from_main(path.exists()):
+                return self._read(path)
+            if is_main():
+                note_dependencies(path, name, depends)
         blocks = predict_blocks(
             self.model.eval().features,
             self.images[split],
@@ -184,8 +193,7 @@ def freeze(loaded: LoadedModel, *, seed: int, views: str, keep: bool = False) ->
     on_disk = isinstance(loaded.data.train, ListedSplit)
     kept = (keep or on_disk) and source.features is None
     folder = Path(loaded.settings.out) / "features" / source.sha256[:16] if kept else None
-    identity = features_identity(loaded) if kept or keep else ""
-    store = FeatureStore(folder, identity, mapped=on_disk and not keep)
+    store = FeatureStore(folder, split_dependencies(loaded) if kept else {}, mapped=on_disk and not keep)
     return FrozenFeatures(loaded.model, loaded.images, loaded.execution, seed, views, store)
 
 
@@ -198,21 +206,35 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
     return features_of
 
 
-def features_identity(loaded: LoadedModel) -> str:
-    """Return what features depend on beside the split and the view.
+def split_dependencies(loaded: LoadedModel) -> dict[str, dict[str, Any]]:
+    """Return what the features of each split depend on: weights, preparation, and which image stands in which row.
 
-    Images on disk count by path, size and time of their last change, so that exchanged ones are noticed.
+    Labels and other splits have no part in it. Where images on disk are known by name alone, size and time of change
+    count too, so that exchanged ones are noticed.
     """
-    data, execution, source = loaded.data, loaded.execution, loaded.source
-    assert source is not None
-    held = hashlib.sha256(data.holdout.ids.tobytes() + data.test.ids.tobytes()).hexdigest()
-    arithmetic = f"{execution.device.type} {'bf16' if execution.bf16 else 'fp32'}"
-    parts = [source.sha256, *data.subset.values(), held, str(data.augmentation), arithmetic]
-    splits = [split for split in (data.train, data.holdout, data.test) if isinstance(split, ListedSplit)]
-    if splits:
-        sizes = image_sizes(loaded.settings, data)
-        parts += [str(sizes), *(from_main(files_sha256(split) if is_main() else "") for split in splits)]
-    return " ".join(parts)
+    data, depends = loaded.data, dependencies(loaded)
+    identity = depends.pop("identity")
+    del depends["class_names"]
+    found = {}
+    for name, split in (("train", data.train), ("holdout", data.holdout), ("test", data.test)):
+        rows = {"how": identity["how"], "of": identity["of"], "rows_sha256": identity[name]["rows_sha256"]}
+        if isinstance(split, ListedSplit) and identity["how"] != CONTENT:
+            rows["files"] = from_main(files_sha256(split) if is_main() else "")
+        found[name] = {**depends, "rows": rows}
+    return found
+
+
+def note_dependencies(path: Path, name: str, depends: dict[str, Any]) -> None:
+    """Write beside features that are about to be computed what they depend on; say what changed since others were."""
+    before: list[list[str]] = []
+    for file in path.parent.glob(f"{name}_????????????????.json") if path.parent.is_dir() else ():
+        with contextlib.suppress(UserError):  # what cannot be read only explains
+            before.append(differences(read_json(file), depends))
+    if before:
+        closest = min(before, key=len)
+        print(f"features of {name}: computed anew, since these are of {', '.join(closest)}")
+    make_folder(path.parent)
+    write_json(path.with_suffix(".json"), depends)
 
 
 def files_sha256(split: ListedSplit) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.plots import PLOTS
+from runs.dependencies import differences
 from settings.declare import Facet
 from settings.fields import FLAGS, PROTOCOL_SWITCHES, with_facet
 from settings.resolve import report_unused
@@ -98,9 +99,18 @@ def made_of_other_things(folder: Path, config: dict[str, Any]) -> str:
     before = read_json(folder / "config.json")
     if before.get("subset") != config["subset"]:
         return " on other training images"
+    found = data_differences(before, config)
+    if found:
+        return f" on other data ({', '.join(found)})"
     if (before.get("stage1") or {}).get("sha256") != (config["stage1"] or {}).get("sha256"):
         return " of another stage 1, or of an earlier state of this one"
     return ""
+
+
+def data_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return in words how the data of a run differ from those of a command; what it did not record is not known."""
+    names = ("identity", "class_names", "test")
+    return differences(*({name: config.get(name) for name in names} for config in (before, now)))
 
 
 def _begin_or_resume(run: Run, resume: bool, overwrite: bool, given: Collection[str]) -> Run:
@@ -124,6 +134,8 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool, given: Collection[
     opened = run
     if resume and "config.json" in present:
         before = read_json(folder / "config.json")
+        if "last.pth" not in present:  # nothing was learned yet: an image that stopped it may have been mended since
+            before = {**before, "identity": config["identity"]}
         _refuse_other_settings(folder, before, config)
         # The run keeps its own record, and adds where it went on once it really does (`fit`).
         added: dict[str, Any] = {
@@ -202,8 +214,7 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]
     if (before.get("weights") or {}).get("sha256") != (now.get("weights") or {}).get("sha256"):
         differing.append("another file of --weights")
-    if before.get("test") is not None and before["test"] != now["test"]:  # runs made before it was recorded have none
-        differing.append("other test images")
+    differing += data_differences(before, now)
     if "precision" in before and before["precision"] != now["precision"]:  # the first runs did not record it
         differing.append("another --amp")
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):

@@ -17,6 +17,7 @@ from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
 from losses.los import Target
 from runs.checkpoint import Checkpoint
+from runs.dependencies import describe_data
 from runs.run_names import inherited_tags, run_tags
 from runs.session import LoadedModel
 from settings.fields import Settings
@@ -47,6 +48,7 @@ def describe(loaded: LoadedModel, target: Target) -> dict[str, Any]:
         "images": describe_images(command.settings, data),
         "subset": data.subset,
         "test": path_identity(data.test) if isinstance(data.test, ListedSplit) else None,
+        "identity": describe_data(data)["identity"],
         "weights": loaded.weights and loaded.weights.record,
         "stage1": start and describe_stage1(start),
         "precision": part["precision"],
@@ -70,6 +72,22 @@ def describe_part(loaded: LoadedModel) -> dict[str, Any]:
         "precision": "bf16" if loaded.execution.bf16 else "fp32",
         "torch": environment["torch"],
         "environment": environment,
+    }
+
+
+def dependencies(loaded: LoadedModel, **more: Any) -> dict[str, Any]:
+    """Return everything that numbers on a loaded model depend on, and `more`: the settings that make them.
+
+    `runs.dependencies.key_of` makes a key of it, and `differences` says in words how two of them differ.
+    """
+    source, data, execution = loaded.source, loaded.data, loaded.execution
+    assert source is not None, "numbers depend on weights"
+    return {
+        "checkpoint": source.sha256,
+        "images": {"prepared": describe_images(loaded.settings, data), "augmentation": str(data.augmentation)},
+        "arithmetic": f"{execution.device.type} {'bf16' if execution.bf16 else 'fp32'}",
+        **describe_data(data),
+        **more,
     }
 
 

@@ -164,6 +164,13 @@ class _BeforeHyperparameters:
         facets=Facet.ON_DISK | Facet.OF_IMAGES,
         bounds=COUNT,
     )
+    identity: str = option(
+        "content",
+        Group.DATA,
+        "images on disk: told apart by what is in the files or, weaker, by their names",
+        facets=Facet.ON_DISK | Facet.OF_IMAGES,
+        choices=["content", "names"],
+    )
     weights: str | None = option(
         None,
         Group.NETWORK,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ON_DISK
+from datasets.identity.content import HOW
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
+from runs.dependencies import known_identity
 from runs.feature_files import USER_FEATURES, read_features
 from runs.run_names import find_run
 from settings.declare import Facet
@@ -48,6 +50,9 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
                 f"{checkpoint.path} was trained with --{name} {trained[name]}, not {asked}; leave the flag out "
                 "or name another checkpoint"
             )
+    recorded = known_identity(checkpoint.config)
+    if recorded is not None and recorded["how"] in HOW and "identity" not in command.given:
+        command = command.replace(identity=recorded["how"])  # what was not worth hashing then is not now
     return command.replace(**{name: trained[name] for name in known})
 
 

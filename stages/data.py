@@ -2,10 +2,13 @@
 
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 from datasets import load_dataset
 from datasets.device_images import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
+from datasets.identity.content import relabelled, with_identity
 from datasets.listed import ListFiles, with_splits, without_rows
 from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData, Profile
@@ -13,6 +16,7 @@ from datasets.streamed import StreamedImages
 from datasets.workers import find_unreadable
 from evaluation.measure import Images
 from runs.checkpoint import Checkpoint
+from runs.dependencies import class_places, comparable, describe_data, identity_differences, unnamed
 from runs.run_record import image_sizes
 from settings.declare import Facet
 from settings.fields import Settings, with_facet
@@ -57,7 +61,15 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
             f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
             "leave it out"
         )
-    return data
+    return identified(data, settings)
+
+
+def identified(data: LongTailedData, settings: Settings) -> LongTailedData:
+    """Return a data set with its identity; of many processes the first one reads the files for all."""
+    if is_main():
+        folder = Path(settings.out) / "identity"
+        data = with_identity(data, settings.identity, folder, held_out_share=settings.holdout > 0)
+    return replace(data, identity=from_main(data.identity))
 
 
 def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
@@ -96,35 +108,93 @@ def load_features(checkpoint: Checkpoint) -> LongTailedData:
     return data
 
 
+def report_overlaps(data: LongTailedData) -> None:
+    """Warn of images under two labels, and of test images that are trained on."""
+    if data.identity is not None and is_main():
+        for line in data.identity.warnings:
+            print(f"warning: {line}", file=sys.stderr)
+
+
+def in_order_of(checkpoint: Checkpoint, data: LongTailedData, settings: Settings) -> LongTailedData:
+    """Return a data set with its classes in the order in which a checkpoint of ours learned them, and say so.
+
+    Raises UserError for classes of other names, and for an order that is another one and cannot be known.
+    """
+    config, now = checkpoint.config, describe_data(data)
+    if checkpoint.features is not None or not isinstance(config.get("class_names"), list):
+        return data
+    learned = config["class_names"]
+    if len(learned) != data.num_classes:
+        return data  # the network's size is refused, in its own words
+    places = class_places(config, now)
+    if places is None:
+        refuse_other_classes(checkpoint, data)
+        return data
+    if places == list(range(data.num_classes)):
+        return data
+    label = next(label for label, place in enumerate(places) if place != label)
+    print(
+        f"classes: in another order than {checkpoint.path} learned them, mapped onto that one (class {label} here is "
+        f"class {places[label]} there)"
+    )
+    names = [data.class_names[places.index(place)] for place in range(data.num_classes)]
+    return identified(relabelled(data, places, learned if unnamed(data.class_names) else names), settings)
+
+
+def refuse_other_classes(checkpoint: Checkpoint, data: LongTailedData) -> None:
+    """Raise UserError where the classes of `data` are others than a checkpoint's, or may be in another order.
+
+    Where neither names nor contents can tell, as of runs that did not record them, the labels have to.
+    """
+    learned, now = checkpoint.config["class_names"], describe_data(data)
+    if not unnamed(learned) and not unnamed(data.class_names):
+        label = next(label for label, name in enumerate(learned) if name != data.class_names[label])
+        raise UserError(
+            f"{checkpoint.path} learned other classes than the ones here: class {label} is '{shown(learned[label])}' "
+            f"there and '{shown(data.class_names[label])}' here; name the data that it was trained on"
+        )
+    if comparable(checkpoint.config, now) is not None:
+        raise UserError(
+            f"{checkpoint.path}: which class is which cannot be known: they have no names, and other images than "
+            "then; name the data that it was trained on, or, where the labels can be trusted, add --identity names"
+        )
+
+
 def refuse_other_images(checkpoint: Checkpoint, data: LongTailedData, *, warn: bool = False) -> None:
     """Raise UserError where a checkpoint of ours learned from other images than those of `data`, or `warn` of it.
 
-    Stage 2 would re-train on images that stage 1 has not seen; a report on the test images is still right. With classes
-    of other names, as of another folder, labels mean something else, and the report would be wrong: that is refused.
+    Stage 2 would re-train on images that stage 1 has not seen; a report on the test images is still right.
     """
-    subset = checkpoint.config.get("subset", data.subset)
-    if subset == data.subset:
+    config, now = checkpoint.config, describe_data(data)
+    if checkpoint.content is None or checkpoint.features is not None:
         return
-    refuse_other_classes(checkpoint, data)
-    text = f"{checkpoint.path} learned from other training images than the ones here: their sha256 differ"
+    identities, found = comparable(config, now), []
+    if identities is not None:
+        contents = [record[part] for record in identities for part in ("train", "holdout")]
+        if any(a["content_sha256"] != b["content_sha256"] for a, b in zip(contents[:2], contents[2:], strict=True)):
+            found = identity_differences(*identities, parts=("train", "holdout"))
+    if warn:
+        report_other_test(checkpoint, data)
+    if not found and config.get("subset", data.subset) == data.subset:
+        return
+    why = ", ".join(found) or "their sha256 differ"
+    text = f"{checkpoint.path} learned from other training images than the ones here: {why}"
     if checkpoint.settings().get("skip_bad"):
         text += f" (it was trained with --skip_bad {checkpoint.settings()['skip_bad']})"
     if not warn:
         raise UserError(f"{text}; train stage 1 on these, or use the copy of the data that it was trained on")
-    print(f"warning: {text}; only the numbers on training images are affected", file=sys.stderr)
+    affected = "only the numbers on training images are affected"
+    if identities is None and unnamed(data.class_names):
+        affected += ", if the labels mean the same classes: that is not known"
+    print(f"warning: {text}; {affected}", file=sys.stderr)
 
 
-def refuse_other_classes(checkpoint: Checkpoint, data: LongTailedData) -> None:
-    """Raise UserError where a checkpoint of ours has as many classes as `data` by other names; numbers are no names."""
-    learned, unnamed = checkpoint.config.get("class_names"), [str(label) for label in range(data.num_classes)]
-    if learned is None or len(learned) != data.num_classes or unnamed in (learned, data.class_names):
-        return
-    for label, (there, here) in enumerate(zip(learned, data.class_names, strict=True)):
-        if there != here:
-            raise UserError(
-                f"{checkpoint.path} learned other classes than the ones here: class {label} is '{shown(there)}' there "
-                f"and '{shown(here)}' here; name the data that it was trained on"
-            )
+def report_other_test(checkpoint: Checkpoint, data: LongTailedData) -> None:
+    """Say where a report is on other test images than the run's own."""
+    identities = comparable(checkpoint.config, describe_data(data))
+    found = [] if identities is None else identity_differences(*identities, parts=("test",))
+    if found:
+        print(f"note: {checkpoint.path} was tested on another test set: {', '.join(found)}", file=sys.stderr)
 
 
 def device_images(data: LongTailedData, execution: Execution, settings: Settings, augment: str = "crop") -> Images:

@@ -27,7 +27,7 @@ from methods.plan import build_losses, start_head
 from methods.recipes import Recipe, find_recipe
 from runs.run_record import git_revision
 from tables.request import Request, write_results
-from tables.rows import FORMAT, TableContext, data_of, kept_file, open_context, stage1_name
+from tables.rows import TableContext, data_of, kept_place, open_context, report_changes, stage1_name
 from tables.selection import plan_for
 from utils.device import device_name
 from utils.errors import UserError
@@ -67,24 +67,24 @@ def make_table(request: Request) -> None:
 def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
     """Return the rows of a method, measured now or kept from an earlier start."""
     trainer, settings = context.trainer, context.command.settings
-    depends = {
-        "identity": trainer.frozen.store.identity,
-        "views": settings.views,
-        "batch_size": trainer.batch_size,
-        "momentum": trainer.momentum,
-        "seed": trainer.seed,
-        "rates": LEARNING_RATES,
-        "epochs": EPOCHS,
-        "lbfgs": (LBFGS_STEPS, LBFGS_GRADIENT),
-        "format": FORMAT,
-        "ends": 2,
-    }
-    place = kept_file(context, f"path_{method}", depends)
-    if place.exists():
-        kept = read_json(place)
+    place = kept_place(
+        context,
+        f"path_{method}",
+        views=settings.views,
+        batch_size=trainer.batch_size,
+        momentum=trainer.momentum,
+        seed=trainer.seed,
+        rates=LEARNING_RATES,
+        epochs=EPOCHS,
+        lbfgs=(LBFGS_STEPS, LBFGS_GRADIENT),
+        ends=2,
+    )
+    if place.path.exists():
+        kept = read_json(place.path)
         if "rows" not in kept:
-            raise UserError(f"{place} is damaged; delete it, and the path is measured again")
+            raise UserError(f"{place.path} is damaged; delete it, and the path is measured again")
         return kept["rows"]
+    report_changes(place, f"path_{method}")
     made = {
         "device": device_name(trainer.execution.device),
         "torch": str(torch.__version__),
@@ -92,8 +92,8 @@ def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
     }
     ends = (end_point(context, method, collapsed=False), end_point(context, method, collapsed=True))
     rows = [{**line, **made} for line in (*walk(context, method), *ends)]
-    make_folder(place.parent)
-    write_json(place, {"rows": rows})
+    make_folder(place.path.parent)
+    write_json(place.path, {"rows": rows, "depends": place.depends})
     return rows
 
 

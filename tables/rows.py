@@ -4,8 +4,8 @@ A row is a command line of `main_stage2.py`; its metrics have the schema of that
 kept under `<out>/tables/`, keyed by everything that they depend on, so a table that was stopped goes on where it was.
 """
 
+import contextlib
 import copy
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +14,21 @@ from typing import Any
 
 from torch import nn
 
+from datasets.identity.content import CONTENT
+from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
 from engine.finish import run_metrics
 from engine.fit import History
-from engine.frozen_features import STAGE2_DRAWS, freeze
+from engine.frozen_features import STAGE2_DRAWS, freeze, split_dependencies
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
 from evaluation.run_rows import data_sha256
 from losses.los import ONE_HOT
 from methods.plan import Plan, plan_key
 from runs.checkpoint import Checkpoint
+from runs.dependencies import differences, key_of
 from runs.run_names import experiment_name
-from runs.run_record import describe
+from runs.run_record import dependencies, describe
 from runs.session import LoadedModel
 from settings.command_line import parse_command
 from settings.fields import STAGE2
@@ -37,7 +40,7 @@ from stages.start import find_start
 from utils.errors import DivergedError, UserError
 from utils.files import make_folder, read_json, write_json
 
-FORMAT = 1  # of the kept rows: raise it when a change of the code changes their numbers
+FORMAT = 2  # of the kept rows: raise it when a change of the code changes their numbers
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def measure_rows(
     no metrics.
     """
     todo: dict[Path, tuple[Command, Plan]] = {}
+    depends: dict[Path, dict[str, Any]] = {}
     places: list[Path | None] = []
     measured: list[Measured | None] = [None] * len(rows)
     for i, row in enumerate(rows):
@@ -154,10 +158,12 @@ def measure_rows(
             measured[i] = {"failure": f"refused: {error}", "metrics": None, "config": config}
             places.append(None)
             continue
-        path = _place(context, command, plan)
-        places.append(path)
-        if not path.exists():
-            todo.setdefault(path, (command, plan))
+        place = _place(context, command, plan)
+        places.append(place.path)
+        depends[place.path] = place.depends
+        if not place.path.exists() and place.path not in todo:
+            report_changes(place, plan.method)
+            todo[place.path] = (command, plan)
     kept = len([path for path in places if path is not None and path not in todo])
     if kept:
         print(f"{kept} of {len(rows)} rows are there already")
@@ -170,7 +176,7 @@ def measure_rows(
             if epoch == (result.plan.epochs if result.plan.recipe.trains else 0):
                 path, command = next((path, command) for path, (command, plan) in todo.items() if plan is result.plan)
                 make_folder(path.parent)
-                write_json(path, follower.content(command))
+                write_json(path, {**follower.content(command), "depends": depends[path]})
 
     train_heads(context.trainer, [plan for _, plan in todo.values()], after_epoch)
     found = [read_kept(path) if path is not None else content for path, content in zip(places, measured, strict=True)]
@@ -188,28 +194,51 @@ def read_kept(path: Path) -> Measured:
     return content
 
 
-def _place(context: TableContext, command: Command, plan: Plan) -> Path:
-    """Return the file of a row, named by everything that its numbers depend on."""
+def _place(context: TableContext, command: Command, plan: Plan) -> "Place":
+    """Return where a row is kept, by everything that its numbers depend on."""
     settings = command.settings
-    depends = {
-        "format": FORMAT,
-        "identity": context.trainer.frozen.store.identity,
-        "plan": plan_key(plan),
-        "seed": settings.seed,
-        "views": settings.views,
-        "batch_size": settings.batch_size,
-        "momentum": settings.momentum,
-        "temperature": settings.temperature,
-        "rebalance_tau": settings.rebalance_tau,
-        "counts": context.trainer.class_counts,
-    }
-    return kept_file(context, plan.method, depends)
+    names = ("seed", "views", "batch_size", "momentum", "temperature", "rebalance_tau")
+    own = {name: getattr(settings, name) for name in names}
+    return kept_place(context, plan.method, plan=plan_key(plan), counts=context.trainer.class_counts, **own)
 
 
-def kept_file(context: TableContext, name: str, depends: dict[str, Any]) -> Path:
-    """Return where something measured on a stage 1 is kept, for everything that it depends on."""
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(context.command.settings.out) / "tables" / context.checkpoint.sha256[:16] / f"{name}_{digest}.json"
+@dataclass(frozen=True)
+class Place:
+    """The file of something measured on a stage 1, and everything that it depends on."""
+
+    path: Path
+    depends: dict[str, Any]
+
+
+def kept_place(context: TableContext, name: str, **own: Any) -> Place:
+    """Return where something measured on a stage 1 is kept, for everything that it depends on.
+
+    That is the stage 1, the data (test images, labels and order included) and its `own` settings.
+    """
+    depends = dependencies(context.loaded, format=FORMAT, **own)
+    if isinstance(context.data.train, ListedSplit) and context.data.identity is not None:
+        how = context.data.identity.record["how"]
+        depends["files"] = (
+            None if how == CONTENT else [rows["rows"] for rows in split_dependencies(context.loaded).values()]
+        )
+    folder = Path(context.command.settings.out) / "tables" / context.checkpoint.sha256[:16]
+    return Place(folder / f"{name}_{key_of(depends)[:16]}.json", json.loads(json.dumps(depends)))
+
+
+def report_changes(place: Place, name: str) -> None:
+    """Say what changed where a row is there with the same settings, measured on other data."""
+    for file in sorted(place.path.parent.glob(f"{name}_????????????????.json")):
+        with contextlib.suppress(UserError):  # what cannot be read only explains
+            before = read_json(file).get("depends")
+            if isinstance(before, dict) and own_settings(before) == own_settings(place.depends):
+                changed = ", ".join(differences(before, place.depends))
+                print(f"{name}: measured anew, since the row that is there is of {changed}")
+                return
+
+
+def own_settings(depends: dict[str, Any]) -> dict[str, Any]:
+    """Return of what something depends on all but the data."""
+    return {name: value for name, value in depends.items() if name not in ("identity", "class_names", "files")}
 
 
 class _Follower:

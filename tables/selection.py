@@ -23,7 +23,7 @@ from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.presets import preset_flags
 from settings.stage2_plan import plan_of
-from tables.rows import FORMAT, TableContext, kept_file
+from tables.rows import TableContext, kept_place
 from utils.errors import UserError
 from utils.files import make_folder, read_json, write_json
 from utils.progress import LineAMinute
@@ -155,17 +155,17 @@ def try_all(context: TableContext, plans: Sequence[Plan], words: str) -> list[Tr
 def kept_trials(context: TableContext, plans: Sequence[Plan]) -> Path:
     """Return where the outcomes of trials that train together are kept, for everything that they depend on."""
     trainer, settings = context.trainer, context.command.settings
-    depends = {
-        "format": FORMAT,
-        "identity": trainer.frozen.store.identity,
-        "plans": [plan_key(plan) for plan in plans],
-        "seed": settings.seed,
-        "views": settings.views,
-        "batch_size": settings.batch_size,
-        "momentum": settings.momentum,
-        "counts": trainer.class_counts,
-    }
-    return kept_file(context, f"trials_{plans[0].method}", depends)
+    place = kept_place(
+        context,
+        f"trials_{plans[0].method}",
+        plans=[plan_key(plan) for plan in plans],
+        seed=settings.seed,
+        views=settings.views,
+        batch_size=settings.batch_size,
+        momentum=settings.momentum,
+        counts=trainer.class_counts,
+    )
+    return place.path
 
 
 def read_trials(path: Path, count: int) -> list[Tried]:

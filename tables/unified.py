@@ -1,5 +1,6 @@
 """Every re-training method on one frozen feature, with a shared budget and with numbers chosen on held-out images."""
 
+import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import pandas as pd
 
 from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, refuse_mixed
 from methods.recipes import RECIPES
+from runs.dependencies import class_differences, describe_data
 from runs.run_record import git_revision
 from settings.command_line import parse_command
 from settings.fields import FLAGS, STAGE1, STAGE2
@@ -83,7 +85,8 @@ def temperatures(choices: pd.DataFrame | None) -> dict[str, float]:
 def find_choices(request: Request, name: str, methods: Sequence[str], context: TableContext) -> pd.DataFrame | None:
     """Return the trials that an earlier selection left; with `--select`, after choosing for what is missing of them.
 
-    What was chosen on other splits, or for another batch size or other views, is not used; a new selection replaces it.
+    What was chosen on other splits or other data, or for another batch size or other views, is not used; a new
+    selection replaces it.
     """
     data = data_of(context)
     path = request.results / f"{name_for(request.results, f'{name}_selection', [data])}.csv"
@@ -92,6 +95,9 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
     known = read_selection(path)
     if known is not None and known["conditions"].iloc[0] != conditions:
         print(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
+        known = None
+    if known is not None and other_data(known, context):
+        print(f"{path} was chosen on other data ({', '.join(other_data(known, context))}): it is not used")
         known = None
     if request.select:
         contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
@@ -110,6 +116,7 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
                 "conditions": conditions,
                 "data_sha256": data,
                 "splits_sha256": splits,
+                "data": json.dumps(selection_data(context)),
                 "command": request.command,
                 "device": device_name(context.trainer.execution.device),
                 "git_revision": git_revision(),
@@ -125,6 +132,33 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
         return None
     print(f"numbers chosen on held-out images: {path}")
     return known
+
+
+def selection_data(context: TableContext) -> dict[str, Any]:
+    """Return what a choice of numbers depends on of the data: all training images, and the classes.
+
+    The test set has no part in it, nor has the share that this stage 1 held out.
+    """
+    record = describe_data(context.data)["identity"] or {}
+    return {
+        "training images": {name: record.get(name) for name in ("how", "of", "pool_sha256")},
+        "class_names": context.data.class_names,
+    }
+
+
+def other_data(known: pd.DataFrame, context: TableContext) -> list[str]:
+    """Return in words how the data that numbers were chosen on differ; earlier selections did not record them."""
+    recorded = known["data"].iloc[0] if "data" in known else None
+    try:
+        before = json.loads(recorded) if isinstance(recorded, str) else {}
+    except ValueError:
+        return ["unknown ones"]
+    now = selection_data(context)
+    before_images, images = before.get("training images") or {}, now["training images"]
+    found = class_differences(before, now)
+    if before_images.get("how") == images["how"] and before_images.get("pool_sha256") != images["pool_sha256"]:
+        found.append(f"other training images ({images['how']})")
+    return found
 
 
 def read_selection(path: Path) -> pd.DataFrame | None:

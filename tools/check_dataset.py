@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datasets import IN_MEMORY, load_dataset
 from datasets.decode import read_rgb
+from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.listed import LAYOUTS, Facts, ListFiles, find_lists
 from datasets.lists import ListedSplit, class_folders, image_files, join, scan
 from datasets.long_tail import LongTailedData, Profile
@@ -225,6 +226,7 @@ def make_report(
     listed = [split for split in splits.values() if isinstance(split, ListedSplit)]
     if listed:
         report["warnings"] += find_repeats(join(listed[:2]), listed[2])
+        report["warnings"] += data.identity.warnings if data.identity is not None else ()
         if not lists and passed_over(listed[0].root):
             report["warnings"].append(f"{passed_over(listed[0].root)} files that are no images were passed over")
         report["files"] = check_files(join(listed), decode)
@@ -303,6 +305,7 @@ def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path]
     name, data_dir = arguments.dataset, arguments.data_dir
     files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
     data = load_dataset(name, Profile(imb_ratio=arguments.imb_ratio), data_dir, files)
+    data = with_identity(data, arguments.identity, Path(arguments.out) / "identity")
     if name in LAYOUTS:
         return data, find_lists(LAYOUTS[name], data_dir, files), LAYOUTS[name].facts
     return data, {}, None
@@ -327,6 +330,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_list", help="list of the test images")
     parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
     parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
+    parser.add_argument(
+        "--identity", choices=HOW, default=CONTENT, help="tell images apart by content or by name [content]"
+    )
+    parser.add_argument(
+        "--out", default="checkpoints", metavar="FOLDER", help="folder of the runs, for the hashes [checkpoints]"
+    )
     parser.add_argument("--decode", type=decode_count, default=1000, metavar="N|all", help="images to decode [1000]")
     parser.add_argument("--plot", type=Path, help="write a picture of the class sizes to this PNG file")
     parser.add_argument("--json", type=Path, help="write the report to this file")

@@ -90,11 +90,12 @@ def coco(pairs: list[tuple[str, int]], first: int, classes: int) -> dict[str, An
 
 def data_flags(folder: Path, form: str, classes: int) -> list[str]:
     """Return the flags of main_stage1.py for the lists; those of another number of classes are anyone's lists."""
+    names = ["--identity", "names"]  # there are no images whose content could be read
     if classes == CLASSES:
-        return ["--dataset", "inaturalist2018", "--data_dir", str(folder / form)]
+        return ["--dataset", "inaturalist2018", "--data_dir", str(folder / form), *names]
     train, test = (str(home(folder, form) / name) for name in NAMES[form])
     flags = {"--dataset": "list", "--train_list": train, "--test_list": test, "--image_root": str(home(folder, form))}
-    return [word for pair in flags.items() for word in pair]
+    return [*(word for pair in flags.items() for word in pair), *names]
 
 
 def load(folder: Path, form: str, classes: int) -> LongTailedData:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from torch import Tensor
 import engine.fit
 import engine.frozen_features
 from datasets import load_dataset
+from datasets.identity.content import with_identity
 from datasets.listed import LAYOUTS, ListFiles
 from datasets.long_tail import LongTailedData, Profile, long_tail_counts
 from models import build_model
 from runs.checkpoint import load_checkpoint
-from runs.session import LoadedModel
+from runs.dependencies import key_of
 from settings.command_line import parse_command
 from settings.fields import STAGE2
 from tests.helpers import Outcome, contents, image_tree, read, run, same, succeed, weights
@@ -430,18 +432,35 @@ def test_features_are_computed_once_and_mapped(
     assert computed == []
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_features_of_an_image_that_has_changed_are_computed_again(
-    part: str, tree: Path, runs: Path, computed: list[str]
+def change_an_image(tree: Path, part: str) -> None:
+    file = tree / part / "class1" / "0.png"
+    with Image.open(file) as image:
+        Image.fromarray(255 - np.array(image)).save(file)
+
+
+def test_features_of_a_test_image_that_has_changed_are_computed_again(
+    tree: Path, runs: Path, computed: list[str]
 ) -> None:
     retrained(tree, runs, "--overwrite")
     first = weights(only(runs, "stage2*/last.pth"))
     computed.clear()
-    file = tree / part / "class1" / "0.png"
-    with Image.open(file) as image:
-        Image.fromarray(255 - np.array(image)).save(file)
-    retrained(tree, runs, "--overwrite")
-    assert set(computed) == VIEWS
+    change_an_image(tree, "test")
+    outcome = retrained(tree, runs, "--overwrite")
+    assert set(computed) == {name for name in VIEWS if name.startswith("test")}
+    assert "features of test: computed anew, since these are of other images" in outcome.out
+    assert same(weights(only(runs, "stage2*/last.pth")), first)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_of_images_known_by_name_the_changed_file_counts(
+    part: str, tree: Path, runs: Path, computed: list[str]
+) -> None:
+    retrained(tree, runs, "--overwrite", "--identity", "names")
+    first = weights(only(runs, "stage2*/last.pth"))
+    computed.clear()
+    change_an_image(tree, part)
+    retrained(tree, runs, "--overwrite", "--identity", "names")
+    assert set(computed) == {name for name in VIEWS if name.startswith(part)}
     assert same(weights(only(runs, "stage2*/last.pth")), first) == (part == "test")
 
 
@@ -463,25 +482,23 @@ def test_features_belong_to_sizes_and_to_the_order_of_the_rows(shades: Path, by_
     turned = dataclasses.replace(data, train=data.train.take(np.arange(len(data.train))[::-1]))
     assert turned.subset == data.subset
     bf16 = dataclasses.replace(cpu, bf16=True)
+    settings = parse_command(STAGE2, "", ["--dataset", "folder", "--image_size", "16", "--resize", "16"]).settings
 
-    def identity(data: LongTailedData, execution: Execution, sizes: tuple[int, int]) -> str:
-        flags = ["--dataset", "folder", "--image_size", str(sizes[0]), "--resize", str(sizes[1])]
-        nothing: Any = None  # neither images nor a network are looked at
-        loaded = LoadedModel(
-            parse_command(STAGE2, "", flags), execution, data, nothing, nothing, checkpoint, weights=None
-        )
-        return engine.frozen_features.features_identity(loaded)
+    def key(data: LongTailedData, execution: Execution, size: int, resize: int) -> str:
+        sizes = dataclasses.replace(settings, image_size=size, resize=resize)
+        loaded: Any = SimpleNamespace(data=with_identity(data), execution=execution, source=checkpoint, settings=sizes)
+        return key_of(engine.frozen_features.split_dependencies(loaded)["train"])
 
     variants = [
-        (data, cpu, (16, 16)),
-        (data, cpu, (16, 18)),
-        (data, cpu, (14, 16)),
-        (turned, cpu, (16, 16)),
-        (data, bf16, (16, 16)),
+        (data, cpu, 16, 16),
+        (data, cpu, 16, 18),
+        (data, cpu, 14, 16),
+        (turned, cpu, 16, 16),
+        (data, bf16, 16, 16),
     ]
-    found = [identity(*variant) for variant in variants]
+    found = [key(*variant) for variant in variants]
     assert len(set(found)) == len(variants)
-    assert identity(*variants[0]) == found[0]
+    assert key(*variants[0]) == found[0]
 
 
 @pytest.mark.parametrize("left", [0, 200])
@@ -767,7 +784,7 @@ def test_a_run_is_not_taken_for_one_on_other_test_images(flag: str, tree: Path, 
     succeed("main_stage1", *used)
     turned = [(name, (label + 1) % CLASSES) for name, label in rows_of(tree, "test")]
     other = write_list(tree / "other.txt", turned)
-    assert refused(run("main_stage1", *used, "--test_list", other, flag), "other test images")
+    assert refused(run("main_stage1", *used, "--test_list", other, flag), "other test labels")
     assert run("main_stage1", *used, "--test_list", tree / "test.txt", flag).status == 0
 
 

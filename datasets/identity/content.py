@@ -1,0 +1,194 @@
+"""The identity of a data set: what each split holds, in which order, and which class is which.
+
+Of images on disk the content is that of their files or, `--identity names`, their relative paths alone, which is
+weaker: other pictures under the same names go unnoticed. Of images in memory it is their pixels, of features their
+numbers.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.identity.file_hashes import DIGEST, file_digests
+from datasets.listed import path_identity
+from datasets.lists import ListedSplit, join
+from datasets.long_tail import Identity, LongTailedData, Split, members_by_class, subset_identity
+from utils.text import shown
+
+CONTENT, NAMES = "content", "names"
+HOW = (CONTENT, NAMES)
+SPLITS = ("train", "holdout", "test")
+CLASS_DIGITS = 16  # hexadecimal digits of a class's identity: 8,142 classes are to fit into a config.json
+
+
+def with_identity(
+    data: LongTailedData, how: str = CONTENT, folder: Path | None = None, *, held_out_share: bool = False
+) -> LongTailedData:
+    """Return a data set with its `identity`; the hashes of files are kept in `folder`.
+
+    `held_out_share` says that the held-out images are a share of the training images, not a list of their own. See
+    `identity_record` for what is recorded. Warnings are made of images on disk alone (`overlaps`).
+    """
+    splits = [data.train, data.holdout, data.test]
+    listed = [split for split in splits if isinstance(split, ListedSplit)]
+    if listed:
+        joined = join(listed)
+        digests = file_digests(joined, folder) if how == CONTENT else name_digests(joined)
+        of = "files"
+    else:
+        digests = np.concatenate([array_digests(split) for split in splits])
+        how, of = CONTENT, "features" if data.train.images.ndim == 3 else "pixels"
+    parts = np.split(digests, np.cumsum([len(split) for split in splits])[:-1])
+    record = identity_record(splits, parts, data.num_classes, held_out_share)
+    warnings = overlaps(listed, parts, how) if listed else []
+    return replace(data, identity=Identity({"how": how, "of": of, **record}, tuple(warnings)))
+
+
+def name_digests(split: ListedSplit) -> np.ndarray:
+    """Return the sha256 (N, 32) uint8 of the relative paths."""
+    found = b"".join(hashlib.sha256(path).digest() for path in split.images.tolist())
+    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
+
+
+def array_digests(split: Split) -> np.ndarray:
+    """Return the sha256 (N, 32) uint8 of images (N, ...) in memory, of whatever they hold."""
+    found = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in split.images)
+    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
+
+
+def identity_record(
+    splits: Sequence[Split], digests: Sequence[np.ndarray], num_classes: int, held_out_share: bool = False
+) -> dict[str, Any]:
+    """Return what is recorded of train, held-out and test images with the sha256 (N, 32) of each.
+
+    Of each split there are the number of images and four sha256: `content_sha256` of the (label, hash) pairs in any
+    order, `images_sha256` of the hashes alone, `order_sha256` of (id, label, hash) row by row, and `rows_sha256` of
+    (id, hash) row by row, which is what features depend on. `pool_sha256` is the content of all images that training
+    could have used, whatever share was held out. `classes` are the identities of each class's training and test images.
+    """
+    record: dict[str, Any] = {
+        name: split_record(split, found) for name, split, found in zip(SPLITS, splits, digests, strict=True)
+    }
+    pool = (0, 1) if held_out_share else (0,)
+    labels = np.concatenate([splits[part].labels for part in pool])
+    record["pool_sha256"] = content_sha256(labels, np.concatenate([digests[part] for part in pool]))
+    record["classes"] = {name: class_digests(splits[part], digests[part], num_classes) for name, part in CLASS_PARTS}
+    return record
+
+
+CLASS_PARTS = (("train", 0), ("test", 2))
+
+
+def split_record(split: Split, digests: np.ndarray) -> dict[str, Any]:
+    """Return what is recorded of one split with the sha256 (N, 32) of its images."""
+    rows = as_rows(split.labels, digests)
+    ids = split.ids.astype(">i8")
+    ordered, by_row = hashlib.sha256(ids.tobytes()), hashlib.sha256(ids.tobytes())
+    ordered.update(rows.tobytes())
+    by_row.update(np.ascontiguousarray(digests).tobytes())
+    hashes = rows[:, 1:]
+    images = hashlib.sha256(hashes[np.lexsort((hashes[:, 1], hashes[:, 0]))].tobytes())
+    return {
+        "images": len(split),
+        "content_sha256": content_sha256(split.labels, digests),
+        "images_sha256": images.hexdigest(),
+        "order_sha256": ordered.hexdigest(),
+        "rows_sha256": by_row.hexdigest(),
+    }
+
+
+def as_rows(labels: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    """Return (N, 5) integers of 64 bits: the label and the four parts of the hash."""
+    rows = np.empty((len(labels), 5), dtype=">u8")
+    rows[:, 0], rows[:, 1:] = labels, np.ascontiguousarray(digests).view(">u8")
+    return rows
+
+
+def content_sha256(labels: np.ndarray, digests: np.ndarray) -> str:
+    """Return the sha256 of the sorted (label, hash) pairs; half a hash sorts as well as a whole one."""
+    rows = as_rows(labels, digests)
+    return hashlib.sha256(rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))].tobytes()).hexdigest()
+
+
+def class_digests(split: Split, digests: np.ndarray, num_classes: int) -> list[str]:
+    """Return an identity for each class: of the sorted hashes of its images, whatever its number."""
+    keys = np.ascontiguousarray(digests).view(">u8")
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    members = members_by_class(split.labels[order], num_classes)
+    return [hashlib.sha256(digests[order[rows]].tobytes()).hexdigest()[:CLASS_DIGITS] for rows in members]
+
+
+def overlaps(splits: Sequence[ListedSplit], digests: Sequence[np.ndarray], how: str) -> list[str]:
+    """Return a line for paths that stand under two labels, and for training images that are test images too.
+
+    Held-out images count as training images. Test images are compared by their content or, by `names`, by their paths.
+    """
+    learned, test = join(splits[:2]), splits[2]
+    keys = [short_keys(np.concatenate(digests[:2])), short_keys(digests[2])]
+    lines = []
+    for words, split, own in (("training", learned, keys[0]), ("test", test, keys[1])):
+        twice = under_two_labels(split, own)
+        if len(twice):
+            lines.append(f"{len(twice)} {words} images stand under two labels (first: {first_names(twice)})")
+    shared = np.isin(keys[1], keys[0]) & (keys[1] != 0)
+    if shared.any():
+        row = int(np.flatnonzero(shared)[0])
+        same = learned.images[np.flatnonzero(keys[0] == keys[1][row])[0]]
+        by = "by content" if how == CONTENT else "by name"
+        pair = f"{shown(os.fsdecode(test.images[row]))} is {shown(os.fsdecode(same))}"
+        lines.append(f"{int(shared.sum())} test images are training images too, {by} (first: {pair})")
+    return lines
+
+
+def short_keys(digests: np.ndarray) -> np.ndarray:
+    """Return the first 64 bits (N,) of hashes (N, 32): enough to tell half a million images apart."""
+    return np.ascontiguousarray(digests[:, :8]).view(np.uint64).ravel()
+
+
+def under_two_labels(split: ListedSplit, keys: np.ndarray) -> np.ndarray:
+    """Return the paths that stand under more than one label; only rows with equal keys (N,) can have equal paths."""
+    order = np.argsort(keys, kind="stable")
+    equal = keys[order][1:] == keys[order][:-1]
+    rows = np.unique(np.concatenate([order[1:][equal], order[:-1][equal]]))
+    paths, labels = split.images[rows], split.labels[rows]
+    order = np.lexsort((labels, paths))
+    paths, labels = paths[order], labels[order]
+    return np.unique(paths[1:][(paths[1:] == paths[:-1]) & (labels[1:] != labels[:-1])])
+
+
+def first_names(paths: np.ndarray) -> str:
+    """Return the first three of many paths in words."""
+    return ", ".join(shown(os.fsdecode(path)) for path in paths[:3].tolist())
+
+
+def relabelled(data: LongTailedData, places: Sequence[int], class_names: list[str]) -> LongTailedData:
+    """Return a data set whose class k has become class `places[k]` (K,), under the `class_names` of that order.
+
+    Its identity is to be made anew (`with_identity`).
+    """
+    to = np.asarray(places)
+    train, holdout, test = (replace(split, labels=to[split.labels]) for split in (data.train, data.holdout, data.test))
+    counts = np.empty_like(data.class_counts)
+    counts[to] = data.class_counts
+    if isinstance(train, ListedSplit) and isinstance(holdout, ListedSplit):
+        subset = path_identity(join([train, holdout]))
+    else:
+        parts = [
+            np.concatenate([getattr(part, kind) for part in (train, holdout)]) for kind in ("images", "labels", "ids")
+        ]
+        subset = subset_identity(Split(*parts))
+    return replace(
+        data,
+        train=train,
+        holdout=holdout,
+        test=test,
+        class_names=class_names,
+        class_counts=counts,
+        subset=subset,
+        identity=None,
+    )

@@ -23,6 +23,7 @@ from utils.device import Execution
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
+from utils.outside import plain_path, within
 
 # Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
 STAGE2_DRAWS = 1 << 32
@@ -94,7 +95,8 @@ class FrozenFeatures:
         """Compute features, or read them from the folder."""
         name = split + "_mirrored" * mirrored + (f"_seed{self.seed}_view{view}" if view is not None else "")
         key = hashlib.sha256(f"{self.store.identity} {name}".encode()).hexdigest()[:16]
-        path = None if self.store.folder is None or not keep else self.store.folder / f"{name}_{key}.npy"
+        folder = self.store.folder
+        path = None if folder is None or not keep else within(folder, folder / f"{name}_{key}.npy")
         if path is not None and from_main(path.exists()):
             return self._read(path)
         blocks = predict_blocks(
@@ -118,7 +120,8 @@ class FrozenFeatures:
     def _read(self, path: Path) -> Tensor:
         """Return stored features: as they lie in the file, or on the device."""
         try:
-            stored = np.load(path, mmap_mode="c" if self.store.mapped else None, allow_pickle=False)
+            with plain_path(path) as held:
+                stored = np.load(held, mmap_mode="c" if self.store.mapped else None, allow_pickle=False)
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}, which the first process wrote, is not here: --out must be a folder that all machines share"
@@ -164,7 +167,8 @@ def freeze(loaded: LoadedModel, *, seed: int, views: str, keep: bool = False) ->
     assert source is not None, "only a network that was trained is frozen"
     on_disk = isinstance(loaded.data.train, ListedSplit)
     kept = (keep or on_disk) and source.features is None
-    folder = Path(loaded.settings.out) / "features" / source.sha256[:16] if kept else None
+    out = Path(loaded.settings.out)
+    folder = within(out, out / "features" / source.sha256[:16]) if kept else None
     identity = features_identity(loaded) if kept or keep else ""
     store = FeatureStore(folder, identity, mapped=on_disk and not keep)
     return FrozenFeatures(loaded.model, loaded.images, loaded.execution, seed, views, store)

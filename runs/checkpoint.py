@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ from runs.state_dict_adapter import compare_keys, find_state_dict
 from settings.declare import Facet
 from settings.fields import FLAGS, with_facet
 from utils.errors import UserError
-from utils.files import refuse_pipe, sha256_file, write_atomically
+from utils.files import sha256_of, write_atomically
+from utils.outside import open_plain
 
 FORMAT = 1
 CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
@@ -98,7 +99,6 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
     `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
-    refuse_pipe(path, "the checkpoint")
     read = READERS.get(path.suffix, partial(read_pytorch, trust_pickle=trust_pickle))
     try:
         digest, content = read(path)
@@ -119,13 +119,15 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
 
 def read_pytorch(path: Path, trust_pickle: bool = False) -> tuple[str, Any]:
     """Return the sha256 of a file of PyTorch's and what it holds: anything, if the file is to be trusted."""
-    digest = sha256_file(path)
-    if not trust_pickle:
-        refuse_zip_bomb(path)
-    with warnings.catch_warnings():  # of what is refused later, or is none of a user's business
-        warnings.simplefilter("ignore")
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    refuse_flipped_bits(path)
+    with open_plain(path, "the checkpoint") as file:
+        digest = sha256_of(file)
+        if not trust_pickle:
+            refuse_zip_bomb(file)
+            file.seek(0)
+        with warnings.catch_warnings():  # of what is refused later, or is none of a user's business
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
+        refuse_flipped_bits(file)
     return digest, content
 
 
@@ -172,14 +174,14 @@ def kind_of(content: dict[str, Any]) -> str:
     return f"classifier of a {kind}" if all(key.startswith(CLASSIFIER) for key in content["model"]) else kind
 
 
-def refuse_flipped_bits(path: Path) -> None:
+def refuse_flipped_bits(file: IO[bytes]) -> None:
     """Raise UserError where a PyTorch file is a zip archive and not what its checksums say: PyTorch does not look.
 
     A checksum of 0 is none; PyTorch can be told to leave them out.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         return
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             if entry.CRC != 0 and not entry.is_dir():
                 with archive.open(entry) as stored:

@@ -12,7 +12,6 @@ another model made (`runs.feature_files`) are read as such a file too.
 
 import io
 import json
-import math
 import pickle
 import warnings
 import zipfile
@@ -28,20 +27,15 @@ from torch import Tensor, nn
 from models.network import Network
 from runs.feature_files import USER_FEATURES, read_features, refuse_zip_bomb
 from runs.pretrained_weights import with_network_names
+from runs.records import checkpoint_faults, refuse_faults
 from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
-from settings.declare import Facet
-from settings.fields import FLAGS, with_facet
 from utils.errors import UserError
-from utils.files import sha256_of, write_atomically
+from utils.files import refuse_constant, sha256_of, write_atomically
 from utils.outside import open_plain
 
 FORMAT = 1
 CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
-# What the settings that a checkpoint of ours settles for others are made of.
-SETTINGS: dict[str, tuple[type, ...]] = {
-    name: FLAGS[name].types for name in (*with_facet(Facet.FROM_CHECKPOINT), "seed", "epochs", "protocol", "data_dir")
-}
 
 
 @dataclass(frozen=True)
@@ -156,12 +150,7 @@ def refuse_strange_record(path: Path, content: dict[str, Any]) -> None:
         raise UserError(
             f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
         )
-    strange = strange_settings(content["config"]["settings"])
-    temperature = content.get("temperature")
-    if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-        strange.append("temperature")
-    if strange:
-        raise UserError(f"{path} is damaged: its {', '.join(strange)} cannot be")
+    refuse_faults(path, checkpoint_faults(content))
 
 
 def kind_of(content: dict[str, Any]) -> str:
@@ -206,17 +195,6 @@ def refuse_strange_tensors(content: Any, size: int | None) -> None:
             refuse_strange_tensors(value, size)
 
 
-def strange_settings(settings: dict[str, Any]) -> list[str]:
-    """Return the names of settings that no run can have had; those that are missing are for others to judge."""
-    known = {name: kinds for name, kinds in SETTINGS.items() if name in settings}
-    return [
-        name
-        for name, kinds in known.items()
-        if type(settings[name]) not in kinds
-        or (isinstance(settings[name], int | float) and not 0 <= settings[name] < 2**32)
-    ]
-
-
 def is_ours(content: dict[str, Any]) -> bool:
     """Tell whether a checkpoint has every entry that this project's have."""
     config = content.get("config")
@@ -250,7 +228,7 @@ def read_released(path: Path) -> tuple[str, dict[str, Any]]:
     digest, tensors, metadata = read_safetensors(path)
     if "checkpoint" not in metadata:
         return read_features(path) if "train_features" in tensors else (digest, tensors)
-    header = json.loads(metadata["checkpoint"])
+    header = json.loads(metadata["checkpoint"], parse_constant=refuse_constant)
     if not isinstance(header, dict):
         raise UserError(f"{path} is damaged: what it says of itself is no object")
     if header.get("holds") != "features":

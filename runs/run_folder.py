@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.plots import PLOTS
+from runs.records import read_config
 from settings.fields import FLAGS, PROTOCOL_SWITCHES
 from utils.distributed import from_main, is_main
 from utils.errors import UserError
 from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
+from utils.outside import within
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: b
 def _open_run(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool, reuse: bool) -> Run:
     """Open a run in the process that writes."""
     if reuse and (folder / "metrics.json").exists() and (folder / "config.json").exists():
-        before = read_json(folder / "config.json")
+        before = read_config(folder / "config.json")
         _refuse_other_settings(folder, before, config)
         return Run(folder, before, finished=True)
     try:
@@ -88,6 +90,8 @@ def made_of_other_things(folder: Path, config: dict[str, Any]) -> str:
 def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
     """Return a run in its folder, which this process has locked, as it is to go on."""
     folder, config = run.folder, run.config
+    for name in OWN_FILES:  # a link in the place of `plots` leads elsewhere
+        within(folder, (folder / name).parent)
     present = [name for name in OWN_FILES if (folder / name).exists()]
     if present and not (resume or overwrite):
         state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
@@ -98,6 +102,7 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
     if resume and "last.pth" in present and "config.json" not in present:
         raise UserError(f"{folder} has lost its config.json, so what it was is unknown; --overwrite replaces it")
     if overwrite:
+        _refuse_strange_folder(folder)
         try:
             for name in present:
                 (folder / name).unlink()
@@ -105,7 +110,7 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
             raise _unusable(folder, error) from error
     opened = run
     if resume and "config.json" in present:
-        before = read_json(folder / "config.json")
+        before = read_config(folder / "config.json")
         _refuse_other_settings(folder, before, config)
         # The run keeps its own record, and adds where it went on once it really does (`fit`).
         opened = replace(run, config={**before, "resumed": [*before.get("resumed", []), config["environment"]]})
@@ -114,6 +119,16 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
     if opened is run:
         write_json(folder / "config.json", config)
     return opened
+
+
+def _refuse_strange_folder(folder: Path) -> None:
+    """Raise UserError where --overwrite would delete in a folder whose config.json is somebody else's."""
+    try:
+        config = read_json(folder / "config.json")
+    except UserError:  # missing or damaged: the folder's name and those of its files say whose it is
+        return
+    if not {"stage", "settings"} <= config.keys():
+        raise UserError(f"{folder / 'config.json'} is of no run of this project; name another place with --out")
 
 
 def _unusable(folder: Path, error: OSError) -> UserError:

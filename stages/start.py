@@ -7,6 +7,7 @@ is a linear classifier (`stages.linear_probe_start`), a run like any other.
 from pathlib import Path
 
 from runs.checkpoint import Checkpoint, joined, load_checkpoint
+from runs.records import read_config
 from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
 from settings.fields import FLAGS, STAGE1, TRAINING
@@ -24,7 +25,7 @@ from stages.data import stage1_seed
 from stages.linear_probe_start import train_probe
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError
-from utils.files import read_json, sha256_file
+from utils.files import sha256_file
 
 
 def find_start(command: Command) -> tuple[Command, Checkpoint]:
@@ -77,8 +78,10 @@ def probe_command(command: Command) -> Command:
 def is_trained(probe: Command) -> bool:
     """Tell whether there is a stage-1 run of some epochs that is otherwise described as a probe is."""
     wanted = set(stage1_tags(probe)) - {"epochs0"}
-    configs = map(read_json, seed_folder(probe.settings, probe.settings.seed).glob("stage1*/config.json"))
-    return any(config["settings"]["epochs"] > 0 and wanted <= set(config["tags"]) for config in configs)
+    configs = map(read_config, seed_folder(probe.settings, probe.settings.seed).glob("stage1*/config.json"))
+    return any(
+        config.get("settings", {}).get("epochs", 0) > 0 and wanted <= set(config.get("tags", [])) for config in configs
+    )
 
 
 def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> list[str]:

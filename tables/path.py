@@ -82,7 +82,7 @@ def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
     place = kept_file(context, f"path_{method}", depends)
     if place.exists():
         kept = read_json(place)
-        if "rows" not in kept:
+        if not isinstance(kept.get("rows"), list) or not all(isinstance(row, dict) for row in kept["rows"]):
             raise UserError(f"{place} is damaged; delete it, and the path is measured again")
         return kept["rows"]
     made = {

@@ -16,6 +16,7 @@ from settings.command_line import parse_command
 from settings.declare import STAGE1, STAGE2, Facet
 from settings.fields import FLAGS, with_facet
 from utils.files import make_folder, write_text
+from utils.outside import within
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
@@ -104,7 +105,7 @@ def write_results(
 ) -> None:
     """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables."""
     make_folder(request.results)
-    target = request.results / name
+    target = within(request.results, request.results / name)
     done = "replaced" if target.with_name(f"{name}.csv").exists() else "written to"
     write_text(target.with_name(f"{name}.csv"), rows.to_csv(index=False, float_format="%.6g"))
     how = f"Cells read all / many / medium / few, in percent. {request.repeats()} Made by `{request.command}`."

@@ -20,9 +20,11 @@ from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
+from evaluation.run_rows import refuse_damaged_run
 from losses.los import ONE_HOT
 from methods.plan import Plan, plan_key
 from runs.checkpoint import Checkpoint
+from runs.records import config_faults
 from runs.run_names import experiment_name
 from runs.run_record import describe
 from runs.session import LoadedModel
@@ -35,6 +37,7 @@ from stages.session import load_model, settle_execution
 from stages.start import find_start
 from utils.errors import DivergedError, UserError
 from utils.files import make_folder, read_json, write_json
+from utils.outside import within
 
 FORMAT = 1  # of the kept rows: raise it when a change of the code changes their numbers
 
@@ -177,8 +180,17 @@ def measure_rows(
 def read_kept(path: Path) -> Measured:
     """Read a kept row; a UserError names a damaged file."""
     content = read_json(path)
+    advice = "delete it, and the row is trained again"
     if not {"failure", "metrics", "config"} <= set(content):
-        raise UserError(f"{path} is damaged; delete it, and the row is trained again")
+        raise UserError(f"{path} is damaged; {advice}")
+    failure, metrics, config = (content[name] for name in ("failure", "metrics", "config"))
+    sound = (
+        isinstance(failure, str | None) and isinstance(config, dict) and (failure is None) == isinstance(metrics, dict)
+    )
+    if not sound or config_faults(config):
+        raise UserError(f"{path} is damaged; {advice}")
+    if metrics is not None:
+        refuse_damaged_run(path, metrics, config)
     return content
 
 
@@ -203,7 +215,8 @@ def _place(context: TableContext, command: Command, plan: Plan) -> Path:
 def kept_file(context: TableContext, name: str, depends: dict[str, Any]) -> Path:
     """Return where something measured on a stage 1 is kept, for everything that it depends on."""
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(context.command.settings.out) / "tables" / context.checkpoint.sha256[:16] / f"{name}_{digest}.json"
+    out = Path(context.command.settings.out)
+    return within(out, out / "tables" / context.checkpoint.sha256[:16] / f"{name}_{digest}.json")
 
 
 class _Follower:

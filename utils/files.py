@@ -73,7 +73,7 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path) -> dict:
     """Read a JSON object; a `UserError` names the file when it is missing or is none."""
     try:
-        content = json.loads(read_plain(path).decode("utf-8"))
+        content = json.loads(read_plain(path).decode("utf-8"), parse_constant=refuse_constant)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -81,6 +81,11 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} where a JSON object is expected")
     return content
+
+
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and Infinity, which Python's reader takes for numbers and JSON does not have."""
+    raise ValueError(f"{name} is no number")
 
 
 def make_folder(path: Path) -> None:

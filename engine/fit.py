@@ -20,6 +20,7 @@ from utils.distributed import from_main, is_main
 from utils.errors import DivergedError, UserError
 from utils.files import write_json
 from utils.hashing import mix64
+from utils.text import tell
 
 INTERRUPTED = ": finished epochs are saved; the same command with --resume (and the same --seed) goes on from there"
 
@@ -123,7 +124,7 @@ def resume(session: Session, training: Training) -> tuple[History, int]:
     if is_main():
         write_json(session.run.folder / "config.json", session.run.config)
     done = checkpoint.content["epoch"]
-    print(f"resuming {session.run.folder} after epoch {done} of {training.epochs}")
+    tell(f"resuming {session.run.folder} after epoch {done} of {training.epochs}")
     return History(**checkpoint.content["history"]), done
 
 

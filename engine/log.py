@@ -5,10 +5,12 @@ from typing import Any
 import pandas as pd
 
 from engine.epoch import EpochResult
+from evaluation.csv_files import csv_text
 from evaluation.metrics import SHOTS
 from runs.run_folder import Run
 from utils.errors import UserError
 from utils.files import write_text
+from utils.text import tell
 
 FOLDER = "tensorboard"
 
@@ -53,7 +55,7 @@ def log_accuracies(record: dict[str, Any] | None) -> dict[str, Any]:
 
 def write_log(run: Run, log: list[dict[str, Any]]) -> None:
     """Write log.csv anew from the history, so that it never disagrees with the checkpoint."""
-    write_text(run.folder / "log.csv", pd.DataFrame(log).to_csv(index=False))
+    write_text(run.folder / "log.csv", csv_text(pd.DataFrame(log)))
 
 
 def print_epoch(row: dict[str, Any], epochs: int, seconds_per_epoch: float) -> None:
@@ -63,4 +65,4 @@ def print_epoch(row: dict[str, Any], epochs: int, seconds_per_epoch: float) -> N
         parts = [f"{name} {row[f'plain_{name}']:5.2f}" for name in ("all", *SHOTS) if row[f"plain_{name}"] is not None]
         text += "  test " + "  ".join(parts)
     to_go = (epochs - row["epoch"]) * seconds_per_epoch
-    print(f"{text}  {row['images_per_second']:.0f} images/s  {to_go / 60:.1f} min to go", flush=True)
+    tell(f"{text}  {row['images_per_second']:.0f} images/s  {to_go / 60:.1f} min to go", flush=True)

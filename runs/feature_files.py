@@ -31,7 +31,7 @@ from runs.shards import read_safetensors
 from utils.errors import UserError
 from utils.files import sha256_of
 from utils.outside import open_plain
-from utils.text import printable, shown
+from utils.text import printable, shown, tell
 
 USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 SUFFIXES = (".npz", ".safetensors")
@@ -69,7 +69,7 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
     except UserError as error:
         raise UserError(f"--features {path}: {error}") from error
     if unknown:
-        print(f"not used of {path}: {shown(', '.join(sorted(unknown)))}", file=sys.stderr)
+        tell(f"not used of {path}: {shown(', '.join(sorted(unknown)))}", file=sys.stderr)
     return digest, content
 
 

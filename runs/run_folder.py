@@ -11,6 +11,7 @@ from utils.distributed import from_main, is_main
 from utils.errors import UserError
 from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
 from utils.outside import within
+from utils.text import tell
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth", *
 
 def read_metrics(run: Run) -> dict[str, Any]:
     """Return the metrics of a finished run, and say that it was there."""
-    print(f"using the finished run {run.folder}")
+    tell(f"using the finished run {run.folder}")
     return read_json(run.folder / "metrics.json")
 
 
@@ -98,7 +99,7 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool) -> Run:
         state += made_of_other_things(folder, config)
         raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
     if config["settings"]["resume"] and not present:
-        print(f"nothing to resume in {folder}: beginning anew")
+        tell(f"nothing to resume in {folder}: beginning anew")
     if resume and "last.pth" in present and "config.json" not in present:
         raise UserError(f"{folder} has lost its config.json, so what it was is unknown; --overwrite replaces it")
     if overwrite:

@@ -12,7 +12,7 @@ from settings.presets import PROTOCOLS
 from settings.resolve import Command
 from utils.errors import UserError
 from utils.outside import within
-from utils.text import plain_name
+from utils.text import plain_name, tell
 
 
 def seed_folder(settings: Settings, seed: int) -> Path:
@@ -135,7 +135,7 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
     if not (found / "last.pth").is_file():
         raise UserError(f"{found} has no finished epoch; go on with it first: {advice} --resume")
     if exact is None:
-        print(f"using {found}, the only {stage} run that fits")
+        tell(f"using {found}, the only {stage} run that fits")
     return found
 
 

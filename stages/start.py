@@ -26,6 +26,7 @@ from stages.linear_probe_start import train_probe
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError
 from utils.files import sha256_file
+from utils.text import tell
 
 
 def find_start(command: Command) -> tuple[Command, Checkpoint]:
@@ -54,7 +55,7 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
     if not is_trained(probe):
         train_probe(probe)
         wait_for_all()  # of many processes the first writes the run that all read next
-        print()
+        tell()
         return find_stage1(command.replace(pretrained_pth=str(run_path(probe))))
     command, checkpoint = find_stage1(command)
     file, started = Path(str(command.settings.weights)), (checkpoint.config.get("weights") or {}).get("sha256")
@@ -113,10 +114,10 @@ def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     if not from_main(any(runs) if is_main() else False):  # a slower process would see what the first has begun
         names = ("features", "out", "device", "gpu", "workers")
         flags = [word for name in names if name in command.given for word in (f"--{name}", str(command.given[name]))]
-        print(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
+        tell(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
         train_probe(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), given)
         wait_for_all()  # of many processes the first writes the run that all read next
-        print()
+        tell()
     return with_features(load_checkpoint(find_run(command, "stage1", seed) / "last.pth"), given)
 
 

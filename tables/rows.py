@@ -38,6 +38,7 @@ from stages.start import find_start
 from utils.errors import DivergedError, UserError
 from utils.files import make_folder, read_json, write_json
 from utils.outside import within
+from utils.text import tell
 
 FORMAT = 1  # of the kept rows: raise it when a change of the code changes their numbers
 
@@ -82,7 +83,7 @@ def open_context(arguments: Sequence[str], description: str) -> TableContext:
     trainer = HeadTrainer(
         frozen, loaded.model.fc, labels, class_counts, settings.batch_size, settings.momentum, settings.seed
     )
-    print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
+    tell(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
     return TableContext(loaded, checkpoint, trainer)
 
 
@@ -157,7 +158,7 @@ def measure_rows(
             todo.setdefault(path, (command, plan))
     kept = len([path for path in places if path is not None and path not in todo])
     if kept:
-        print(f"{kept} of {len(rows)} rows are there already")
+        tell(f"{kept} of {len(rows)} rows are there already")
     followed: dict[int, _Follower] = {}
 
     def after_epoch(epoch: int, trained: Sequence[Trained]) -> None:

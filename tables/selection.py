@@ -23,6 +23,7 @@ from settings.presets import preset_flags
 from settings.stage2_plan import plan_of
 from tables.rows import TableContext
 from utils.errors import UserError
+from utils.text import tell
 
 Flags = tuple[str, ...]
 SPLITS = 3
@@ -98,7 +99,7 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
     table = pd.DataFrame({"method": [method for method, _ in grid], "flags": [" ".join(flags) for _, flags in grid]})
     by_split: list[list[Trained]] = []
     for number, context in enumerate(contexts):
-        print(
+        tell(
             f"split {number + 1} of {len(contexts)}: {len(grid)} trials, {len(context.data.holdout)} held-out images",
             flush=True,
         )

@@ -35,7 +35,7 @@ from utils.command import run_command
 from utils.errors import UserError
 from utils.files import sha256_file, write_json
 from utils.progress import show_progress
-from utils.text import shown
+from utils.text import shown, tell
 
 SMALL = 224  # pixels of the usual crop
 FIRST = 10  # files that are named
@@ -354,9 +354,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.imb_ratio is None:
             arguments.imb_ratio = Profile().imb_ratio
         factor = arguments.imb_ratio
-        print(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
+        tell(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
     report = make_report(*load(arguments), arguments.decode)
-    print(report_text(report))
+    tell(report_text(report))
     if arguments.plot:
         counts = np.array(report["class_counts"])
         save_figure(arguments.plot, draw_sizes(report["dataset"], counts, report["class_names"]))

@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from evaluation.csv_files import csv_text
 from evaluation.plots import COLOURS, save_figure
 from evaluation.run_rows import GROUPS, csv_row, read_run, run_name, short_table, to_markdown
 from evaluation.text_tables import headline
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_text
+from utils.text import tell
 
 SMOOTHING_WINDOW = 9  # classes whose accuracies the figure's curve averages
 
@@ -69,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [read_run(folder) for folder in arguments.runs]
     rows = pd.DataFrame([csv_row(*run) for run in runs])
     table = short_table(rows)
-    print("all / many / medium / few, in percent")
-    print(table.fillna("-").to_string(index=False))
+    tell("all / many / medium / few, in percent")
+    tell(table.fillna("-").to_string(index=False))
     if arguments.csv:
-        write_text(arguments.csv, rows.to_csv(index=False))
+        write_text(arguments.csv, csv_text(rows))
     if arguments.markdown:
         write_text(arguments.markdown, to_markdown(table))
     if arguments.figure:

@@ -30,6 +30,7 @@ from tools.sources import accuracy_of, describe_source, header_of, look_at, open
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json
+from utils.text import tell
 
 
 def export_features(path: Path, file: Path, flags: Sequence[str] = (), part_mib: float = SHARD_MIB) -> list[Path]:
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part_mib", type=float, default=SHARD_MIB, help=f"MiB a file holds at most [{SHARD_MIB:g}]")
     own, flags = parser.parse_known_args(argv)
     written = export_features(own.source, own.file, flags, own.part_mib)
-    print(f"written: {', '.join(map(str, written))}")
+    tell(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

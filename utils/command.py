@@ -14,6 +14,7 @@ from types import FrameType
 
 from utils.distributed import disconnect
 from utils.errors import UserError
+from utils.text import printable
 
 # Seconds in which torchrun ends the other processes once one has failed: of all that fail alike only the first speaks.
 SECONDS_FOR_TORCHRUN = 3
@@ -126,7 +127,7 @@ def patience_with(error: Exception) -> float:
 
 def say(line: str) -> None:
     """Print a line on standard error, and have done with both streams: their terminal may be gone."""
-    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{printable(line)}\n")):
         try:
             stream.write(text)
             stream.flush()

@@ -72,17 +72,23 @@ class DecodingMemory:
                     f"{self.units * UNIT >> 20:,} MiB that decoding may take",
                 )
             if self._free is not None and self._turn is not None:
-                with self._turn:  # or two could wait for one another, each with a part of what it needs
-                    for _ in range(needed - held):
+                give_back()  # who waits holds nothing, or two could wait for one another
+                with self._turn:
+                    for _ in range(needed):
                         self._free.acquire()
                         held += 1
+
+        def give_back() -> None:
+            nonlocal held
+            for _ in range(held):
+                assert self._free is not None
+                self._free.release()
+            held = 0
 
         try:
             yield claim
         finally:
-            for _ in range(held):
-                assert self._free is not None
-                self._free.release()
+            give_back()
 
 
 def no_claim(path: str, pixels: int, bytes_of_pixel: int) -> None:

@@ -124,10 +124,11 @@ def config_faults(config: Mapping[str, Any]) -> list[str]:
     wrong = faults(config, CONFIG)
     if wrong:
         return wrong
-    numbers = {len(config[name]) for name in ("class_names", "class_counts") if config.get(name) is not None}
-    numbers |= {config["num_class"]} if "num_class" in config else set()
-    if len(numbers) > 1:
-        return ["number of classes"]
+    lengths = {name: len(config[name]) for name in ("class_counts", "class_names") if config.get(name) is not None}
+    classes = config.get("num_class", lengths.get("class_counts"))
+    wrong = [f"{name} ({length} for {classes} classes)" for name, length in lengths.items() if length != classes]
+    if wrong and classes is not None:
+        return wrong
     return faults(config.get("settings", {}), SETTINGS)
 
 

@@ -137,7 +137,7 @@ def read_selection(path: Path) -> pd.DataFrame | None:
         table = read_csv(path, sorted(needed))
         sound = not table.empty and table["method"].map(type).eq(str).all() and table["chosen"].dtype == bool
         sound &= all(pd.api.types.is_numeric_dtype(table[name]) for name in ("mean", "temperature"))
-        sound &= all(isinstance(cell, str) and shlex.split(cell) for cell in table["flags"])
+        sound &= all(isinstance(cell, str) and shlex.split(cell) for cell in table.loc[table["chosen"], "flags"])
         sound &= all(isinstance(table[name].iloc[0], str) for name in ("conditions", "splits_sha256"))
     except (UserError, ValueError, IndexError) as error:  # quotation marks that do not end
         raise UserError(f"{path} is damaged; {advice}") from error

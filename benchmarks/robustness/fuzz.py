@@ -42,6 +42,7 @@ WEIGHTS = {
     "features": 3,
     "image": 3,
     "checkpoint": 4,
+    "no plain file": 1,
 }
 FAILED = "failed"
 QUICK_INPUTS = 50

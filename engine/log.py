@@ -10,6 +10,7 @@ from evaluation.metrics import SHOTS
 from runs.run_folder import Run
 from utils.errors import UserError
 from utils.files import write_text
+from utils.outside import within
 from utils.text import tell
 
 FOLDER = "tensorboard"
@@ -26,7 +27,7 @@ def open_events(run: Run, epochs_done: int) -> Any:
         raise UserError(
             "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out"
         ) from error
-    return SummaryWriter(run.folder / FOLDER, purge_step=epochs_done + 1)
+    return SummaryWriter(within(run.folder, run.folder / FOLDER), purge_step=epochs_done + 1)
 
 
 def write_events(writer: Any, row: dict[str, Any]) -> None:

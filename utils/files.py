@@ -117,7 +117,7 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     with contextlib.suppress(OSError):  # no folder
         for path in folder.iterdir():
             found = TEMPORARY.fullmatch(path.name)
-            if found and found[1] in names:
+            if found and found[1] in names and path.is_file() and not path.is_symlink():
                 with contextlib.suppress(OSError), open(path, "r+b") as file:
                     if take_lock(file.fileno()):
                         path.unlink()

@@ -25,7 +25,7 @@ from runs.checkpoint import load_checkpoint
 from runs.feature_files import read_features
 from tests.helpers import contents, run, succeed
 from utils.errors import UserError
-from utils.files import LOCK, lock_folder, read_json, sha256_file
+from utils.files import LOCK, lock_folder, read_json, remove_leftovers, sha256_file
 from utils.outside import NAME, is_name, open_plain, within
 
 BAD_NAMES = ["../../x", "a/b", "/etc/x", "..", ".", "", ".hidden", "a\\b", "a\0b", "a\x1b[2Jb", "a b", "x" * 300]
@@ -190,3 +190,17 @@ def test_a_card_or_a_record_that_is_a_pipe_is_refused(home: Path) -> None:
         read_run(STAGE1)
     for flags in (("--reuse",), ("--resume",)):
         assert run("main_stage1", *ON_DIGITS, *flags).status == 2
+
+
+def test_only_leftovers_are_removed(tmp_path: Path) -> None:
+    """A link, a pipe or a folder of such a name was left by nobody of this project."""
+    (tmp_path / ".a.json.1-ab.tmp").write_text("left over")
+    (tmp_path / ".a.json.2-ab.tmp").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_text("precious")
+    os.mkfifo(tmp_path / ".a.json.3-ab.tmp")
+    (tmp_path / ".a.json.4-ab.tmp").mkdir()
+    (tmp_path / ".b.json.1-ab.tmp").write_text("another file's")
+    (tmp_path / "a.json.tmp").write_text("mine")
+    remove_leftovers(tmp_path, ["a.json"])
+    kept = {".a.json.2-ab.tmp", ".a.json.3-ab.tmp", ".a.json.4-ab.tmp", ".b.json.1-ab.tmp", "a.json.tmp", "precious"}
+    assert {path.name for path in tmp_path.iterdir()} == kept

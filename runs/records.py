@@ -24,6 +24,7 @@ Check = Callable[[Any], bool]
 MOST_CLASSES = 10**9
 # Settings whose values are names that a file may bring along: they become parts of paths.
 NAMES = ("dataset", "imb_type", "network")
+COMPUTED = ("finetune_epoch",)  # 0, which cannot be asked for, where a classifier is computed and not trained
 
 
 def one_of(*values: object) -> Check:
@@ -71,6 +72,8 @@ def setting_is_sound(flag: Flag, value: Any) -> bool:
         return is_name(value) and (flag.name != "imb_type" or value in (*IMB_TYPES, NATURAL))
     if flag.bounds is None and flag.choices is None and Facet.HYPERPARAMETER not in flag.facets:
         return isinstance(value, str) or 0 <= value < 2**32
+    if flag.name in COMPUTED and value == 0:
+        return True
     try:
         check_value(flag.name, value)
     except UserError:

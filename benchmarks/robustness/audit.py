@@ -8,7 +8,6 @@ about each. Exit status 0: nothing is known; 1: something is, and is printed; 2:
 base cannot be reached.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.command import ROOT
+from benchmarks.command import ROOT, make_own_parser
 from benchmarks.robustness.versions import oldest
 from utils.command import run_command
 from utils.errors import UserError
@@ -88,7 +87,7 @@ def findings(report: dict[str, Any]) -> list[Finding]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness.audit", description=__doc__)
+    parser = make_own_parser("robustness.audit", __doc__, results=False)
     parser.add_argument("--service", choices=["pypi", "osv"], default="pypi", help="whose data base is asked [pypi]")
     own = parser.parse_args(argv)
     constraints = {"oldest": oldest((ROOT / REQUIREMENTS).read_text(encoding="utf-8")), "newest": []}

@@ -1,6 +1,7 @@
 """Records of runs: what no run can have written is refused in one line that names file and entry."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from hypothesis.strategies import SearchStrategy
 from safetensors.torch import save_file
 
 from benchmarks.robustness.fuzz_inputs.damage import PLAIN_JUNK, edited, edits
+from datasets import DATASETS
+from methods.recipes import RECIPES
 from runs.checkpoint import load_checkpoint
 from runs.records import checkpoint_faults, config_faults, read_config
-from settings.fields import FLAGS
+from settings.command_line import parse_command
+from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE1_LOSSES, STAGE2
+from settings.presets import PROTOCOLS
 from tests.helpers import stage1, stage2
 from utils.errors import UserError
 
@@ -70,6 +75,21 @@ def test_every_default_is_a_value_that_a_record_can_have(name: str) -> None:
         assert config_faults({"settings": {name: choice}}) == []
     if flag.choices is not None and name != "dataset":
         assert config_faults({"settings": {name: "nosuch"}}) == [name]
+
+
+RESOLVED = [
+    *((STAGE2, "--method", method) for method in RECIPES),
+    *((STAGE2, "--protocol", protocol) for protocol in PROTOCOLS),
+    *((STAGE1, "--loss", loss) for loss in STAGE1_LOSSES),
+    *((script, "--dataset", dataset) for script in (STAGE1, STAGE2, EVALUATE) for dataset in DATASETS),
+    (STAGE1, "--weights", "a.pth", "--epochs", "0"),
+]
+
+
+@pytest.mark.parametrize("words", RESOLVED, ids=" ".join)
+def test_what_every_command_line_comes_to_is_sound(words: tuple[str, ...]) -> None:
+    command = parse_command(words[0], "", words[1:])
+    assert config_faults({"settings": dataclasses.asdict(command.settings)}) == []
 
 
 WRONG: dict[str, tuple[str, Any]] = {

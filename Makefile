@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := --dataset digits --out checkpoints/demo
 DEMO_RUNS := checkpoints/demo/digits_expIF25_resnet8/seed0
 
-.PHONY: demo test check kill-and-resume torture versions clean
+.PHONY: demo test check kill-and-resume torture versions audit clean
 
 # Both stages and the report on real handwritten digits, on a CPU, in well under two minutes.
 demo: .venv/runtime
@@ -44,6 +44,10 @@ torture: kill-and-resume
 # The tests on the oldest and on the newest versions of what is required, into results/versions.*
 versions: .venv/runtime
 	$(BIN)/python -m benchmarks.robustness.versions
+
+# What is known of weaknesses in the oldest and the newest versions of what is required; status 2: nobody could be asked.
+audit: .venv/development
+	$(BIN)/python -m benchmarks.robustness.audit
 
 clean:
 	rm -rf .venv checkpoints/demo

@@ -35,6 +35,7 @@ from stages.start import find_reported
 from utils.command import run_command
 from utils.distributed import is_main
 from utils.files import write_json
+from utils.text import tell
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,17 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, checkpoint in checkpoints.items():
         load_weights(loaded.model, checkpoint)
         records[name] = report_on(loaded, checkpoint)
-    print(per_class_table(records, loaded.data))
-    print()
-    print(report_table(records, loaded.settings.protocol))
+    tell(per_class_table(records, loaded.data))
+    tell()
+    tell(report_table(records, loaded.settings.protocol))
     for name, record in records.items():
-        print(f"\n{name}:")
-        print(details(record))
+        tell(f"\n{name}:")
+        tell(details(record))
     if loaded.settings.json is not None and is_main():
         data = loaded.data
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
         write_json(Path(loaded.settings.json), {"schema": 1, **subset, "checkpoints": records})
-        print(f"written to {loaded.settings.json}")
+        tell(f"written to {loaded.settings.json}")
 
 
 def report_on(loaded: LoadedModel, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from stages.session import open_session
 from stages.start import find_start
 from utils.command import run_command
 from utils.schedules import cosine_lr
+from utils.text import tell
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     announce_method(session, plan)
     frozen = freeze(session, seed=session.settings.seed + STAGE2_DRAWS, views=session.settings.views)
     if plan.recipe.trains and session.settings.features is not None:
-        print(scale_line(frozen.plain("train"), plan.lr))
+        tell(scale_line(frozen.plain("train"), plan.lr))
     training = plan_training(session, plan, frozen)
     # With batch norm in train mode the running statistics move, and the features of evaluation with them.
     moving = session.settings.bn_mode == "train"

@@ -42,7 +42,7 @@ from utils.command import run_command, standard_output
 from utils.device import choose_execution
 from utils.distributed import launch_of
 from utils.errors import UserError
-from utils.text import shown, utf8_text
+from utils.text import shown, tell, utf8_text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -88,7 +88,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def say(lines: Sequence[str]) -> None:
     """Print lines, whatever bytes the names in them are made of."""
-    print(utf8_text("\n".join(lines)), flush=True)
+    tell(utf8_text("\n".join(lines)), flush=True)
 
 
 def predict(arguments: argparse.Namespace, output: TextIO) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 import torchvision
 
+from evaluation.csv_files import csv_text
 from evaluation.run_rows import to_markdown
 from runs.run_record import git_revision
 from settings.fields import Settings
@@ -46,7 +47,7 @@ def write_record(
     `more` are further tables of the Markdown file, by their titles.
     """
     make_folder(results)
-    write_text(results / f"{name}.csv", rows.to_csv(index=False, float_format="%.6g"))
+    write_text(results / f"{name}.csv", csv_text(rows, "%.6g"))
     further = [f"{title}:\n\n{to_markdown(table)}" for title, table in (more or {}).items()]
     write_text(results / f"{name}.md", "\n".join([f"{notes}\n\n{to_markdown(shown)}", *further]))
     print(f"\n{shown.fillna('-').to_string(index=False)}\n\n{notes}\nwritten to {results / name}.csv and .md")

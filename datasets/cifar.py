@@ -17,6 +17,8 @@ import torchvision
 
 from datasets.long_tail import Augmentation, BalancedData, LongTailedData, Profile, Split, make_long_tailed
 from utils.errors import UserError
+from utils.outside import read_plain
+from utils.text import tell
 
 # The released code pads raw pixels with zeros and normalises with CIFAR-10's constants on both data sets.
 AUGMENTATION = Augmentation(padding=4, mirror=True, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
@@ -88,7 +90,9 @@ class PlainUnpickler(pickle.Unpickler):
 def read_pickle(path: Path) -> dict[str, Any]:
     """Read one of the pickled dictionaries without running what a stranger put into it."""
     try:
-        content = PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        content = PlainUnpickler(io.BytesIO(read_plain(path)), encoding="latin1").load()
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -136,7 +140,7 @@ def find_files(root: Path, layout: Layout) -> Path:
         return folder
     if len(missing) < len(names):
         raise UserError(f"{folder} lacks {', '.join(missing)}; put the missing files there or remove the folder")
-    print(f"{folder} is not there; downloading the data set through torchvision")
+    tell(f"{folder} is not there; downloading the data set through torchvision")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             layout.download(str(root), download=True)

@@ -9,13 +9,15 @@ image of ImageNet's size rarely leaves room for even 1/2. torchvision's PNG deco
 some damaged files end the process that reads them (a segmentation fault) instead of raising an error.
 """
 
+import contextlib
 import functools
 import importlib
 import io
+import multiprocessing
 import os
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,21 +28,83 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from utils.errors import UserError, no_memory
+from utils.outside import open_plain
 
 START_OF_IMAGE = b"\xff\xd8"
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive; other frames are left to PIL
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
+# The formats whose decoders of PIL see the bytes of a file; with JPEG come the JPEGs of many pictures (MPO) of phones.
+# PIL knows dozens of others, some of them rarely looked after, and one that hands the file to another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+MEMORY_MIB = 1024  # what the images that are being decoded at one time may take, in all workers together
+# Bytes a pixel: PIL's own image, its copy in RGB, and the array; the bare decoder has the array and rows of the file.
+BYTES_OF_PIL, BYTES_OF_JPEG = 12, 6
+UNIT = 1 << 23  # bytes that memory is counted in
 
-def decode_rgb(path: str) -> Tensor:
+# Says of a file how many pixels it has and how many bytes each will take, before it is decoded.
+Claim = Callable[[str, int, int], None]
+
+
+class DecodingMemory:
+    """The memory that decoding takes, shared by `workers` processes or threads: who finds too little left, waits.
+
+    An image that alone would take more than all of it is refused. Without other workers nobody waits.
+    """
+
+    def __init__(self, workers: int = 0, mib: float | None = None) -> None:
+        self.units = max(int((MEMORY_MIB if mib is None else mib) * 2**20) // UNIT, 1)
+        self._free = multiprocessing.Semaphore(self.units) if workers else None
+        self._turn = multiprocessing.Lock() if workers else None
+
+    @contextlib.contextmanager
+    def claims(self) -> Iterator[Claim]:
+        """Yield what an image is announced to; what it claimed is given back at the end."""
+        held = 0
+
+        def claim(path: str, pixels: int, bytes_of_pixel: int) -> None:
+            nonlocal held
+            needed = -(-pixels * bytes_of_pixel // UNIT)
+            if needed > self.units:
+                raise unreadable(
+                    path,
+                    f"its {pixels:,} pixels would take {needed * UNIT >> 20:,} MiB of memory, more than the "
+                    f"{self.units * UNIT >> 20:,} MiB that decoding may take",
+                )
+            if self._free is not None and self._turn is not None:
+                give_back()  # who waits holds nothing, or two could wait for one another
+                with self._turn:
+                    for _ in range(needed):
+                        self._free.acquire()
+                        held += 1
+
+        def give_back() -> None:
+            nonlocal held
+            for _ in range(held):
+                assert self._free is not None
+                self._free.release()
+            held = 0
+
+        try:
+            yield claim
+        finally:
+            give_back()
+
+
+def no_claim(path: str, pixels: int, bytes_of_pixel: int) -> None:
+    """Let an image take the memory that PIL's limit of pixels leaves to it."""
+
+
+def decode_rgb(path: str, claim: Claim = no_claim) -> Tensor:
     """Return the image of a file, its first frame as 8-bit RGB: (3, H, W) uint8, channels last in memory.
 
-    Raises UserError, `cannot read the image PATH: why`, for a file that is missing, empty, cut off or no image, and for
-    one whose header announces more pixels than PIL's limit (`PIL.Image.MAX_IMAGE_PIXELS`), before decoding it.
+    Raises UserError, `cannot read the image PATH: why`, for a file that is missing, empty, cut off or no image, no
+    regular file, of another format than `FORMATS`, and for one whose header announces more pixels than PIL's limit
+    (`PIL.Image.MAX_IMAGE_PIXELS`) or than there is memory for (`claim`), before decoding it.
     """
     decoder = jpeg_decoder()
-    fast = None if decoder is None else decode_plain_jpeg(path, decoder.decode)
-    return decode_with_pil(path) if fast is None else fast
+    fast = None if decoder is None else decode_plain_jpeg(path, decoder.decode, claim)
+    return decode_with_pil(path, claim) if fast is None else fast
 
 
 def decoder_reason() -> str:
@@ -105,13 +169,13 @@ def too_many_pixels() -> str:
     return f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, PIL's limit for files that can be trusted"
 
 
-def decode_plain_jpeg(path: str, decoder: Callable[[Tensor], Tensor]) -> Tensor | None:
+def decode_plain_jpeg(path: str, decoder: Callable[[Tensor], Tensor], claim: Claim = no_claim) -> Tensor | None:
     """Decode a JPEG of 8-bit gray or colour with `decoder`: (3, H, W) uint8; None where that is up to PIL.
 
     That includes what the decoder refuses, so that there is one judge of damaged files.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path, "the image") as file:
             data = bytearray(file.read(len(START_OF_IMAGE)))
             if data == START_OF_IMAGE:  # nothing else is read: a list may name a film
                 data += file.read()
@@ -122,6 +186,7 @@ def decode_plain_jpeg(path: str, decoder: Callable[[Tensor], Tensor]) -> Tensor 
         return None
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
         raise unreadable(path, too_many_pixels())
+    claim(path, pixels, BYTES_OF_JPEG)
     try:
         return decoder(torch.frombuffer(data, dtype=torch.uint8))
     except RuntimeError:
@@ -147,15 +212,17 @@ def plain_jpeg_pixels(data: bytes | bytearray) -> int | None:
     return None
 
 
-def decode_with_pil(path: str) -> Tensor:
-    """Decode any image that PIL knows: (3, H, W) uint8. Raises UserError as `decode_rgb` does."""
+def decode_with_pil(path: str, claim: Claim = no_claim) -> Tensor:
+    """Decode an image of `FORMATS`: (3, H, W) uint8. Raises UserError as `decode_rgb` does."""
     try:
         with warnings.catch_warnings():  # of files that PIL decodes nevertheless; images above its limit are refused
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1)
+            return torch.from_numpy(np.array(read_rgb(path, claim))).permute(2, 0, 1)
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
-        why = "it is no image, or of a kind that PIL does not know" if os.path.getsize(path) else "it is empty"
+        why = f"it is no image, or none of {', '.join(FORMATS)}" if os.path.getsize(path) else "it is empty"
         raise unreadable(path, why) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise unreadable(path, too_many_pixels()) from error
@@ -166,13 +233,21 @@ def decode_with_pil(path: str) -> Tensor:
         raise unreadable(path, " ".join(why.split())) from error
 
 
-def read_rgb(path: str) -> Image.Image:
+@contextlib.contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """Open an image of `FORMATS`, without decoding it; raises as PIL does, and UserError for no regular file."""
+    with open_plain(path, "the image") as file, Image.open(file, formats=FORMATS) as image:
+        yield image
+
+
+def read_rgb(path: str, claim: Claim = no_claim) -> Image.Image:
     """Decode what training sees of an image file: its first frame as 8-bit RGB.
 
     Of 16 bits the upper 8 are kept, where PIL's own conversion cuts everything above 255 off. Raises ValueError for
     floating-point pixels, whose range is unknown, and what PIL does for a file that is damaged or no image.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
+        claim(path, image.width * image.height, BYTES_OF_PIL)
         if image.mode.startswith("F"):
             raise ValueError(f"{path} has floating-point pixels")
         if image.mode.startswith("I"):

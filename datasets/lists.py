@@ -6,6 +6,7 @@ image folder and stay as they are written; one that leaves that folder is refuse
 its owner made, are followed.
 """
 
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import numpy as np
 
 from datasets.long_tail import Split
 from utils.errors import UserError
-from utils.files import refuse_pipe
+from utils.outside import open_plain, read_plain
 from utils.text import shown
 
 IMAGE_EXTENSIONS = (
@@ -79,10 +80,9 @@ def read_list(path: Path, root: Path, num_classes: int | None = None) -> ListedS
     limit = 10**9 if num_classes is None else num_classes
     paths: list[bytes] = []
     labels: list[int] = []
-    refuse_pipe(path, "the list")
     try:
         # File names are bytes: whatever is not UTF-8 in them comes out as it went in.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with io.TextIOWrapper(open_plain(path, "the list"), encoding="utf-8-sig", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
                 words = line.rsplit(None, 1)
                 if not words:
@@ -129,9 +129,8 @@ def read_json_list(path: Path, root: Path) -> tuple[ListedSplit, list[str]]:
     The labels 0..K-1 are the categories in the order of their ids, which for iNaturalist 2018 are these numbers. Raises
     UserError, with the entry's number, for anything else than one category an image.
     """
-    refuse_pipe(path, "the list")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=compact)
+        content = json.loads(read_plain(path, "the list").decode("utf-8-sig"), object_hook=compact)
     except OSError as error:
         raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

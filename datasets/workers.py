@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.augment.crops import centre_crop, random_crop
-from datasets.decode import decode_rgb
+from datasets.decode import DecodingMemory, decode_rgb
 from datasets.lists import ListedSplit
 from utils.errors import UserError
 from utils.hashing import hash_ids
@@ -70,6 +70,7 @@ class Crops(Dataset[str]):
         self.resize = resize
         self.workers = workers
         self.slots = torch.empty(0, dtype=torch.uint8)
+        self.memory = DecodingMemory(workers)
 
     def make_slots(self) -> None:
         """Allocate the slots, before the workers start; a UserError where the shared memory is too small for them."""
@@ -98,22 +99,25 @@ class Crops(Dataset[str]):
 
     def crop(self, row: int, draw: int | None) -> Tensor:
         """Return the crop (3, size, size) uint8 of the image at `row` that `draw` chooses, the centre crop for None."""
-        image = decode_rgb(self.split.path(row))
-        return centre_crop(image, self.size, self.resize) if draw is None else random_crop(image, self.size, draw)
+        with self.memory.claims() as claim:
+            image = decode_rgb(self.split.path(row), claim)
+            return centre_crop(image, self.size, self.resize) if draw is None else random_crop(image, self.size, draw)
 
 
 class Faults(Dataset[list[str]]):
     """What a worker does that looks for damaged files: a line for each of some rows, "" for one that can be read."""
 
-    def __init__(self, split: ListedSplit) -> None:
+    def __init__(self, split: ListedSplit, workers: int) -> None:
         self.split = split
+        self.memory = DecodingMemory(workers)
 
     def __getitem__(self, task: Task) -> list[str]:
         return [self._fault(row) for row in task[1].tolist()]
 
     def _fault(self, row: int) -> str:
         try:
-            decode_rgb(self.split.path(row))
+            with self.memory.claims() as claim:
+                decode_rgb(self.split.path(row), claim)
         except UserError as error:
             return str(error)
         return ""
@@ -218,7 +222,7 @@ def find_unreadable(split: ListedSplit, workers: int, limit: int) -> list[tuple[
     more than `limit` were found. `limit` + 1 at most are returned.
     """
     pieces = np.split(np.arange(len(split)), range(PIECE, len(split), PIECE))
-    readers = Workers(Faults(split), Tasks([(0, rows, None) for rows in pieces]), workers)
+    readers = Workers(Faults(split, workers), Tasks([(0, rows, None) for rows in pieces]), workers)
     lines = chain.from_iterable(readers.answers())
     found = []
     try:

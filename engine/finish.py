@@ -24,6 +24,7 @@ from models.heads import Linear
 from runs.session import Session
 from utils.distributed import is_main, wait_for_all
 from utils.files import write_json
+from utils.text import tell
 
 
 def run_metrics(
@@ -89,11 +90,11 @@ def finish_run(session: Session, history: History, logits_of: SplitLogits) -> di
         draw_plots(run.folder / "plots", metrics, history.log)
         write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     wait_for_all()  # a stage that follows in the same processes reads these files in each of them
-    print()
-    print(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
-    print()
-    print(details(metrics))
+    tell()
+    tell(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
+    tell()
+    tell(details(metrics))
     if metrics["holdout"]:
-        print(f"held-out images: class-balanced accuracy {metrics['holdout']['class_balanced_accuracy']:.2f}")
-    print(f"training took {metrics['train_seconds']:.1f} s; everything is in {run.folder}")
+        tell(f"held-out images: class-balanced accuracy {metrics['holdout']['class_balanced_accuracy']:.2f}")
+    tell(f"training took {metrics['train_seconds']:.1f} s; everything is in {run.folder}")
     return metrics

@@ -30,6 +30,7 @@ from utils.distributed import from_main, is_main
 from utils.errors import DivergedError, UserError
 from utils.files import write_json
 from utils.hashing import mix64
+from utils.text import tell
 
 INTERRUPTED = ": finished epochs are saved; the same command with --resume (and the same --seed) goes on from there"
 
@@ -140,7 +141,7 @@ def resume(session: Session, training: Training) -> tuple[History, int]:
     load_weights(session.model, checkpoint)
     restore_optimizer(training.optimizer, checkpoint.content["optimizer"])
     session.loss.load_state_dict(checkpoint.content.get("loss", {}))
-    print(f"resuming {session.run.folder} after epoch {done} of {training.epochs}")
+    tell(f"resuming {session.run.folder} after epoch {done} of {training.epochs}")
     return History(**checkpoint.content["history"]), done
 
 

@@ -27,6 +27,7 @@ from utils.device import Execution
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError, memory_for
 from utils.files import make_folder, read_json, write_atomically, write_json
+from utils.outside import plain_path, within
 
 # Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
 STAGE2_DRAWS = 1 << 32
@@ -118,7 +119,7 @@ class FrozenFeatures:
         path = None
         if self.store.folder is not None and keep:
             depends = self.store.depends[split]
-            path = self.store.folder / f"{name}_{key_of(depends)[:16]}.npy"
+            path = within(self.store.folder, self.store.folder / f"{name}_{key_of(depends)[:16]}.npy")
             if from_main(path.exists()):
                 return self._read(path)
             if is_main():
@@ -146,7 +147,8 @@ class FrozenFeatures:
     def _read(self, path: Path) -> Tensor:
         """Return stored features: as they lie in the file, or on the device."""
         try:
-            stored = np.load(path, mmap_mode="c" if self.store.mapped else None, allow_pickle=False)
+            with plain_path(path) as held:
+                stored = np.load(held, mmap_mode="c" if self.store.mapped else None, allow_pickle=False)
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}, which the first process wrote, is not here: --out must be a folder that all machines share"
@@ -192,7 +194,8 @@ def freeze(loaded: LoadedModel, *, seed: int, views: str, keep: bool = False) ->
     assert source is not None, "only a network that was trained is frozen"
     on_disk = isinstance(loaded.data.train, ListedSplit)
     kept = (keep or on_disk) and source.features is None
-    folder = Path(loaded.settings.out) / "features" / source.sha256[:16] if kept else None
+    out = Path(loaded.settings.out)
+    folder = within(out, out / "features" / source.sha256[:16]) if kept else None
     store = FeatureStore(folder, split_dependencies(loaded) if kept else {}, mapped=on_disk and not keep)
     return FrozenFeatures(loaded.model, loaded.images, loaded.execution, seed, views, store)
 

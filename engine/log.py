@@ -13,10 +13,13 @@ from typing import Any
 import pandas as pd
 
 from engine.epoch import EpochResult
+from evaluation.csv_files import csv_text
 from evaluation.metrics import SHOTS
 from runs.run_folder import Run
 from utils.errors import UserError
 from utils.files import write_text
+from utils.outside import within
+from utils.text import tell
 
 FOLDER = "tensorboard"
 LAST_EPOCHS = (
@@ -36,7 +39,7 @@ def open_events(run: Run, epochs_done: int) -> Any:
             "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out"
         ) from error
     with one_line_on_failure(run.folder / FOLDER):
-        return SummaryWriter(run.folder / FOLDER, purge_step=epochs_done + 1)
+        return SummaryWriter(within(run.folder, run.folder / FOLDER), purge_step=epochs_done + 1)
 
 
 @contextlib.contextmanager
@@ -81,7 +84,7 @@ def log_accuracies(record: dict[str, Any] | None) -> dict[str, Any]:
 
 def write_log(run: Run, log: list[dict[str, Any]]) -> None:
     """Write log.csv anew from the history, so that it never disagrees with the checkpoint."""
-    write_text(run.folder / "log.csv", pd.DataFrame(log).to_csv(index=False))
+    write_text(run.folder / "log.csv", csv_text(pd.DataFrame(log)))
 
 
 class Pace:
@@ -114,4 +117,4 @@ def print_epoch(row: dict[str, Any], epochs: int, to_go: float) -> None:
     if row["plain_all"] is not None:
         parts = [f"{name} {row[f'plain_{name}']:5.2f}" for name in ("all", *SHOTS) if row[f"plain_{name}"] is not None]
         text += "  test " + "  ".join(parts)
-    print(f"{text}  {row['images_per_second']:.0f} images/s  {to_go / 60:.1f} min to go", flush=True)
+    tell(f"{text}  {row['images_per_second']:.0f} images/s  {to_go / 60:.1f} min to go", flush=True)

@@ -12,7 +12,6 @@ another model made (`runs.feature_files`) are read as such a file too.
 
 import io
 import json
-import math
 import pickle
 import warnings
 import zipfile
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +27,15 @@ from torch import Tensor, nn
 from models.network import Network
 from runs.feature_files import USER_FEATURES, read_features, refuse_zip_bomb
 from runs.pretrained_weights import with_network_names
+from runs.records import checkpoint_faults, refuse_faults
 from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
-from settings.declare import Facet
-from settings.fields import FLAGS, with_facet
 from utils.errors import UserError, is_out_of_memory, no_memory
-from utils.files import refuse_pipe, sha256_file, write_atomically
+from utils.files import refuse_constant, sha256_of, write_atomically
+from utils.outside import open_plain
 
 FORMAT = 1
 CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
-# What the settings that a checkpoint of ours settles for others are made of.
-SETTINGS: dict[str, tuple[type, ...]] = {
-    name: FLAGS[name].types for name in (*with_facet(Facet.FROM_CHECKPOINT), "seed", "epochs", "protocol", "data_dir")
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,6 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
     `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
     """
-    refuse_pipe(path, "the checkpoint")
     read = READERS.get(path.suffix, partial(read_pytorch, trust_pickle=trust_pickle))
     try:
         digest, content = read(path)
@@ -119,13 +113,15 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
 
 def read_pytorch(path: Path, trust_pickle: bool = False) -> tuple[str, Any]:
     """Return the sha256 of a file of PyTorch's and what it holds: anything, if the file is to be trusted."""
-    digest = sha256_file(path)
-    if not trust_pickle:
-        refuse_zip_bomb(path)
-    with warnings.catch_warnings():  # of what is refused later, or is none of a user's business
-        warnings.simplefilter("ignore")
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    refuse_flipped_bits(path)
+    with open_plain(path, "the checkpoint") as file:
+        digest = sha256_of(file)
+        if not trust_pickle:
+            refuse_zip_bomb(file)
+            file.seek(0)
+        with warnings.catch_warnings():  # of what is refused later, or is none of a user's business
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
+        refuse_flipped_bits(file)
     return digest, content
 
 
@@ -156,12 +152,7 @@ def refuse_strange_record(path: Path, content: dict[str, Any]) -> None:
         raise UserError(
             f"{path} is not a checkpoint of format {FORMAT}; it was written by another version of this project"
         )
-    strange = strange_settings(content["config"]["settings"])
-    temperature = content.get("temperature")
-    if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-        strange.append("temperature")
-    if strange:
-        raise UserError(f"{path} is damaged: its {', '.join(strange)} cannot be")
+    refuse_faults(path, checkpoint_faults(content))
 
 
 def kind_of(content: dict[str, Any]) -> str:
@@ -174,14 +165,14 @@ def kind_of(content: dict[str, Any]) -> str:
     return f"classifier of a {kind}" if all(key.startswith(CLASSIFIER) for key in content["model"]) else kind
 
 
-def refuse_flipped_bits(path: Path) -> None:
+def refuse_flipped_bits(file: IO[bytes]) -> None:
     """Raise UserError where a PyTorch file is a zip archive and not what its checksums say: PyTorch does not look.
 
     A checksum of 0 is none; PyTorch can be told to leave them out.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         return
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             if entry.CRC != 0 and not entry.is_dir():
                 with archive.open(entry) as stored:
@@ -204,17 +195,6 @@ def refuse_strange_tensors(content: Any, size: int | None) -> None:
     elif isinstance(content, list | tuple):
         for value in content:
             refuse_strange_tensors(value, size)
-
-
-def strange_settings(settings: dict[str, Any]) -> list[str]:
-    """Return the names of settings that no run can have had; those that are missing are for others to judge."""
-    known = {name: kinds for name, kinds in SETTINGS.items() if name in settings}
-    return [
-        name
-        for name, kinds in known.items()
-        if type(settings[name]) not in kinds
-        or (isinstance(settings[name], int | float) and not 0 <= settings[name] < 2**32)
-    ]
 
 
 def is_ours(content: dict[str, Any]) -> bool:
@@ -250,7 +230,7 @@ def read_released(path: Path) -> tuple[str, dict[str, Any]]:
     digest, tensors, metadata = read_safetensors(path)
     if "checkpoint" not in metadata:
         return read_features(path) if "train_features" in tensors else (digest, tensors)
-    header = json.loads(metadata["checkpoint"])
+    header = json.loads(metadata["checkpoint"], parse_constant=refuse_constant)
     if not isinstance(header, dict):
         raise UserError(f"{path} is damaged: what it says of itself is no object")
     if header.get("holds") != "features":

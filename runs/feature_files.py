@@ -14,11 +14,12 @@ elsewhere: everything that stage 2, the tables and `evaluate.py` can do with one
 """
 
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from datasets.features import features_data, require, user_dataset_name
 from datasets.long_tail import LongTailedData
 from runs.shards import read_safetensors
 from utils.errors import UserError
-from utils.files import refuse_pipe, sha256_file
-from utils.text import printable, shown
+from utils.files import sha256_of
+from utils.outside import open_plain
+from utils.text import printable, shown, tell
 
 USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 SUFFIXES = (".npz", ".safetensors")
@@ -53,11 +55,10 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"--features {path}: the name must end in {' or '.join(SUFFIXES)}")
-    refuse_pipe(path, "the features")
     try:
         digest, arrays, names, unknown = (read_npz if path.suffix == ".npz" else read_tensors)(path)
     except UserError as error:
-        raise UserError(f"--features {path}: {error}") from error
+        raise UserError(str(error) if str(path) in str(error) else f"--features {path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read the features {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged archive can raise nearly anything
@@ -68,18 +69,25 @@ def read_features(path: Path) -> tuple[str, dict[str, Any]]:
     except UserError as error:
         raise UserError(f"--features {path}: {error}") from error
     if unknown:
-        print(f"not used of {path}: {shown(', '.join(sorted(unknown)))}", file=sys.stderr)
+        tell(f"not used of {path}: {shown(', '.join(sorted(unknown)))}", file=sys.stderr)
     return digest, content
 
 
 def read_npz(path: Path) -> Read:
     """Read an npz file; what it holds beside the known arrays is not even read."""
-    with open(path, "rb") as file:
-        start = file.read(len(NPY_START))
-    if not zipfile.is_zipfile(path) and start != NPY_START:
+    with open_plain(path, "the features") as file:
+        return read_arrays(file)
+
+
+def read_arrays(file: IO[bytes]) -> Read:
+    """Read an opened npz file."""
+    digest = sha256_of(file)
+    start = file.read(len(NPY_START))
+    if not zipfile.is_zipfile(file) and start != NPY_START:
         raise UserError("damaged, or not a .npz file (no zip archive)")
-    refuse_zip_bomb(path)
-    archive = np.load(path, allow_pickle=False)
+    refuse_zip_bomb(file)
+    file.seek(0)
+    archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError("this is a single array, not an archive of named ones; write it with numpy.savez")
     with archive as opened:
@@ -88,19 +96,19 @@ def read_npz(path: Path) -> Read:
     if names is not None and names.ndim != 1:
         raise UserError(f"'class_names' must be one string a class, not {describe(names)}")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    return sha256_file(path), tensors, None if names is None else names.tolist(), set(opened.files) - KNOWN
+    return digest, tensors, None if names is None else names.tolist(), set(opened.files) - KNOWN
 
 
-def refuse_zip_bomb(path: Path) -> None:
+def refuse_zip_bomb(file: IO[bytes]) -> None:
     """Raise UserError for a zip archive that would fill the memory, before anything of it is unpacked.
 
     Numbers are packed to a tenth of their size at the best, and no entry can unpack to more than the archive says.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         return
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > max(UNPACKED, RATIO * path.stat().st_size):
+    if unpacked > max(UNPACKED, RATIO * os.fstat(file.fileno()).st_size):
         raise UserError(
             f"it unpacks to {unpacked:,} bytes, more than {RATIO} times its size: this is taken for an attack on the "
             "memory; save it again without compression"

@@ -7,12 +7,15 @@ from typing import Any
 
 from evaluation.plots import PLOTS
 from runs.dependencies import differences
+from runs.records import read_config
 from settings.declare import Facet
 from settings.fields import FLAGS, PROTOCOL_SWITCHES, with_facet
 from settings.resolve import report_unused
 from utils.distributed import from_main, is_main
 from utils.errors import UserError
 from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
+from utils.outside import within
+from utils.text import tell
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ OWN_FILES = ["metrics.json", "config.json", "log.csv", "last.pth", "best.pth", *
 
 def read_metrics(run: Run) -> dict[str, Any]:
     """Return the metrics of a finished run, and say that it was there."""
-    print(f"using the finished run {run.folder}")
+    tell(f"using the finished run {run.folder}")
     return read_json(run.folder / "metrics.json")
 
 
@@ -75,7 +78,7 @@ def _open_run(
 ) -> Run:
     """Open a run in the process that writes."""
     if reuse and (folder / "metrics.json").exists() and (folder / "config.json").exists():
-        before = read_json(folder / "config.json")
+        before = read_config(folder / "config.json")
         _refuse_other_settings(folder, before, config)
         _judge_flags_of_finished(folder, before, config, given)
         return Run(folder, before, finished=True)
@@ -116,16 +119,19 @@ def data_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _begin_or_resume(run: Run, resume: bool, overwrite: bool, given: Collection[str]) -> Run:
     """Return a run in its folder, which this process has locked, as it is to go on."""
     folder, config = run.folder, run.config
+    for name in OWN_FILES:  # a link in the place of `plots` leads elsewhere
+        within(folder, (folder / name).parent)
     present = [name for name in OWN_FILES if (folder / name).exists()]
     if present and not (resume or overwrite):
         state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
         state += made_of_other_things(folder, config)
         raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")
     if config["settings"]["resume"] and not present:
-        print(f"nothing to resume in {folder}: beginning anew")
+        tell(f"nothing to resume in {folder}: beginning anew")
     if resume and "last.pth" in present and "config.json" not in present:
         raise UserError(f"{folder} has lost its config.json, so what it was is unknown; --overwrite replaces it")
     if overwrite:
+        _refuse_strange_folder(folder)
         try:
             for name in present:
                 (folder / name).unlink()
@@ -133,7 +139,7 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool, given: Collection[
             raise _unusable(folder, error) from error
     opened = run
     if resume and "config.json" in present:
-        before = read_json(folder / "config.json")
+        before = read_config(folder / "config.json")
         if "last.pth" not in present:  # nothing was learned yet: an image that stopped it may have been mended since
             before = {**before, "identity": config["identity"]}
         _refuse_other_settings(folder, before, config)
@@ -195,6 +201,16 @@ def other_part(config: dict[str, Any]) -> str:
         if before.get(name) not in (None, now[name])
     ]
     return "; ".join(words)
+
+
+def _refuse_strange_folder(folder: Path) -> None:
+    """Raise UserError where --overwrite would delete in a folder whose config.json is somebody else's."""
+    try:
+        config = read_json(folder / "config.json")
+    except UserError:  # missing or damaged: the folder's name and those of its files say whose it is
+        return
+    if not {"stage", "settings"} <= config.keys():
+        raise UserError(f"{folder / 'config.json'} is of no run of this project; name another place with --out")
 
 
 def _unusable(folder: Path, error: OSError) -> UserError:

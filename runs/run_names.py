@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from runs.checkpoint import Checkpoint
+from runs.records import read_config
 from settings.declare import STAGE1, STAGE2, TRAINING, Facet
 from settings.fields import FLAGS, IDENTITY_TAGS, PROTOCOL_SWITCHES, Settings, with_facet
 from settings.presets import PROTOCOLS
 from settings.resolve import Command
 from utils.errors import UserError
-from utils.files import read_json
-from utils.text import plain_name
+from utils.outside import within
+from utils.text import plain_name, tell
 
 
 def seed_folder(settings: Settings, seed: int) -> Path:
@@ -88,7 +89,8 @@ def run_tags(command: Command, start: Checkpoint | None) -> list[str]:
 def run_path(command: Command, start: Checkpoint | None = None) -> Path:
     """Return the folder of the run that a command describes; `start` is the stage 1 of a stage 2."""
     name = "stage1" if start is None else f"stage2_{command.settings.method}"
-    return seed_folder(command.settings, command.settings.seed) / "_".join([name, *run_tags(command, start)])
+    parent = seed_folder(command.settings, command.settings.seed)
+    return within(Path(command.settings.out), parent / "_".join([name, *run_tags(command, start)]))
 
 
 def _differing(command: Command, names: list[str]) -> list[str]:
@@ -116,9 +118,9 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
         wanted += _stage1_seed_tag(settings) + ([settings.protocol] if settings.protocol != "honest" else [])
     exact, candidates = None, []
     for path in sorted(parent.glob("*/config.json")):
-        config = read_json(path)
+        config = read_config(path)
         same = config.get("stage") == stage and (stage == "stage1" or config.get("method") == settings.method)
-        tags = set(map(str, config.get("tags") or [])) if isinstance(config.get("tags") or [], list) else set()
+        tags = set(config.get("tags", []))
         if same and tags == set(wanted):
             exact = path.parent
         elif same and tags > set(wanted):
@@ -133,7 +135,7 @@ def find_run(command: Command, stage: str, seed: int) -> Path:
     if not (found / "last.pth").is_file():
         raise UserError(f"{found} has no finished epoch; go on with it first: {advice} --resume")
     if exact is None:
-        print(f"using {found}, the only {stage} run that fits")
+        tell(f"using {found}, the only {stage} run that fits")
     return found
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import make_folder, read_json, sha256_file, write_atomically, write_json
+from utils.outside import plain_path
 
 SHARD_MIB = 15.0  # a shard stays below 16 MB
 SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
@@ -115,7 +116,7 @@ def read_safetensors(file: Path) -> tuple[str, dict[str, Tensor], dict[str, str]
     tensors: dict[str, Tensor] = {}
     first: dict[str, str] = {}
     for i, path in enumerate(paths):
-        with safe_open(path, framework="pt") as opened:
+        with plain_path(path) as held, safe_open(held, framework="pt") as opened:
             metadata = opened.metadata() or {}
             own = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a dictionary
         if own.keys() & tensors.keys():

@@ -19,6 +19,7 @@ from settings.fields import FLAGS, STAGE1_LOSSES, Settings, with_facet
 from settings.presets import NATURAL, PROTOCOLS, stage_preset
 from utils.errors import UserError
 from utils.parameters import HYPERPARAMETERS
+from utils.text import tell
 
 
 @dataclass(frozen=True)
@@ -178,4 +179,4 @@ def fill_loss_parameters(settings: Settings) -> Settings:
 def report_unused(script: str, flags: list[str], why: str = "") -> None:
     """Say on standard error that flags were given where they have no effect."""
     if flags:
-        print(f"not used by {script}{why}: {' '.join(flags)}", file=sys.stderr)
+        tell(f"not used by {script}{why}: {' '.join(flags)}", file=sys.stderr)

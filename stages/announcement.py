@@ -11,7 +11,7 @@ from runs.run_record import image_sizes
 from runs.session import LoadedModel, Session
 from stages.data import loader_processes
 from utils.distributed import process_count
-from utils.text import shown
+from utils.text import shown, tell
 
 
 def announce(loaded: LoadedModel, folder: Path) -> None:
@@ -23,26 +23,26 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
     largest, smallest = data.class_counts.max(), data.class_counts.min()
     whole = "all images" if settings.imb_ratio is None else f"subset {settings.subset}"
     index, content = (data.subset[f"{kind}_sha256"][:16] for kind in ("index", "content"))
-    print(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
-    print(f"      {data.num_classes} classes of {largest} to {smallest} images ({groups})")
-    print(f"      {whole}, index sha256 {index}, content sha256 {content}")
-    print("\n".join(loaded.execution.reasons))
+    tell(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
+    tell(f"      {data.num_classes} classes of {largest} to {smallest} images ({groups})")
+    tell(f"      {whole}, index sha256 {index}, content sha256 {content}")
+    tell("\n".join(loaded.execution.reasons))
     if isinstance(data.train, ListedSplit):
         size, resize = image_sizes(settings, data)
-        print(
+        tell(
             f"images: read from {shown(str(data.train.root))} by {loader_processes(settings, loaded.execution)} "
             f"processes, crops of {size} pixels (evaluation: shorter side {resize}), {decoder_reason()}"
         )
     if process_count() > 1:
-        print(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
+        tell(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
     words = f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}"
-    print(f"{words}; run folder: {folder}", flush=True)
+    tell(f"{words}; run folder: {folder}", flush=True)
 
 
 def announce_method(session: Session, plan: Plan) -> None:
     """Print what stage 2 starts from, its method with the numbers, and its target."""
     stage1, (true, other) = session.checkpoint, session.target
     assert stage1 is not None
-    print(f"stage 1: {stage1.path} ({stage1.kind}), sha256 {stage1.sha256[:16]}")
-    print(f"method: {plan.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
-    print(f"target: {true:.6g} for the true class, {other:.6g} for each other; gap {optimal_gap(session.target):.3f}")
+    tell(f"stage 1: {stage1.path} ({stage1.kind}), sha256 {stage1.sha256[:16]}")
+    tell(f"method: {plan.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
+    tell(f"target: {true:.6g} for the true class, {other:.6g} for each other; gap {optimal_gap(session.target):.3f}")

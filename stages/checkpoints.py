@@ -16,6 +16,7 @@ from settings.fields import FLAGS, with_facet
 from settings.resolve import Command, report_unused
 from stages.data import stage1_seed
 from utils.errors import UserError
+from utils.text import tell
 
 # What a file of features settles, and of a checkpoint of ours is always recorded.
 FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
@@ -90,7 +91,7 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
         command = settle_features(command, checkpoint)
     epochs = checkpoint.settings().get("epochs")
     if checkpoint.epoch != epochs and not (path.parent / "metrics.json").exists():
-        print(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
+        tell(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
     return command, checkpoint
 
 

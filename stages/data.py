@@ -23,7 +23,7 @@ from settings.fields import Settings, with_facet
 from utils.device import Execution
 from utils.distributed import from_main, is_main, launch_of
 from utils.errors import UserError
-from utils.text import shown
+from utils.text import shown, tell
 
 
 def loader_processes(settings: Settings, execution: Execution) -> int:
@@ -83,14 +83,14 @@ def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
         assert isinstance(split, ListedSplit)
         bad = find_unreadable(split, workers, left)
         for _, reason in bad:
-            print(f"skipped, of the {name} images: {shown(reason)}")
+            tell(f"skipped, of the {name} images: {shown(reason)}")
         left -= len(bad)
         if left < 0:
             raise UserError(
                 f"more than --skip_bad {settings.skip_bad} images cannot be read, the last one: {bad[-1][1]}"
             )
         kept.append(without_rows(split, [row for row, _ in bad]))
-    print(f"{settings.skip_bad - left} images skipped", flush=True)
+    tell(f"{settings.skip_bad - left} images skipped", flush=True)
     return data if left == settings.skip_bad else with_splits(data, *kept)
 
 
@@ -186,7 +186,7 @@ def refuse_other_images(checkpoint: Checkpoint, data: LongTailedData, *, warn: b
     affected = "only the numbers on training images are affected"
     if identities is None and unnamed(data.class_names):
         affected += ", if the labels mean the same classes: that is not known"
-    print(f"warning: {text}; {affected}", file=sys.stderr)
+    tell(f"warning: {text}; {affected}", file=sys.stderr)
 
 
 def report_other_test(checkpoint: Checkpoint, data: LongTailedData) -> None:

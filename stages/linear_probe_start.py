@@ -20,6 +20,7 @@ from settings.resolve import Command
 from stages.checkpoints import FROM_FEATURES, open_features
 from stages.session import open_session, start_anew
 from utils.errors import UserError
+from utils.text import tell
 
 
 def train_probe(command: Command, given: Checkpoint | None = None) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def train_probe(command: Command, given: Checkpoint | None = None) -> dict[str, 
     with torch.no_grad():
         classifier.weight.copy_(probe.weight)
         classifier.bias.copy_(probe.bias)
-    print(
+    tell(
         f"classifier: cross-entropy with weight decay {decay:g} (of features of unit spread), L-BFGS, "
         f"{probe.evaluations} evaluations, loss {probe.loss:.5f}, {probe.seconds:.1f} s"
     )

@@ -30,7 +30,7 @@ from models.network import Network
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, load_weights, with_backbone
 from utils.device import Execution
 from utils.errors import DivergedError, UserError
-from utils.text import shown, utf8_text
+from utils.text import shown, tell, utf8_text
 
 # Checkpoints from before the images' constants were recorded: those of the data sets whose images have one size.
 CIFAR_IMAGES = {
@@ -151,7 +151,7 @@ def read_trained(path: Path, trust_pickle: bool = False) -> Checkpoint:
     if checkpoint.features is not None or all(key.startswith(CLASSIFIER) for key in checkpoint.state):
         raise UserError(f"{file} is a classifier of features: it holds no network that could look at images")
     if is_folder and not (path / "metrics.json").exists():
-        print(f"warning: {path} is not finished: this is its epoch {checkpoint.epoch}", file=sys.stderr)
+        tell(f"warning: {path} is not finished: this is its epoch {checkpoint.epoch}", file=sys.stderr)
     return checkpoint
 
 

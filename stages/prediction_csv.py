@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets.decode import decoder_reason
 from datasets.lists import ListedSplit
+from evaluation.csv_files import guarded
 from runs.checkpoint import Checkpoint
 from stages.prediction import Predictor
 from utils.errors import UserError
@@ -64,17 +65,18 @@ def write_predictions(
     ranked = top is not None
     plain.writerow(["file", *(["rank"] if ranked else []), "class", "probability"])
     summary = Summary(np.zeros(len(predictor.class_names), dtype=np.int64))
+    classes = [guarded(name) for name in predictor.class_names]
     started, row = time.perf_counter(), 0
     for logits in blocks:
         order, probabilities = (part.cpu() for part in most_probable(logits, predictor.temperature, top or 1))
         summary.counts += np.bincount(order[:, 0].numpy(), minlength=len(summary.counts))
         summary.total += float(probabilities[:, 0].sum())
         for labels, shares in zip(order.tolist(), probabilities.tolist(), strict=True):
-            name = utf8_text(os.fsdecode(split.images[row]))
+            name = guarded(utf8_text(os.fsdecode(split.images[row])))
             row += 1
             for rank, (label, share) in enumerate(zip(labels, shares, strict=True), 1):
-                fields: list[Any] = [name, *([rank] if ranked else []), predictor.class_names[label], f"{share:.6g}"]
-                (quoted if "\r" in name or "\r" in predictor.class_names[label] else plain).writerow(fields)
+                fields: list[Any] = [name, *([rank] if ranked else []), classes[label], f"{share:.6g}"]
+                (quoted if "\r" in name or "\r" in classes[label] else plain).writerow(fields)
     summary.seconds = time.perf_counter() - started
     return summary
 

@@ -34,6 +34,7 @@ from stages.data import device_images, in_order_of, load_data, refuse_other_imag
 from utils.device import Execution, choose_execution
 from utils.distributed import connect, launch_of, process_count
 from utils.errors import UserError
+from utils.text import tell
 
 # How the checkpoint that a command starts from is found; it settles some of the command's settings.
 Find = Callable[[Command], tuple[Command, Checkpoint | None]]
@@ -162,7 +163,7 @@ def load_weights_file(model: Network, settings: Settings) -> WeightsFile | None:
         refuse_non_finite(model)
     except UserError as error:
         raise UserError(f"--weights {settings.weights}: {error}") from error
-    print(f"weights: {checkpoint.path} ({checkpoint.kind}): {report.summary()}")
+    tell(f"weights: {checkpoint.path} ({checkpoint.kind}): {report.summary()}")
     record = {"file": str(checkpoint.path), "sha256": checkpoint.sha256, "loaded": report.summary()}
     return WeightsFile(checkpoint, record)
 

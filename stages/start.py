@@ -7,6 +7,7 @@ is a linear classifier (`stages.linear_probe_start`), a run like any other.
 from pathlib import Path
 
 from runs.checkpoint import Checkpoint, joined, load_checkpoint
+from runs.records import read_config
 from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
 from settings.declare import Facet
@@ -25,7 +26,8 @@ from stages.data import stage1_seed
 from stages.linear_probe_start import train_probe
 from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError
-from utils.files import read_json, sha256_file
+from utils.files import sha256_file
+from utils.text import tell
 
 
 def find_start(command: Command) -> tuple[Command, Checkpoint]:
@@ -54,7 +56,7 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
     if not is_trained(probe):
         train_probe(probe)
         wait_for_all()  # of many processes the first writes the run that all read next
-        print()
+        tell()
         return find_stage1(command.replace(pretrained_pth=str(run_path(probe))))
     command, checkpoint = find_stage1(command)
     file, started = Path(str(command.settings.weights)), (checkpoint.config.get("weights") or {}).get("sha256")
@@ -79,8 +81,10 @@ def probe_command(command: Command) -> Command:
 def is_trained(probe: Command) -> bool:
     """Tell whether there is a stage-1 run of some epochs that is otherwise described as a probe is."""
     wanted = set(stage1_tags(probe)) - {"epochs0"}
-    configs = map(read_json, seed_folder(probe.settings, probe.settings.seed).glob("stage1*/config.json"))
-    return any(config["settings"]["epochs"] > 0 and wanted <= set(config["tags"]) for config in configs)
+    configs = map(read_config, seed_folder(probe.settings, probe.settings.seed).glob("stage1*/config.json"))
+    return any(
+        config.get("settings", {}).get("epochs", 0) > 0 and wanted <= set(config.get("tags", [])) for config in configs
+    )
 
 
 def flags_of(command: Command, script: str, without: tuple[str, ...] = ()) -> list[str]:
@@ -109,10 +113,10 @@ def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     if not from_main(any(runs) if is_main() else False):  # a slower process would see what the first has begun
         names = ("features", "out", "device", "gpu", "workers")
         flags = flag_words(STAGE1, {name: command.given[name] for name in names if name in command.given})
-        print(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
+        tell(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
         train_probe(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), given)
         wait_for_all()  # of many processes the first writes the run that all read next
-        print()
+        tell()
     return with_features(load_checkpoint(find_run(command, "stage1", seed) / "last.pth"), given)
 
 

@@ -33,6 +33,7 @@ from utils.device import device_name
 from utils.errors import UserError
 from utils.files import make_folder, read_json, write_json
 from utils.hashing import epoch_order
+from utils.text import tell
 
 METHODS = ("los", "ce", "balanced_softmax")
 LEARNING_RATES = (5e-4, 5e-3, 5e-2)
@@ -81,7 +82,7 @@ def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
     )
     if place.path.exists():
         kept = read_json(place.path)
-        if "rows" not in kept:
+        if not isinstance(kept.get("rows"), list) or not all(isinstance(row, dict) for row in kept["rows"]):
             raise UserError(f"{place.path} is damaged; delete it, and the path is measured again")
         return kept["rows"]
     report_changes(place, f"path_{method}")
@@ -167,13 +168,13 @@ def walk(context: TableContext, method: str) -> list[dict[str, Any]]:
         )
         for rate, step in zip(LEARNING_RATES, result.diverged_at, strict=True):
             if step and rate in going:
-                print(f"{method} at {rate:g} diverged at step {step} of epoch {epoch + 1}", flush=True)
+                tell(f"{method} at {rate:g} diverged at step {step} of epoch {epoch + 1}", flush=True)
                 del going[rate]
         if epoch + 1 in measured_epochs():
             stacked.write_back(heads)
             walked = (epoch + 1) * steps
             rows += [measure_head(context, method, rate, walked, head, losses[0]) for rate, head in going.items()]
-    print(f"{method}: {EPOCHS} epochs at {len(LEARNING_RATES)} learning rates", flush=True)
+    tell(f"{method}: {EPOCHS} epochs at {len(LEARNING_RATES)} learning rates", flush=True)
     return rows
 
 
@@ -235,7 +236,7 @@ def end_point(context: TableContext, method: str, *, collapsed: bool) -> dict[st
         end = "no minimum: separable"
     measured = measure_head(context, method, None, None, head.float(), loss)
     on = " on class means" if collapsed else ""
-    print(f"{method}: L-BFGS{on} {end}, gradient {gradient:.1e}", flush=True)
+    tell(f"{method}: L-BFGS{on} {end}, gradient {gradient:.1e}", flush=True)
     if collapsed:
         end = f"on class means, {end}"
     return {**measured, "lbfgs_iterations": iterations, "largest_gradient": gradient, "end": end}

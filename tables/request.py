@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from evaluation.csv_files import csv_text
 from evaluation.plots import save_figure
 from evaluation.run_rows import to_markdown
 from runs.run_names import run_path
@@ -17,6 +18,8 @@ from settings.declare import STAGE1, STAGE2, Facet
 from settings.fields import with_facet
 from settings.resolve import flag_words
 from utils.files import make_folder, write_text
+from utils.outside import within
+from utils.text import tell
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
@@ -56,7 +59,7 @@ class Request:
         argv = self.flags(STAGE1, seed=seed, **more)
         folder = run_path(parse_command(STAGE1, "", argv))
         if not (folder / "metrics.json").exists():
-            print(f"missing stage 1: python main_stage1.py {shlex.join(argv)}", flush=True)
+            tell(f"missing stage 1: python main_stage1.py {shlex.join(argv)}", flush=True)
         self.train_stage1([*argv, "--reuse"])
         return folder
 
@@ -129,15 +132,15 @@ def write_results(
     """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables."""
     make_folder(request.results)
     name = name_for(request.results, name, set(rows["data_sha256"].dropna()))
-    target = request.results / name
+    target = within(request.results, request.results / name)
     done = "replaced" if target.with_name(f"{name}.csv").exists() else "written to"
-    write_text(target.with_name(f"{name}.csv"), rows.to_csv(index=False, float_format="%.6g"))
+    write_text(target.with_name(f"{name}.csv"), csv_text(rows, "%.6g"))
     how = f"Cells read all / many / medium / few, in percent. {request.repeats()} Made by `{request.command}`."
     parts = [how + "\n", *(to_markdown(table) for table in tables), notes]
     write_text(target.with_name(f"{name}.md"), "\n".join(part for part in parts if part))
     for kind, figure in figures.items():
         save_figure(target.with_name(f"{name}_{kind}.png" if kind else f"{name}.png"), figure)
     for table in tables:
-        print()
-        print(table.fillna("-").to_string(index=False))
-    print(f"\n{how}\n{notes}\n{done} {target}.csv, .md and {len(figures)} figures")
+        tell()
+        tell(table.fillna("-").to_string(index=False))
+    tell(f"\n{how}\n{notes}\n{done} {target}.csv, .md and {len(figures)} figures")

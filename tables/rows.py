@@ -22,11 +22,12 @@ from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze, split_dependencies
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
-from evaluation.run_rows import data_sha256
+from evaluation.run_rows import data_sha256, refuse_damaged_run
 from losses.los import ONE_HOT
 from methods.plan import Plan, plan_key
 from runs.checkpoint import Checkpoint
 from runs.dependencies import differences, key_of
+from runs.records import config_faults
 from runs.run_names import experiment_name
 from runs.run_record import dependencies, describe
 from runs.session import LoadedModel
@@ -39,6 +40,8 @@ from stages.session import load_model, settle_execution
 from stages.start import find_start
 from utils.errors import DivergedError, UserError
 from utils.files import make_folder, read_json, write_json
+from utils.outside import within
+from utils.text import tell
 
 FORMAT = 2  # of the kept rows: raise it when a change of the code changes their numbers
 
@@ -83,7 +86,7 @@ def open_context(arguments: Sequence[str], description: str) -> TableContext:
     trainer = HeadTrainer(
         frozen, loaded.model.fc, labels, class_counts, settings.batch_size, settings.momentum, settings.seed
     )
-    print(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
+    tell(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
     return TableContext(loaded, checkpoint, trainer)
 
 
@@ -166,7 +169,7 @@ def measure_rows(
             todo[place.path] = (command, plan)
     kept = len([path for path in places if path is not None and path not in todo])
     if kept:
-        print(f"{kept} of {len(rows)} rows are there already")
+        tell(f"{kept} of {len(rows)} rows are there already")
     followed: dict[int, _Follower] = {}
 
     def after_epoch(epoch: int, trained: Sequence[Trained]) -> None:
@@ -189,8 +192,17 @@ def measure_rows(
 def read_kept(path: Path) -> Measured:
     """Read a kept row; a UserError names a damaged file."""
     content = read_json(path)
+    advice = "delete it, and the row is trained again"
     if not {"failure", "metrics", "config"} <= set(content):
-        raise UserError(f"{path} is damaged; delete it, and the row is trained again")
+        raise UserError(f"{path} is damaged; {advice}")
+    failure, metrics, config = (content[name] for name in ("failure", "metrics", "config"))
+    sound = (
+        isinstance(failure, str | None) and isinstance(config, dict) and (failure is None) == isinstance(metrics, dict)
+    )
+    if not sound or config_faults(config):
+        raise UserError(f"{path} is damaged; {advice}")
+    if metrics is not None:
+        refuse_damaged_run(path, metrics, config)
     return content
 
 
@@ -221,8 +233,9 @@ def kept_place(context: TableContext, name: str, **own: Any) -> Place:
         depends["files"] = (
             None if how == CONTENT else [rows["rows"] for rows in split_dependencies(context.loaded).values()]
         )
-    folder = Path(context.command.settings.out) / "tables" / context.checkpoint.sha256[:16]
-    return Place(folder / f"{name}_{key_of(depends)[:16]}.json", json.loads(json.dumps(depends)))
+    out = Path(context.command.settings.out)
+    path = out / "tables" / context.checkpoint.sha256[:16] / f"{name}_{key_of(depends)[:16]}.json"
+    return Place(within(out, path), json.loads(json.dumps(depends)))
 
 
 def report_changes(place: Place, name: str) -> None:
@@ -232,7 +245,7 @@ def report_changes(place: Place, name: str) -> None:
             before = read_json(file).get("depends")
             if isinstance(before, dict) and own_settings(before) == own_settings(place.depends):
                 changed = ", ".join(differences(before, place.depends))
-                print(f"{name}: measured anew, since the row that is there is of {changed}")
+                tell(f"{name}: measured anew, since the row that is there is of {changed}")
                 return
 
 

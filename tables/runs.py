@@ -23,6 +23,7 @@ from stages.checkpoints import find_stage1
 from tables.published import cell, sources
 from tables.request import Request, write_results
 from utils.errors import DivergedError, UserError
+from utils.text import tell
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
     lines, rows = [], []
     for number, run in enumerate(runs):
         words = " ".join(f"--{name} {value}" for name, value in run.stage1.items())
-        print(f"--- {number + 1} of {len(runs)}: {run.name}{words and f' ({words})'}", flush=True)
+        tell(f"--- {number + 1} of {len(runs)}: {run.name}{words and f' ({words})'}", flush=True)
         measured = pd.DataFrame([{**one(request, run, seed), "name": run.name} for seed in request.seeds])
         measured["failure"] = measured.get("failure")
         measured["command_of_table"] = request.command
@@ -148,7 +149,7 @@ def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
             return csv_row(*read_run(request.stage1(seed, **run.stage1)))
         source = request.starting_point(seed, **run.stage1)
     except DivergedError as error:
-        print(f"{run.name} failed: {error}", flush=True)
+        tell(f"{run.name} failed: {error}", flush=True)
         settings = parse_command(STAGE1, "", request.flags(STAGE1, seed=seed, **run.stage1)).settings
         return failed_row(settings, error)
     argv = [*source, *flag_words(STAGE2, run.stage2)]
@@ -156,7 +157,7 @@ def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
     try:
         request.train_stage2([*argv, "--reuse"])
     except DivergedError as error:
-        print(f"{run.name} failed: {error}", flush=True)
+        tell(f"{run.name} failed: {error}", flush=True)
         return failed_row(command.settings, error)
     return csv_row(*read_run(run_path(command, checkpoint)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.csv_files import csv_text, read_csv
 from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, refuse_mixed
 from methods.recipes import RECIPES
 from runs.dependencies import class_differences, describe_data
@@ -24,6 +25,7 @@ from tables.unified_figures import draw_bars, draw_per_class
 from utils.device import device_name
 from utils.errors import UserError
 from utils.files import write_text
+from utils.text import tell
 
 SHARED, SELECTED = "shared", "selected"
 NOTES = (
@@ -94,7 +96,7 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
     conditions = f"views {settings.views}, batch_size {settings.batch_size}, momentum {settings.momentum:g}"
     known = read_selection(path)
     if known is not None and known["conditions"].iloc[0] != conditions:
-        print(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
+        tell(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
         known = None
     if known is not None and other_data(known, context):
         print(f"{path} was chosen on other data ({', '.join(other_data(known, context))}): it is not used")
@@ -105,7 +107,7 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
             refuse_other_recipe(split, context)
         splits = " ".join(split.checkpoint.sha256 for split in contexts)
         if known is not None and known["splits_sha256"].iloc[0] != splits:
-            print(f"{path} was chosen on other splits: choosing again")
+            tell(f"{path} was chosen on other splits: choosing again")
             known = None
         missing = [method for method in methods if known is None or method not in set(known["method"])]
         if missing:
@@ -125,12 +127,12 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
             for column, value in made.items():  # of all trials alike: said once, in the first row
                 trials[column] = [value] + [None] * (len(trials) - 1)
             known = trials if known is None else pd.concat([known, trials])
-            write_text(path, known.to_csv(index=False, float_format="%.6g"))
-            print(f"written to {path}")
+            write_text(path, csv_text(known, "%.6g"))
+            tell(f"written to {path}")
     if known is None:
-        print("no selection yet: --select chooses each method's numbers on held-out images")
+        tell("no selection yet: --select chooses each method's numbers on held-out images")
         return None
-    print(f"numbers chosen on held-out images: {path}")
+    tell(f"numbers chosen on held-out images: {path}")
     return known
 
 
@@ -166,12 +168,17 @@ def read_selection(path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     needed = {"method", "flags", "mean", "chosen", "temperature", "conditions", "splits_sha256"}
+    advice = "delete it and choose again with --select"
     try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged; delete it and choose again with --select") from error
-    if table.empty or not needed <= set(table.columns):
-        raise UserError(f"{path} is damaged; delete it and choose again with --select")
+        table = read_csv(path, sorted(needed))
+        sound = not table.empty and table["method"].map(type).eq(str).all() and table["chosen"].dtype == bool
+        sound &= all(pd.api.types.is_numeric_dtype(table[name]) for name in ("mean", "temperature"))
+        sound &= all(isinstance(cell, str) and shlex.split(cell) for cell in table.loc[table["chosen"], "flags"])
+        sound &= all(isinstance(table[name].iloc[0], str) for name in ("conditions", "splits_sha256"))
+    except (UserError, ValueError, IndexError) as error:  # quotation marks that do not end
+        raise UserError(f"{path} is damaged; {advice}") from error
+    if not sound:
+        raise UserError(f"{path} is damaged; {advice}")
     return table
 
 

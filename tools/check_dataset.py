@@ -14,6 +14,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from datasets import IN_MEMORY, load_dataset
-from datasets.decode import read_rgb
+from datasets.decode import DecodingMemory, open_image, read_rgb
 from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.listed import LAYOUTS, Facts, ListFiles, find_lists
 from datasets.lists import ListedSplit, class_folders, image_files, join, scan
@@ -35,7 +36,7 @@ from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import sha256_file, write_json
 from utils.progress import show_progress
-from utils.text import shown
+from utils.text import shown, tell
 
 SMALL = 224  # pixels of the usual crop
 FIRST = 10  # files that are named
@@ -73,12 +74,13 @@ def present(path: str) -> list[str]:
     return [MISSING]  # a folder, or no file that could be read to its end
 
 
-def examine(path: str) -> list[str]:
+def examine(path: str, memory: DecodingMemory | None = None) -> list[str]:
     """Decode an image as training does; return which of `KINDS` it is, none for a plain RGB one."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             kinds = header_kinds(image)
-        read_rgb(path)
+        with (memory or DecodingMemory()).claims() as claim:
+            read_rgb(path, claim)
     except UnidentifiedImageError:
         return [NO_IMAGE]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -138,7 +140,8 @@ def check_files(files: ListedSplit, decode: int | None) -> dict[str, Any]:
     with warnings.catch_warnings():  # PIL warns of what it decodes nevertheless, and of bombs
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        found |= sort_files(files, np.sort(there), examine, "decoding")
+        memory = DecodingMemory(THREADS)
+        found |= sort_files(files, np.sort(there), partial(examine, memory=memory), "decoding")
     names = {kind: [shown(os.fsdecode(name)) for name in files.images[found[kind][:FIRST]]] for kind in found}
     return {
         "root": str(files.root),
@@ -349,9 +352,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.imb_ratio is None:
             arguments.imb_ratio = Profile().imb_ratio
         factor = arguments.imb_ratio
-        print(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
+        tell(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
     report = make_report(*load(arguments), arguments.decode)
-    print(report_text(report))
+    tell(report_text(report))
     if arguments.plot:
         counts = np.array(report["class_counts"])
         save_figure(arguments.plot, draw_sizes(report["dataset"], counts, report["class_names"]))

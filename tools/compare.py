@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from evaluation.csv_files import csv_text
 from evaluation.plots import COLOURS, save_figure
 from evaluation.run_rows import GROUPS, SETTINGS, csv_row, read_run, run_name, short_table, to_markdown
 from evaluation.text_tables import headline
 from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import write_text
+from utils.text import tell
 
 SMOOTHING_WINDOW = 9  # classes whose accuracies the figure's curve averages
 
@@ -83,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = short_table(rows)
     if (rows.groupby(SETTINGS, dropna=False)["data_sha256"].nunique() > 1).any():
         say("runs of one name are of different data: they are told apart by its sha256, and not averaged")
-    print("all / many / medium / few, in percent")
-    print(table.fillna("-").to_string(index=False))
+    tell("all / many / medium / few, in percent")
+    tell(table.fillna("-").to_string(index=False))
     if arguments.csv:
-        write_text(arguments.csv, rows.to_csv(index=False))
+        write_text(arguments.csv, csv_text(rows))
     if arguments.markdown:
         write_text(arguments.markdown, to_markdown(table))
     if arguments.figure:

@@ -28,6 +28,7 @@ from stages.sources import accuracy_of, describe_source, header_of, look_at, mak
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_json
+from utils.text import tell
 
 
 def export_features(path: Path, file: Path, flags: Sequence[str] = (), part_mib: float = SHARD_MIB) -> list[Path]:
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("export_features", __doc__)
     own, flags = parser.parse_known_args(argv)
     written = export_features(own.source, own.file, flags, own.part_mib)
-    print(f"written: {', '.join(map(str, written))}")
+    tell(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

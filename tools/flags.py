@@ -15,6 +15,7 @@ from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import make_folder, write_text
 from utils.parameters import HYPERPARAMETERS, Range
+from utils.text import tell
 
 PAGE = Path(__file__).parent.parent / "docs" / "flags.md"
 BEYOND = 1e6
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     CommandParser("python -m tools.flags", __doc__).parse_args(argv)
     make_folder(PAGE.parent)
     write_text(PAGE, flags_page())
-    print(f"written to {PAGE}")
+    tell(f"written to {PAGE}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from stages.sources import Source, accuracy_of, describe_source, header_of, look
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import read_json, write_json
+from utils.text import tell
 
 Config = dict[str, Any]
 
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         written = release_stage1(source, own.file, flags, own.part_mib)
     else:
         written = release_classifier(source, own.file, own.backbone, flags, own.part_mib)
-    print(f"written: {', '.join(map(str, written))}")
+    tell(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from evaluation.csv_files import read_csv
 from evaluation.run_rows import mean_cell, refuse_mixed, to_markdown
 from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import write_text
+from utils.text import tell
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, ROW = "source of the row", "number of the row"  # columns that `read_source` adds
@@ -96,7 +98,7 @@ def read_source(name: str, root: Path = ROOT) -> pd.DataFrame:
     if not (root / path).is_file():
         raise UserError(f"a table is declared to be made of {path}, which is not there")
     if path.endswith(".csv"):
-        rows = pd.read_csv(root / path)
+        rows = read_csv(root / path)
     else:
         rows = read_markdown_table(markdown_tables((root / path).read_text(encoding="utf-8"))[int(number or 1) - 1])
     return rows.assign(**{SOURCE: name, ROW: range(len(rows))})
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         after = fill_tables(before)
         if after != before:
             write_text(page, after)
-        print(f"{page}: {len(declarations(after))} tables{'' if after == before else ', changed'}")
+        tell(f"{page}: {len(declarations(after))} tables{'' if after == before else ', changed'}")
 
 
 if __name__ == "__main__":

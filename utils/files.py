@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from utils.errors import UserError
+from utils.outside import open_plain, read_plain
 
 try:
     import fcntl
 except ImportError:  # no Unix
     fcntl = None  # type: ignore[assignment]
 
+# A link in the place of a lock or of a temporary file would lead elsewhere.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 LOCK = ".lock"  # the file by which a folder is locked
 TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]+)?\.tmp")
 
@@ -113,7 +116,7 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path) -> dict:
     """Read a JSON object; a `UserError` names the file when it is missing or is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_plain(path).decode("utf-8"), parse_constant=refuse_constant)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -121,6 +124,11 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__} where a JSON object is expected")
     return content
+
+
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and Infinity, which Python's reader takes for numbers and JSON does not have."""
+    raise ValueError(f"{name} is no number")
 
 
 def make_folder(path: Path) -> None:
@@ -133,8 +141,15 @@ def make_folder(path: Path) -> None:
 
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal sha256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_plain(path) as file:
+        return sha256_of(file)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the hexadecimal sha256 of an opened file's content, and go back to its start."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    return digest
 
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
@@ -145,7 +160,7 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     with contextlib.suppress(OSError):  # no folder
         for path in folder.iterdir():
             found = TEMPORARY.fullmatch(path.name)
-            if found and found[1] in names:
+            if found and found[1] in names and path.is_file() and not path.is_symlink():
                 with contextlib.suppress(OSError), open(path, "r+b") as file:
                     if take_lock(file.fileno()):
                         path.unlink()
@@ -168,7 +183,7 @@ def take_lock(file: int) -> bool | None:
 def open_locked(path: Path) -> tuple[int, bool | None]:
     """Open or make a file to read and write, and lock it; return its descriptor and what `take_lock` says."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         taken = take_lock(file)
         if not taken or stands_at(file, path):
             return file, taken
@@ -236,9 +251,3 @@ def lock_folder(folder: Path) -> FolderLock | None:
             return None
         owner = opened.read(1000).decode(errors="replace").split(",")[0] or "another process"
     raise UserError(f"{owner} is writing to {folder}; wait for its end, or name another place with --out")
-
-
-def refuse_pipe(path: Path, what: str) -> None:
-    """Raise UserError for a device, a pipe or a socket, which may never end; what is missing is for the reader."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"cannot read {what} {path}: it is no regular file")

@@ -1,6 +1,7 @@
 """Text that may come from a stranger's file, made fit for a message of one line, a table or a file's name."""
 
 import re
+from typing import TextIO
 
 SHOWN = 200  # characters of a stranger's text in a message
 LONGEST_MESSAGE = 2000  # characters of a message, whatever long flags and strangers' files put into it
@@ -21,6 +22,14 @@ def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
     """Return text as one line that any terminal shows as it is: what is not printable is escaped, the end cut off."""
     line = printable(" ".join(text.split())[:longest])
     return line if len(line) < longest else f"{line[: longest - 3]}..."
+
+
+def tell(text: str = "", *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print lines on standard output or on `file`; whatever could steer a terminal is escaped.
+
+    Everything that commands print goes through here, since nearly all of it may have come from a stranger's file.
+    """
+    print("\n".join(map(printable, text.split("\n"))), file=file, flush=flush)
 
 
 def plain_name(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.csv_files import csv_text, read_csv
 from evaluation.run_rows import csv_row, read_run
 from utils.files import write_atomically, write_text
 
@@ -47,7 +48,7 @@ def collect_runs(runs: Mapping[tuple[str, str], Path], features: Sequence[Path],
     for pair, folder in runs.items():
         label = dict(zip(KEY, pair, strict=True))
         rows.append({**label, **csv_row(*read_run(folder))})
-        logs += [{**label, **epoch} for epoch in pd.read_csv(folder / "log.csv").to_dict("records")]
+        logs += [{**label, **epoch} for epoch in read_csv(folder / "log.csv").to_dict("records")]
     left = [
         name for name, table in ((ROWS, rows), (LOGS, logs)) if table and not collect_table(name, table, collection)
     ]
@@ -67,7 +68,7 @@ def collect_runs(runs: Mapping[tuple[str, str], Path], features: Sequence[Path],
 def collect_table(name: str, table: list[dict[str, Any]], collection: Collection) -> bool:
     """Write a table, behind the rows that the file has of other runs, if there is room; tell whether there was."""
     path = collection.folder / name
-    text = pd.DataFrame(table).to_csv(index=False, float_format="%.6g")
+    text = csv_text(pd.DataFrame(table), "%.6g")
     if path.is_file():
         old, new = (pd.read_csv(file, dtype=str, keep_default_na=False) for file in (path, io.StringIO(text)))
         others = old[~old.set_index(KEY).index.isin(new.set_index(KEY).index)]

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from benchmarks.command import ROOT
+from evaluation.csv_files import read_csv
 from runs.checkpoint import Checkpoint
 from runs.run_names import run_path, stage1_tags
 from runs.shards import SHARD_MIB
@@ -131,7 +130,7 @@ def progress(step: Step) -> tuple[int, float | None]:
     path = step.folder / "log.csv"
     if not path.is_file():
         return 0, None
-    log = pd.read_csv(path)
+    log = read_csv(path)
     return len(log), float((log["seconds"] + log["evaluation_seconds"].fillna(0)).mean())
 
 

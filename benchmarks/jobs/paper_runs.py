@@ -44,6 +44,7 @@ from settings.fields import FLAGS, STAGE1, with_facet
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import make_folder
+from utils.text import tell
 
 INTERRUPTED = ": finished epochs are saved; the same command goes on from there"
 # Every item sets these itself, or no script that is run here reads them.
@@ -104,7 +105,7 @@ def work(steps: Sequence[Step], call: Call, collect: Callable[[], object]) -> li
                 errors += [error] if error else []
                 collect()
     except TimeUp as end:
-        print(end, flush=True)
+        tell(str(end), flush=True)
     return errors
 
 
@@ -119,21 +120,21 @@ def complete(step: Step, call: Call) -> str | None:
         if left <= (epoch or 0):
             needed = f", an epoch takes {in_words(epoch)}" if epoch else ""
             raise TimeUp(f"{step}: not begun, {in_words(max(left, 0))} left{needed}")
-        print(f"{step}: begun" + (f" after epoch {done} of {step.epochs}" if done else ""), flush=True)
+        tell(f"{step}: begun" + (f" after epoch {done} of {step.epochs}" if done else ""), flush=True)
         log = call.folder / f"{step.item}.log"
         shutil.rmtree(unfinished(step.folder), ignore_errors=True)
         status = run_child(step.command, log, call)
         if status == 0 and not step.epochs:
             os.replace(unfinished(step.folder), step.folder)
         if step.is_finished():
-            print(f"{step}: finished", flush=True)
+            tell(f"{step}: finished", flush=True)
             return None
         if status is None:
             where = f"after epoch {progress(step)[0]} of {step.epochs}" if step.epochs else "to be done anew"
             raise TimeUp(f"{step}: time is up, {where}")
         words = log.read_text(errors="replace").strip().splitlines()[-1].removeprefix("error: ")
         error = f"{step}: {words}"
-        print(f"{step}: failed with status {status}: {words}", flush=True)
+        tell(f"{step}: failed with status {status}: {words}", flush=True)
         if status == REFUSED:
             break
     return error
@@ -245,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = choose(everything, own.only)
     if own.list:
         for item, group in groupby(steps, key=lambda step: step.item):
-            print(f"{item}: {', '.join(map(describe, group))}")
+            tell(f"{item}: {', '.join(map(describe, group))}")
         return
     folder = Path(given.get("out", FLAGS["out"].default)) / RECORDS
     make_folder(folder / "exports")
@@ -263,12 +264,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if collection is not None:
         size = sum(collection.written.values()) / MIB
         written = ", ".join(collection.written) or "nothing new"
-        print(f"collected: {written} ({size:.1f} MiB) in {collection.folder}")
+        tell(f"collected: {written} ({size:.1f} MiB) in {collection.folder}")
     if waiting:
-        print(f"no room in this call, the next one collects: {', '.join(waiting)}")
+        tell(f"no room in this call, the next one collects: {', '.join(waiting)}")
     left = sum(not step.is_finished() for step in steps if step.epochs)
     words = f"{left} runs are unfinished" if left else "all runs are finished"
-    print(f"{words}; --list shows them; this call took {in_words(monotonic() - started)}", flush=True)
+    tell(f"{words}; --list shows them; this call took {in_words(monotonic() - started)}", flush=True)
     if errors:
         raise UserError(f"{len(errors)} steps failed, see {folder}/<item>.log; the first, {errors[0]}")
 

@@ -22,6 +22,7 @@ import main_stage1
 import main_stage2
 from benchmarks.command import make_own_parser
 from benchmarks.record import provenance
+from evaluation.csv_files import csv_text
 from utils.command import run_command
 from utils.files import make_folder, write_text
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table["subset_content_sha256"] = metrics["subset"]["content_sha256"]
     table["seconds_of_all"] = round(time.perf_counter() - started)
     make_folder(own.results)
-    write_text(own.results / "digits_selection.csv", table.reset_index().to_csv(index=False, float_format="%g"))
+    write_text(own.results / "digits_selection.csv", csv_text(table.reset_index(), "%g"))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from benchmarks.command import make_own_parser
 from benchmarks.record import provenance, write_record
 from utils.command import run_command
 from utils.errors import UserError
+from utils.text import tell
 
 if TYPE_CHECKING:  # these need hypothesis
     from benchmarks.robustness.fuzz_inputs.cases import Kind, Material
@@ -41,6 +42,7 @@ WEIGHTS = {
     "features": 3,
     "image": 3,
     "checkpoint": 4,
+    "no plain file": 1,
 }
 FAILED = "failed"
 QUICK_INPUTS = 50
@@ -91,7 +93,7 @@ def try_case(kind: "Kind", material: "Material", case: Any, seed: int, number: i
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
         problem = f"{type(error).__name__} at {place}: {error}"
         words = describe_case(kind, case)
-        print(f"{kind.name} failed, seed {seed}, case {number}: {words[:600]}\n    {problem[:1500]}", flush=True)
+        tell(f"{kind.name} failed, seed {seed}, case {number}: {words[:600]}\n    {problem[:1500]}", flush=True)
     seconds = time.perf_counter() - started
     shutil.rmtree(folder)
     return {"outcome": outcome, "seconds": seconds, "problem": problem}
@@ -108,7 +110,7 @@ def try_kinds(kinds: Sequence["Kind"], inputs: int, seed: int) -> pd.DataFrame:
         material = make_material(Path(folder))
         for kind in kinds:
             count = max(1, -int(-share * WEIGHTS[kind.name] // 1))
-            print(f"{kind.name}: {count} inputs, seed {seed}", flush=True)
+            tell(f"{kind.name}: {count} inputs, seed {seed}", flush=True)
             rows += try_cases(kind, material, count, seed)
     columns = ["kind", "outcome", "seconds", "seed", "problem"]
     return pd.DataFrame(rows)[columns]

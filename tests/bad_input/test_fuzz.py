@@ -34,6 +34,7 @@ from benchmarks.robustness.fuzz_inputs.features import FEATURE_FILES
 from benchmarks.robustness.fuzz_inputs.images import PICTURES
 from benchmarks.robustness.fuzz_inputs.kinds import KINDS
 from benchmarks.robustness.fuzz_inputs.material import make_material
+from benchmarks.robustness.fuzz_inputs.places import FILES, PLAIN
 from benchmarks.robustness.fuzz_inputs.records import RECORDS
 from utils.errors import UserError
 
@@ -45,6 +46,7 @@ EXAMPLES = {
     "features": 50,
     "image": 60,
     "checkpoint": 50,
+    "no plain file": 50,
 }
 # What is right, as the generators have it before they damage it.
 SOUND: dict[str, list[Any]] = {
@@ -57,6 +59,7 @@ SOUND: dict[str, list[Any]] = {
     "features": [(name, [], None, []) for name in FEATURE_FILES],
     "image": [(form, "RGB", "a.jpg", None, []) for form in PICTURES],
     "checkpoint": [(name, ([], [])) for name in (*PICKLED, *RELEASED)],
+    "no plain file": [(name, PLAIN) for name in FILES],
 }
 
 

@@ -345,7 +345,7 @@ def test_what_is_no_run_of_images(runs: dict[str, Path], photos: Path, tmp_path:
             stage1, tmp_path / "b.pth", model={key: value for key, value in weights.items() if key.startswith("fc.")}
         ),
         "does not fit the network": changed(stage1, tmp_path / "c.pth", {"settings": {**settings, "width": 8}}),
-        "class names are not one": changed(stage1, tmp_path / "d.pth", {"class_names": ["a"]}),
+        "class_names (1 for 3 classes)": changed(stage1, tmp_path / "d.pth", {"class_names": ["a"]}),
         "says of its images cannot be": changed(stage1, tmp_path / "e.pth", {"images": damaged}),
         "how many classes": changed(stage1, tmp_path / "f.pth", {"num_class": "missing"}),
         "its network": changed(stage1, tmp_path / "g.pth", {"settings": {**settings, "network": None}}),

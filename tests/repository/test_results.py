@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from evaluation.csv_files import read_csv
 from evaluation.run_rows import GROUPS
 from tables.published import PUBLISHED
 from tests.helpers import ROOT
@@ -102,7 +103,7 @@ def test_tables_are_narrow(page: Path) -> None:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_pages_quote_every_run(path: Path, quoted: dict[str, dict[str, set[int]]]) -> None:
     """Accuracies by shot, LoMa and seconds of every run; all four ways of testing where `tools.compare` wrote them."""
-    rows, columns = pd.read_csv(path), quoted[f"results/{path.name}"]
+    rows, columns = read_csv(path), quoted[f"results/{path.name}"]
     best = "best_flip" if rows["best_flip_all"].notna().any() else "best_plain"
     ways = ["last_plain", "last_flip", "best_plain", "best_flip"] if path in COMPARED else ["last_plain", best]
     ways = [way for way in ways if rows[f"{way}_all"].notna().any()]
@@ -149,14 +150,14 @@ def test_a_page_names_every_file_of_numbers(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_each_row_says_what_made_it(path: Path) -> None:
-    rows = pd.read_csv(path).dropna(subset="last_plain_all")
+    rows = read_csv(path).dropna(subset="last_plain_all")
     assert len(rows)
     for column in ("command", "device", "torch", "git_revision", "protocol", "seed", "subset_content_sha256"):
         assert rows[column].notna().all(), column
 
 
 def test_published_figures_are_in_their_file(quoted: dict[str, dict[str, set[int]]]) -> None:
-    rows = pd.read_csv(ROOT / "results" / "published.csv")
+    rows = read_csv(ROOT / "results" / "published.csv")
     assert len(rows) == len(PUBLISHED)
     for row, figure in zip(rows.itertuples(index=False), PUBLISHED, strict=True):
         assert (row.dataset, row.row, row.all, row.source) == (figure.dataset, figure.row, figure.all, figure.source)

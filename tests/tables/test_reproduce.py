@@ -20,6 +20,7 @@ import tables.rows
 import tables.selection
 import tables.unified
 from datasets.long_tail import LongTailedData
+from evaluation.csv_files import read_csv
 from methods.plan import Plan
 from methods.recipes import RECIPES, TRIALS
 from stages.data import device_images
@@ -41,7 +42,7 @@ def result(out: Path, *methods: str, name: str = NAME, ending: str = ".csv") -> 
 
 
 def rows_of(out: Path, *methods: str, name: str = NAME) -> pd.DataFrame:
-    return pd.read_csv(result(out, *methods, name=name))
+    return read_csv(result(out, *methods, name=name))
 
 
 def markdown_of(out: Path, *methods: str) -> str:
@@ -208,7 +209,7 @@ def test_batches_and_momentum_are_stage_1s(out: Path) -> None:
     make(out, "unified", "--methods", "ce", "--epochs", 1, "--batch_size", 16, "--momentum", 0.5)
     (path,) = (out / "results").glob("*.csv")
     assert "epochs1" in path.name and "batch_size16" in path.name and "momentum0.5" in path.name
-    assert "--batch_size" not in pd.read_csv(path)["command"].item()
+    assert "--batch_size" not in read_csv(path)["command"].item()
     config = read(next((out / "tables").rglob("ce_*.json")))["config"]
     assert config["settings"]["batch_size"] == 32 and config["settings"]["momentum"] == 0.9
 
@@ -319,7 +320,7 @@ def test_a_learning_rate_that_is_too_large_stops_its_trials_alone(
     monkeypatch.setattr(tables.selection, "TWELVE_LRS", (1e6, 5e-3))
     spoil(monkeypatch, "focal")
     make(out, "unified", "--select", "--methods", "ce", "focal")
-    chosen = pd.read_csv(out / "results" / f"{NAME}_selection.csv")
+    chosen = read_csv(out / "results" / f"{NAME}_selection.csv")
     assert not chosen.loc[chosen["method"] == "focal", "chosen"].any()
     assert chosen.loc[chosen["method"] == "focal", "mean"].isna().all()
     assert chosen.loc[chosen["method"] == "ce", "chosen"].sum() == 1
@@ -343,7 +344,7 @@ def test_select_fills_the_second_column(out: Path, few_trials: None, trained: li
     methods = ("ce", "los", "tau_norm", "ncm")
     outcome = make(out, "unified", "--select", "--methods", *methods)
     path = out / "results" / f"{NAME}_selection.csv"
-    choices = pd.read_csv(path)
+    choices = read_csv(path)
     assert set(choices["conditions"].dropna()) == {"views 5, batch_size 32, momentum 0.9"}
     hashes = [sha256_file(stage1_of(out, seed, "_holdout0.2") / "last.pth") for seed in SPLITS]
     assert set(choices["splits_sha256"].dropna()) == {" ".join(hashes)}
@@ -381,32 +382,32 @@ def test_select_fills_the_second_column(out: Path, few_trials: None, trained: li
 def test_a_selection_is_added_to_and_fits_its_conditions(out: Path, few_trials: None, trained: list[str]) -> None:
     path = out / "results" / f"{NAME}_selection.csv"
     make(out, "unified", "--select", "--methods", "ce")
-    before = pd.read_csv(path)
+    before = read_csv(path)
     trained.clear()
     make(out, "unified", "--select", "--methods", "ce", "tau_norm")
     assert "ce" not in trained
-    added = pd.read_csv(path)
+    added = read_csv(path)
     pd.testing.assert_frame_equal(added.head(len(before)), before)
     assert set(added["method"].tail(len(added) - len(before))) == {"tau_norm", "shared budget: tau_norm"}
 
     outcome = make(out, "unified", "--methods", "tau_norm", "--views", 2)
     assert f"{path} was chosen with views 5, batch_size 32, momentum 0.9, not views 2" in outcome.out
     assert rows_of(out, "tau_norm")["budget"].tolist() == ["shared"]
-    pd.testing.assert_frame_equal(pd.read_csv(path), added)
+    pd.testing.assert_frame_equal(read_csv(path), added)
     make(out, "unified", "--select", "--methods", "tau_norm", "--views", 2)
     assert rows_of(out, "tau_norm")["budget"].tolist() == ["shared", "selected"]
-    assert set(pd.read_csv(path)["method"]) == {"tau_norm", "shared budget: tau_norm"}
-    assert set(pd.read_csv(path)["conditions"].dropna()) == {"views 2, batch_size 32, momentum 0.9"}
+    assert set(read_csv(path)["method"]) == {"tau_norm", "shared budget: tau_norm"}
+    assert set(read_csv(path)["conditions"].dropna()) == {"views 2, batch_size 32, momentum 0.9"}
 
 
 def test_a_selection_on_other_splits_is_replaced(out: Path, few_trials: None) -> None:
     path = out / "results" / f"{NAME}_selection.csv"
     make(out, "unified", "--select", "--methods", "tau_norm")
-    before = pd.read_csv(path)["splits_sha256"].iloc[0]
+    before = read_csv(path)["splits_sha256"].iloc[0]
     change_weights(stage1_of(out, 1, "_holdout0.2"))
     outcome = make(out, "unified", "--select", "--methods", "ncm")
     assert "was chosen on other splits: choosing again" in outcome.out
-    choices = pd.read_csv(path)
+    choices = read_csv(path)
     assert set(choices["method"]) == {"ncm", "shared budget: ncm"}
     (after,) = set(choices["splits_sha256"].dropna())
     assert [old == new for old, new in zip(before.split(), after.split(), strict=True)] == [True, False, True]
@@ -495,7 +496,7 @@ def test_the_middle_of_equal_trials_is_chosen(out: Path, few_trials: None, monke
     monkeypatch.setattr(tables.selection, "TWELVE_LRS", (5e-4, 5e-3, 5e-2))
     monkeypatch.setattr(tables.selection, "score", lambda *_: 50.0)
     make(out, "unified", "--select", "--methods", "ce", "tau_norm")
-    choices = pd.read_csv(out / "results" / f"{NAME}_selection.csv")
+    choices = read_csv(out / "results" / f"{NAME}_selection.csv")
     chosen = choices[choices["chosen"] & ~choices["method"].str.startswith("shared")]
     assert chosen["flags"].tolist() == [" ".join(trials("ce")[1]), " ".join(trials("tau_norm")[1])]
 
@@ -516,7 +517,7 @@ def test_selection_never_looks_at_test_images(out: Path, few_trials: None, monke
     make(blind, "unified", *methods)
     assert opened.count(True) >= 3  # the splits
     left, right = (
-        pd.read_csv(folder / "results" / f"{NAME}_selection.csv").drop(columns=["command", "seconds_of_all"])
+        read_csv(folder / "results" / f"{NAME}_selection.csv").drop(columns=["command", "seconds_of_all"])
         for folder in (out, blind)
     )
     assert left["mean"].notna().all()

@@ -26,6 +26,8 @@ from benchmarks.robustness.fuzz_inputs.cases import (
 from benchmarks.robustness.fuzz_inputs.damage import PLAIN_JUNK, TENSOR_JUNK, Edit, damage, damages, edited, edits
 from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
+from runs.run_names import inherited_tags
+from utils.outside import is_name
 
 RELEASED = ("released.safetensors", "classifier.safetensors", "exported.safetensors")
 PICKLED = ("last.pth", "best.pth", "weights.pth", "legacy.pth")
@@ -66,9 +68,17 @@ def try_checkpoint(material: Material, folder: Path, case: Any) -> str:
     if outcome == ACCEPTED:
         if broken and name not in ("legacy.pth",):
             check_same(checkpoint, load_checkpoint(source))
+        check_names(checkpoint)
         outcome = try_report(file)
     assert file_states(folder) == before
     return outcome
+
+
+def check_names(read: Checkpoint) -> None:
+    """Assert that what becomes part of a path is a plain name, of a file that was accepted."""
+    settings = read.settings()
+    names = [settings[name] for name in ("dataset", "imb_type", "network") if name in settings]
+    assert all(map(is_name, [*names, *inherited_tags(read)])), names
 
 
 def check_same(read: Checkpoint, original: Checkpoint) -> None:

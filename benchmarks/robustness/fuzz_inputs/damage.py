@@ -66,6 +66,8 @@ PLAIN_JUNK: dict[str, Callable[[Any], Any]] = {
     "surrogate": lambda old: "\ud800",
     "path": lambda old: "../../etc/passwd",
     "absolute": lambda old: "/etc/passwd",
+    "hidden name": lambda old: ".hidden",
+    "formula": lambda old: "=1+1",
     "list": lambda old: [],
     "object": lambda old: {},
     "in a list": lambda old: [old],

@@ -40,16 +40,24 @@ def image_bytes(form: str, mode: str) -> bytes:
     for wanted in (mode, "RGB"):
         file = io.BytesIO()
         with contextlib.suppress(OSError, ValueError, KeyError):
-            pixels.convert(wanted).save(file, form.removeprefix("progressive "), **PICTURES[form])
+            pixels.convert(wanted).save(file, form.removeprefix("progressive "), **PICTURES.get(form, {}))
             return file.getvalue()
     raise AssertionError(form)
+
+
+# What PIL could read as well, and is not to be given.
+OTHERS = ["TGA", "PCX", "SGI", "DDS", "ICO", "EPS", "PDF"]
 
 
 def image_cases(material: Material) -> SearchStrategy[Any]:
     """Draw a format, a mode, a file's name (which may be another format's), sizes in the header, damage to bytes."""
     sizes = st.none() | st.sampled_from([0, 1, 65535, 30000, 2**31 - 1])
     return st.tuples(
-        st.sampled_from(list(PICTURES)), st.sampled_from(MODES), st.sampled_from(NAMES), sizes, st.just([]) | damages()
+        st.sampled_from([*PICTURES, *PICTURES, *OTHERS]),
+        st.sampled_from(MODES),
+        st.sampled_from(NAMES),
+        sizes,
+        st.just([]) | damages(),
     )
 
 
@@ -82,6 +90,7 @@ def try_image(material: Material, folder: Path, case: Any) -> str:
         kinds = tools.check_dataset.present(path) or tools.check_dataset.examine(path)
     usable = all(tools.check_dataset.KINDS[kind] for kind in kinds)
     assert usable == (outcome == ACCEPTED), (kinds, outcome)
+    assert form in PICTURES or broken or outcome != ACCEPTED
     if outcome == ACCEPTED:
         assert pixels.dtype == torch.uint8 and pixels.ndim == 3 and pixels.shape[0] == 3
         with Image.open(path) as image:

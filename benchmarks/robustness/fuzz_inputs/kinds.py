@@ -10,6 +10,7 @@ from benchmarks.robustness.fuzz_inputs.damage import json_cases
 from benchmarks.robustness.fuzz_inputs.features import feature_cases, try_features
 from benchmarks.robustness.fuzz_inputs.images import image_cases, try_image
 from benchmarks.robustness.fuzz_inputs.lists import list_cases, try_coco, try_list
+from benchmarks.robustness.fuzz_inputs.places import place_cases, try_place
 from benchmarks.robustness.fuzz_inputs.records import RECORDS, try_record
 
 KINDS = [
@@ -20,6 +21,7 @@ KINDS = [
     Kind("features", feature_cases, try_features),
     Kind("image", image_cases, try_image),
     Kind("checkpoint", checkpoint_cases, try_checkpoint),
+    Kind("no plain file", place_cases, try_place),
 ]
 
 

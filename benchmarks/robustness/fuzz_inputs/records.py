@@ -24,6 +24,7 @@ from benchmarks.robustness.fuzz_inputs.cases import (
 )
 from benchmarks.robustness.fuzz_inputs.damage import json_bytes
 from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN, STAGE2_RUN
+from evaluation.csv_files import read_csv
 from runs.checkpoint import load_checkpoint
 
 RECORDS = {
@@ -52,7 +53,7 @@ def try_record(material: Material, folder: Path, case: Any) -> str:
         outcome = check_ending(ending, run if ending.status == 2 else "")
         if outcome == ACCEPTED:
             content = json.loads((home / RECORDS[name]).with_name("metrics.json").read_text())
-            shown = pd.read_csv(csv)["last_plain_all"].iloc[0]
+            shown = read_csv(csv)["last_plain_all"].iloc[0]
             recorded = content["last"]["plain"]["all"]
             assert pd.isna(shown) if recorded is None else math.isclose(shown, recorded, rel_tol=1e-6)
         common = ["--dataset", "digits", "--out", "runs", "--network", "resnet8", "--width", "4"]

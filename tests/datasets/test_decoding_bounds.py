@@ -1,0 +1,114 @@
+"""Which formats are decoded, and how much memory decoding may take."""
+
+import threading
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import decode
+from datasets.decode import BYTES_OF_JPEG, BYTES_OF_PIL, FORMATS, UNIT, DecodingMemory, decode_rgb
+from datasets.lists import pack
+from datasets.workers import find_unreadable
+from tools.check_dataset import DAMAGED, NO_IMAGE, examine
+from utils.errors import UserError
+
+SIDE = 2000
+PIXELS = SIDE * SIDE
+
+
+def picture(path: Path, form: str, side: int = 8) -> str:
+    """Write a gray picture in a format, under a name that says nothing of it."""
+    Image.fromarray(np.full((side, side, 3), 90, dtype=np.uint8)).save(path, form)
+    return str(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_that_are_meant_are_decoded(form: str, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.bin", form)
+    assert decode_rgb(path).shape == (3, 8, 8) and "smaller than 224" in examine(path)
+
+
+def test_a_jpeg_of_several_pictures_is_decoded(tmp_path: Path) -> None:
+    """Phones write such files under the names of JPEG; PIL tells them apart behind the door of JPEG."""
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "MPO"
+    assert decode_rgb(str(tmp_path / "a.jpg"))[0].min() > 200
+    assert "animated" in examine(str(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "TGA", "PCX", "ICNS", "ICO", "SGI", "DDS", "MSP", "JPEG2000", "SPIDER"])
+def test_no_other_plug_in_sees_a_file(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    try:
+        Image.new("1" if form == "MSP" else "F" if form == "SPIDER" else "RGB", (32, 32)).save(path, form)
+    except (OSError, KeyError):
+        pytest.skip(f"this build of PIL writes no {form}")
+    with pytest.raises(UserError, match="none of JPEG, PNG, WEBP, TIFF, BMP, GIF, PPM"):
+        decode_rgb(str(path))
+    assert examine(str(path)) == [NO_IMAGE]
+
+
+@pytest.mark.parametrize(("form", "each"), [("PNG", BYTES_OF_PIL), ("JPEG", BYTES_OF_JPEG)])
+def test_an_image_above_the_limit_is_named_with_it(form: str, each: int, tmp_path: Path) -> None:
+    path = picture(tmp_path / "large.bin", form, SIDE)
+    enough, little = (-(-PIXELS * each // UNIT) * UNIT / 2**20 - less for less in (0, 8))
+    with DecodingMemory(mib=enough).claims() as claim:
+        assert decode_rgb(path, claim).shape == (3, SIDE, SIDE)
+    with DecodingMemory(mib=little).claims() as claim, pytest.raises(UserError) as caught:
+        decode_rgb(path, claim)
+    assert path in str(caught.value) and f"more than the {little:,.0f} MiB that decoding may take" in str(caught.value)
+
+
+def test_workers_and_checks_hold_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = picture(tmp_path / "large.png", "PNG", SIDE)
+    split = pack(tmp_path, [b"large.png"] * 3, [0] * 3)
+    assert find_unreadable(split, 0, 3) == []
+    monkeypatch.setattr(decode, "MEMORY_MIB", 16)
+    for workers in (0, 2):
+        assert [row for row, line in find_unreadable(split, workers, 3) if "MiB of memory" in line] == [0, 1, 2]
+    assert examine(path) == [DAMAGED]
+
+
+def test_the_limit_is_that_of_pil() -> None:
+    """An image that PIL takes is decoded even in its most expensive form, alone."""
+    assert Image.MAX_IMAGE_PIXELS is not None
+    with DecodingMemory(4).claims() as claim:
+        claim("largest", Image.MAX_IMAGE_PIXELS, BYTES_OF_PIL)
+
+
+@pytest.mark.parametrize("mib", [8, 24, 64])
+def test_what_is_held_at_one_time_never_exceeds_the_limit(mib: int) -> None:
+    memory, guard = DecodingMemory(8, mib), threading.Lock()
+    held, most, done = [0], [0], [0]
+
+    def read(units: int) -> None:
+        units = min(units, mib // 8)
+        with memory.claims() as claim:
+            claim("a", 1, 1)  # first as a plain JPEG, then as whatever PIL makes of it
+            claim("a", units * UNIT, 1)
+            with guard:
+                held[0] += units
+                most[0] = max(most[0], held[0])
+            time.sleep(0.001)
+            with guard:
+                held[0] -= units
+                done[0] += 1
+
+    with ThreadPool(8) as pool:
+        pool.map_async(read, [1, 2, 3, 8, 1, 5] * 20).get(timeout=30)
+    assert done == [120] and held == [0] and 0 < most[0] <= mib // 8
+
+
+def test_what_fails_gives_its_memory_back(tmp_path: Path) -> None:
+    memory = DecodingMemory(2, 16)
+    data = Path(picture(tmp_path / "cut.png", "PNG", 1000)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    for _ in range(5):
+        with memory.claims() as claim, pytest.raises(UserError, match=r"cut\.png"):
+            decode_rgb(str(tmp_path / "cut.png"), claim)

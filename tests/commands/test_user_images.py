@@ -788,6 +788,19 @@ def test_a_run_is_not_taken_for_one_on_other_test_images(flag: str, tree: Path, 
     assert run("main_stage1", *used, "--test_list", tree / "test.txt", flag).status == 0
 
 
+def test_overlaps_are_said_before_training(tree: Path, tmp_path: Path) -> None:
+    rows, tests = rows_of(tree, "train"), rows_of(tree, "test")
+    shutil.copy(tree / rows[3][0], tree / tests[1][0])  # under a name of its own
+    both = write_list(tree / "both.txt", [*rows, (rows[0][0], 1)])
+    used = ("--dataset", "list", "--data_dir", tree, *TINY, "--out", tmp_path / "out", "--train_list", both)
+    outcome = run("main_stage1", *used, *ONE_EPOCH)
+    assert outcome.status == 0
+    labels, pictures = outcome.err.splitlines()
+    assert labels == f"warning: 1 training images stand under two labels (first: {rows[0][0]})"
+    assert pictures.startswith("warning: 1 test images are training images too, by content")
+    assert f"{tests[1][0]} is {rows[3][0]}" in pictures
+
+
 def test_a_batch_of_one_image_that_batch_norm_cannot_take_is_refused(shades: Path, tmp_path: Path) -> None:
     small = ("--dataset", "folder", "--data_dir", shades, "--workers", 0, "--image_size", 32, "--resize", 32)
     used = (*small, "--network", "shufflenet_v2_x0_5", "--out", tmp_path, "--epochs", 1, "--batch_size", 29)

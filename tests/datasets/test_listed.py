@@ -612,7 +612,8 @@ def test_check_of_a_good_tree(tree: Path, capsys: pytest.CaptureFixture[str]) ->
     report = json.loads((tree / "report.json").read_text())
     assert report["class_counts"] == [9, 6, 4, 2] and report["shots"] == {"many": 0, "medium": 0, "few": 4}
     assert report["parts"]["train"] == {"images": 21, "classes": 4, "largest": 9, "smallest": 2}
-    assert report["imbalance_factor"] == 4.5 and report["warnings"] == []
+    [overlap] = report["warnings"]  # all images of this tree hold the same
+    assert report["imbalance_factor"] == 4.5 and overlap.startswith("8 test images are training images too, by content")
     assert report["files"]["listed"] == report["files"]["decoded"] == 29
     assert set(report["lists"]) == {str(tree / "train.txt"), str(tree / "test.txt")}
     for words in (
@@ -661,6 +662,16 @@ def test_check_warns_of_repeats_leaks_and_what_it_passed_over(tree: Path, capsys
     assert "warning: 1 files that are no images were passed over" in capsys.readouterr().out
 
 
+def test_check_warns_of_a_path_under_two_labels(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(tree, "train")
+    write_list(tree / "train.txt", [*rows, (rows[0][0], 1)])
+    for how in ("content", "names"):
+        assert run_check("--dataset", "list", "--data_dir", tree, "--identity", how) == 0
+        out = capsys.readouterr().out
+        assert f"warning: 1 training images stand under two labels (first: {rows[0][0]})" in out
+        assert ("are training images too, by content" in out) == (how == "content")
+
+
 def test_check_compares_with_the_field(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -671,7 +682,7 @@ def test_check_compares_with_the_field(
     write_list(root / layout.test[0], rows_of(root, "test"))
     assert run_check("--dataset", "imagenet_lt", "--data_dir", tmp_path) == 0
     out = capsys.readouterr().out
-    assert out.count("warning: ") == 1
+    assert out.count("warning: ") == 2  # the other one: all images of this tree hold the same
     assert "warning: 21 training images, where the field's lists have 20" in out
 
 

@@ -128,21 +128,27 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
 def resume(session: Session, training: Training) -> tuple[History, int]:
     """Return what a run has measured so far and how many epochs are done, with its state taken over from last.pth."""
     checkpoint = from_main(read_last(session.run) if is_main() else None)
-    config = session.run.config
-    done = 0 if checkpoint is None or checkpoint.content is None else checkpoint.content["epoch"]
-    config["parts"][-1]["epochs_done"] = done
-    if is_main() and len(config["parts"]) > 1:
-        write_json(session.run.folder / "config.json", config)
-        if differs := other_part(config):
-            print(f"this part differs from the one before it: {differs}")
     if checkpoint is None:
+        record_part(session.run, 0)
         return History(), 0
     assert checkpoint.content is not None
     load_weights(session.model, checkpoint)
     restore_optimizer(training.optimizer, checkpoint.content["optimizer"])
     session.loss.load_state_dict(checkpoint.content.get("loss", {}))
+    done = checkpoint.content["epoch"]
+    record_part(session.run, done)
     tell(f"resuming {session.run.folder} after epoch {done} of {training.epochs}")
     return History(**checkpoint.content["history"]), done
+
+
+def record_part(run: Run, epochs_done: int) -> None:
+    """Add to config.json with what a run goes on, now that it does, and say how that differs from the part before."""
+    parts = run.config["parts"]
+    parts[-1]["epochs_done"] = epochs_done
+    if is_main() and len(parts) > 1:
+        write_json(run.folder / "config.json", run.config)
+        if differs := other_part(run.config):
+            print(f"this part differs from the one before it: {differs}")
 
 
 def train_one(session: Session, training: Training, history: History, epoch: int) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def record_part(run: Run, epochs_done: int) -> None:
     if is_main() and len(parts) > 1:
         write_json(run.folder / "config.json", run.config)
         if differs := other_part(run.config):
-            print(f"this part differs from the one before it: {differs}")
+            tell(f"this part differs from the one before it: {differs}")
 
 
 def train_one(session: Session, training: Training, history: History, epoch: int) -> dict[str, Any]:

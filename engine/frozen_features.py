@@ -28,6 +28,7 @@ from utils.distributed import from_main, is_main, wait_for_all
 from utils.errors import UserError, memory_for
 from utils.files import make_folder, read_json, write_atomically, write_json
 from utils.outside import plain_path, within
+from utils.text import tell
 
 # Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
 STAGE2_DRAWS = 1 << 32
@@ -235,7 +236,7 @@ def note_dependencies(path: Path, name: str, depends: dict[str, Any]) -> None:
             before.append(differences(read_json(file), depends))
     if before:
         closest = min(before, key=len)
-        print(f"features of {name}: computed anew, since these are of {', '.join(closest)}")
+        tell(f"features of {name}: computed anew, since these are of {', '.join(closest)}")
     make_folder(path.parent)
     write_json(path.with_suffix(".json"), depends)
 

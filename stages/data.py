@@ -112,7 +112,7 @@ def report_overlaps(data: LongTailedData) -> None:
     """Warn of images under two labels, and of test images that are trained on."""
     if data.identity is not None and is_main():
         for line in data.identity.warnings:
-            print(f"warning: {line}", file=sys.stderr)
+            tell(f"warning: {line}", file=sys.stderr)
 
 
 def in_order_of(checkpoint: Checkpoint, data: LongTailedData, settings: Settings) -> LongTailedData:
@@ -133,7 +133,7 @@ def in_order_of(checkpoint: Checkpoint, data: LongTailedData, settings: Settings
     if places == list(range(data.num_classes)):
         return data
     label = next(label for label, place in enumerate(places) if place != label)
-    print(
+    tell(
         f"classes: in another order than {checkpoint.path} learned them, mapped onto that one (class {label} here is "
         f"class {places[label]} there)"
     )
@@ -194,7 +194,7 @@ def report_other_test(checkpoint: Checkpoint, data: LongTailedData) -> None:
     identities = comparable(checkpoint.config, describe_data(data))
     found = [] if identities is None else identity_differences(*identities, parts=("test",))
     if found:
-        print(f"note: {checkpoint.path} was tested on another test set: {', '.join(found)}", file=sys.stderr)
+        tell(f"note: {checkpoint.path} was tested on another test set: {', '.join(found)}", file=sys.stderr)
 
 
 def device_images(data: LongTailedData, execution: Execution, settings: Settings, augment: str = "crop") -> Images:

@@ -112,12 +112,12 @@ def name_for(results: Path, name: str, data: Collection[str], ending: str = ".cs
         return name
     known = set(table["data_sha256"].dropna()) if "data_sha256" in table else set()
     if not known:
-        print(f"{path} does not say what data it is of: not known to be other than these")
+        tell(f"{path} does not say what data it is of: not known to be other than these")
         return name
     if known & set(data):
         return name
     own = f"{name}_data{min(data)[:8]}"
-    print(f"{path} is of other data of that name: it stays, and these results are {own}")
+    tell(f"{path} is of other data of that name: it stays, and these results are {own}")
     return own
 
 

@@ -99,7 +99,7 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
         tell(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
         known = None
     if known is not None and other_data(known, context):
-        print(f"{path} was chosen on other data ({', '.join(other_data(known, context))}): it is not used")
+        tell(f"{path} was chosen on other data ({', '.join(other_data(known, context))}): it is not used")
         known = None
     if request.select:
         contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]

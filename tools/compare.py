@@ -53,7 +53,7 @@ def draw_comparison(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Figure
 
 def say(line: str) -> None:
     """Print a note beside the table."""
-    print(f"note: {line}", file=sys.stderr)
+    tell(f"note: {line}", file=sys.stderr)
 
 
 def read_once(folders: Sequence[Path]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

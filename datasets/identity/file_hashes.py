@@ -20,6 +20,7 @@ from datasets.lists import ListedSplit
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
 from utils.progress import show_progress
+from utils.text import tell
 
 DIGEST = 32  # bytes of a sha256
 THREADS = 16  # a network disk answers many at once
@@ -177,7 +178,7 @@ def read_kept(place: Path) -> Kept:
     except FileNotFoundError:
         return NOTHING
     except Exception:  # a damaged archive can raise nearly anything
-        print(f"{place} is damaged: its images are hashed again", file=sys.stderr)
+        tell(f"{place} is damaged: its images are hashed again", file=sys.stderr)
         return NOTHING
     count = len(kept.paths)
     fits = kept.states.shape == (count, STATE) and kept.digests.shape == (count, DIGEST)
@@ -200,4 +201,4 @@ def save(place: Path, kept: Kept, paths: np.ndarray, states: np.ndarray, digests
         make_folder(place.parent)
         write_atomically(place, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     except UserError as error:
-        print(f"warning: the hashes of the images are not kept: {error}", file=sys.stderr)
+        tell(f"warning: the hashes of the images are not kept: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from datasets.identity.content import CONTENT
 from evaluation.logits_magnitude import summarise
 from evaluation.measure import logits_summary
 from evaluation.metrics import SHOTS
@@ -164,17 +165,30 @@ def origin_columns(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str,
     }
 
 
+BY_NAMES = "names-"  # how the identity of data begins of which names and labels alone are known
+
+
 def data_sha256(config: dict[str, Any]) -> str:
     """Return what tells the data of a run from other data of that name: a sha256 over what config.json says of them.
 
     That is the identity of training and test images, the classes, and the file of `--weights`. With `--holdout` the
-    seed of a run chooses its training images, so that repeats differ in these: their number by class counts then.
+    seed of a run chooses its training images, so that repeats differ in these: their number by class counts then. Of
+    images on disk whose content was not recorded names and labels are all that is known, and the text says so.
     """
     held_out = (config.get("settings") or {}).get("holdout")
+    subset = config.get("subset")
     parts = {name: config.get(name) for name in ("test", "class_names", "class_counts")}
-    parts["subset"] = None if held_out else config.get("subset")
+    parts["subset"] = None if held_out else subset
     parts["weights"] = (config.get("weights") or {}).get("sha256")
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    beginning = ""
+    if isinstance(subset, dict) and "content" in subset:  # of images on disk: labels and relative paths
+        identity = config.get("identity") or {}
+        if identity.get("how") == CONTENT:
+            compared = ("test",) if held_out else ("train", "holdout", "test")
+            parts["content"] = [identity[part]["content_sha256"] for part in compared]
+        else:
+            beginning = BY_NAMES
+    return beginning + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_mixed(rows: pd.DataFrame) -> None:
@@ -182,10 +196,11 @@ def refuse_mixed(rows: pd.DataFrame) -> None:
 
     What a row does not say of its data is not known, and is no reason.
     """
-    known = rows["data_sha256"].dropna() if "data_sha256" in rows else rows.index[:0]
-    if len(set(known)) > 1:
+    known = {str(value) for value in rows["data_sha256"].dropna()} if "data_sha256" in rows else set()
+    named = {value for value in known if value.startswith(BY_NAMES)}
+    if len(named) > 1 or len(known - named) > 1:
         name = rows["name"].iloc[0] if "name" in rows else "a row"
-        sums = ", ".join(sorted(str(value)[:8] for value in set(known)))
+        sums = ", ".join(sorted(value.removeprefix(BY_NAMES)[:8] for value in known))
         raise UserError(f"{name}: its repeats are of different data (sha256 {sums}), so they have no mean")
 
 
@@ -207,7 +222,9 @@ def short_table(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(data_sets=data, repetition=rows.groupby(once, dropna=False).cumcount())
     for _, runs in rows.groupby([*SETTINGS, "data_sha256", "repetition"], sort=False, dropna=False):
         first = runs.iloc[0]
-        name = first["name"] + (f", data {first['data_sha256'][:8]}" if first["data_sets"] > 1 else "")
+        name = first["name"] + (
+            f", data {first['data_sha256'].removeprefix(BY_NAMES)[:8]}" if first["data_sets"] > 1 else ""
+        )
         name += f", run {first['repetition'] + 1}" if first["repetition"] else ""
         seeds = ", ".join(str(seed) for seed in runs["seed"])
         one_stage1 = len(runs) > 1 and runs["stage1_sha256"].nunique() == 1

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from evaluation.csv_files import csv_text
 from evaluation.plots import save_figure
-from evaluation.run_rows import to_markdown
+from evaluation.run_rows import BY_NAMES, to_markdown
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.declare import STAGE1, STAGE2, Facet
@@ -116,7 +116,7 @@ def name_for(results: Path, name: str, data: Collection[str], ending: str = ".cs
         return name
     if known & set(data):
         return name
-    own = f"{name}_data{min(data)[:8]}"
+    own = f"{name}_data{min(data).removeprefix(BY_NAMES)[:8]}"
     tell(f"{path} is of other data of that name: it stays, and these results are {own}")
     return own
 

@@ -101,6 +101,20 @@ def test_with_held_out_images_seeds_are_repeats_nevertheless(run: Path) -> None:
     assert data_sha256(held_out) != data_sha256({**held_out, "test": {"content_sha256": "0" * 64}})
 
 
+def test_images_on_disk_are_told_apart_by_content_where_it_is_recorded() -> None:
+    def config(pixels: str, how: str = "content") -> dict[str, Any]:
+        part = {"content_sha256": pixels * 64}
+        subset = {"content_sha256": "0" * 64, "content": "labels and relative paths"}
+        return {"subset": subset, "identity": {"how": how, "train": part, "holdout": part, "test": part}}
+
+    assert data_sha256(config("a")) == data_sha256(config("a")) != data_sha256(config("b"))
+    by_names, before = data_sha256(config("a", "names")), data_sha256({"subset": config("a")["subset"]})
+    assert by_names == before and by_names.startswith("names-")
+    refuse_mixed(pd.DataFrame({"data_sha256": [data_sha256(config("a")), before]}))  # not known to be other data
+    with pytest.raises(UserError, match="different data"):
+        refuse_mixed(pd.DataFrame({"data_sha256": [data_sha256(config("a")), data_sha256(config("b"))]}))
+
+
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 90)), min_size=1, max_size=8)
 
 

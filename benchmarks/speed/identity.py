@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     medians["ratio"] = medians["seconds"] / medians.loc[LISTING, "seconds"]
     shown = pd.DataFrame(
         {
-            "": medians.index,
+            "what": medians.index,
             "seconds": medians["seconds"].map("{:.2f}".format),
             "of these, identity": medians["identity_seconds"].map("{:.2f}".format),
             "listing alone = 1": medians["ratio"].map("{:.2f}".format),

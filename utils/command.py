@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 
 from utils.distributed import disconnect
 from utils.errors import UserError, is_out_of_memory, no_memory
-from utils.text import printable
+from utils.text import printable, tell
 
 # Seconds in which torchrun ends the other processes once one has failed: of all that fail alike only the first speaks.
 SECONDS_FOR_TORCHRUN = 3
@@ -130,7 +130,7 @@ class Unfailing:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             if self._name == "output" and sys.stderr is not None:
                 reason = error.strerror if isinstance(error, OSError) else "it is closed"
-                print(f"warning: standard output cannot be written ({reason}): going on without it", file=sys.stderr)
+                tell(f"warning: standard output cannot be written ({reason}): going on without it", file=sys.stderr)
 
 
 @contextlib.contextmanager

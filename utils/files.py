@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 
 from utils.errors import UserError
 from utils.outside import open_plain, read_plain
+from utils.text import tell
 
 try:
     import fcntl
@@ -247,7 +248,7 @@ def lock_folder(folder: Path) -> FolderLock | None:
         if taken is None:
             with contextlib.suppress(OSError):
                 path.unlink()
-            print(f"warning: {folder} cannot be locked here: see that nothing else writes there", file=sys.stderr)
+            tell(f"warning: {folder} cannot be locked here: see that nothing else writes there", file=sys.stderr)
             return None
         owner = opened.read(1000).decode(errors="replace").split(",")[0] or "another process"
     raise UserError(f"{owner} is writing to {folder}; wait for its end, or name another place with --out")

@@ -188,7 +188,8 @@ class Bench:
 
     def rows(self, name: str) -> list[list[float]]:
         """Return the accuracies in a table's CSV."""
-        [path] = (self.out / "results").glob(f"{name}_*.csv")
+        # A file of other data of that name stays, and the latest is of these.
+        path = max((self.out / "results").glob(f"{name}_*.csv"), key=lambda file: file.stat().st_mtime_ns)
         return pd.read_csv(path).filter(regex="plain_all$").round(6).to_numpy(dtype=float).tolist()
 
     def run(self, stage: str) -> Path:

@@ -168,7 +168,8 @@ def test_no_stored_feature_runs_anything(mapped: bool, tmp_path: Path, cpu: Exec
         def __len__(self) -> int:
             return 1
 
-    frozen = FrozenFeatures(None, {"train": Images()}, cpu, 0, "plain", FeatureStore(tmp_path / "kept", "x", mapped))  # type: ignore[arg-type,dict-item]
+    store = FeatureStore(tmp_path / "kept", {"train": {"checkpoint": "x"}}, mapped)
+    frozen = FrozenFeatures(None, {"train": Images()}, cpu, 0, "plain", store)  # type: ignore[arg-type,dict-item]
     exists = []
 
     def place(path: Path) -> bool:

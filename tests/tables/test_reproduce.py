@@ -692,6 +692,6 @@ def test_a_damaged_selection_is_said_in_one_line(out: Path) -> None:
 
 def test_kept_rows_are_json_that_others_can_read(made: Path) -> None:
     kept = json.loads(next((made / "tables").rglob("ce_*.json")).read_text())
-    assert set(kept) == {"failure", "metrics", "config"}
+    assert set(kept) == {"failure", "metrics", "config", "depends"}
     assert kept["failure"] is None and kept["metrics"]["schema"] == 1
     assert kept["config"]["method"] == "ce"

@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 
 from utils.distributed import disconnect
 from utils.errors import UserError, is_out_of_memory, no_memory
-from utils.text import printable, tell
+from utils.text import tell
 
 # Seconds in which torchrun ends the other processes once one has failed: of all that fail alike only the first speaks.
 SECONDS_FOR_TORCHRUN = 3
@@ -216,5 +216,4 @@ def patience_with(error: Exception) -> float:
 def say(line: str) -> None:
     """Print a line on standard error, behind what stands on standard output."""
     sys.stdout.flush()
-    sys.stderr.write(f"{printable(line)}\n")
-    sys.stderr.flush()
+    tell(line, file=sys.stderr, flush=True)

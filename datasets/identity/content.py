@@ -71,32 +71,44 @@ def identity_record(
     (id, hash) row by row, which is what features depend on. `pool_sha256` is the content of all images that training
     could have used, whatever share was held out. `classes` are the identities of each class's training and test images.
     """
+    orders = [hash_order(found) for found in digests]
     record: dict[str, Any] = {
-        name: split_record(split, found) for name, split, found in zip(SPLITS, splits, digests, strict=True)
+        name: split_record(split, found, order)
+        for name, split, found, order in zip(SPLITS, splits, digests, orders, strict=True)
     }
-    pool = (0, 1) if held_out_share else (0,)
-    labels = np.concatenate([splits[part].labels for part in pool])
-    record["pool_sha256"] = content_sha256(labels, np.concatenate([digests[part] for part in pool]))
-    record["classes"] = {name: class_digests(splits[part], digests[part], num_classes) for name, part in CLASS_PARTS}
+    record["pool_sha256"] = record["train"]["content_sha256"]
+    if held_out_share and len(splits[1]):
+        labels = np.concatenate([split.labels for split in splits[:2]])
+        pool = np.concatenate(digests[:2])
+        record["pool_sha256"] = content_sha256(labels, pool, hash_order(pool))
+    record["classes"] = {
+        name: class_digests(splits[part], digests[part], orders[part], num_classes) for name, part in CLASS_PARTS
+    }
     return record
 
 
 CLASS_PARTS = (("train", 0), ("test", 2))
 
 
-def split_record(split: Split, digests: np.ndarray) -> dict[str, Any]:
-    """Return what is recorded of one split with the sha256 (N, 32) of its images."""
+def hash_order(digests: np.ndarray) -> np.ndarray:
+    """Return the order (N,) of hashes (N, 32) by their value; half a hash sorts as well as a whole one."""
+    keys = np.ascontiguousarray(digests).view(">u8").astype(np.uint64)  # numpy sorts the machine's own numbers faster
+    order = np.argsort(keys[:, 0], kind="stable")
+    first = keys[order, 0]
+    return np.lexsort((keys[:, 1], keys[:, 0])) if (first[1:] == first[:-1]).any() else order
+
+
+def split_record(split: Split, digests: np.ndarray, order: np.ndarray) -> dict[str, Any]:
+    """Return what is recorded of one split with the sha256 (N, 32) of its images and their `hash_order`."""
     rows = as_rows(split.labels, digests)
     ids = split.ids.astype(">i8")
     ordered, by_row = hashlib.sha256(ids.tobytes()), hashlib.sha256(ids.tobytes())
     ordered.update(rows.tobytes())
     by_row.update(np.ascontiguousarray(digests).tobytes())
-    hashes = rows[:, 1:]
-    images = hashlib.sha256(hashes[np.lexsort((hashes[:, 1], hashes[:, 0]))].tobytes())
     return {
         "images": len(split),
-        "content_sha256": content_sha256(split.labels, digests),
-        "images_sha256": images.hexdigest(),
+        "content_sha256": content_sha256(split.labels, digests, order),
+        "images_sha256": hashlib.sha256(digests[order].tobytes()).hexdigest(),
         "order_sha256": ordered.hexdigest(),
         "rows_sha256": by_row.hexdigest(),
     }
@@ -109,16 +121,14 @@ def as_rows(labels: np.ndarray, digests: np.ndarray) -> np.ndarray:
     return rows
 
 
-def content_sha256(labels: np.ndarray, digests: np.ndarray) -> str:
-    """Return the sha256 of the sorted (label, hash) pairs; half a hash sorts as well as a whole one."""
-    rows = as_rows(labels, digests)
-    return hashlib.sha256(rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))].tobytes()).hexdigest()
+def content_sha256(labels: np.ndarray, digests: np.ndarray, order: np.ndarray) -> str:
+    """Return the sha256 of the (label, hash) pairs sorted by label and, within it, in the `hash_order`."""
+    sorted_pairs = order[np.argsort(labels[order], kind="stable")]
+    return hashlib.sha256(as_rows(labels[sorted_pairs], digests[sorted_pairs]).tobytes()).hexdigest()
 
 
-def class_digests(split: Split, digests: np.ndarray, num_classes: int) -> list[str]:
-    """Return an identity for each class: of the sorted hashes of its images, whatever its number."""
-    keys = np.ascontiguousarray(digests).view(">u8")
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
+def class_digests(split: Split, digests: np.ndarray, order: np.ndarray, num_classes: int) -> list[str]:
+    """Return an identity for each class: of the hashes of its images in their `hash_order`, whatever its number."""
     members = members_by_class(split.labels[order], num_classes)
     return [hashlib.sha256(digests[order[rows]].tobytes()).hexdigest()[:CLASS_DIGITS] for rows in members]
 

@@ -27,6 +27,7 @@ COMPUTATION = (
     "stages.session.announce",
     "tables.rows.train_heads",
     "tables.selection.train_heads",
+    "tables.path.end_point",
     "tables.path.walk",
 )
 

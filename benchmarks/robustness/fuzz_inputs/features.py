@@ -22,9 +22,9 @@ from runs.feature_files import read_features
 
 FEATURE_FILES = ("mine.npz", "mine.safetensors")
 ARRAY_JUNK: dict[str, Callable[[np.ndarray], Any]] = {
-    "other width": lambda a: a[..., :-1],
-    "a row less": lambda a: a[1:],
-    "empty": lambda a: a[:0],
+    "other width": lambda a: a[..., :-1] if a.ndim else a,
+    "a row less": lambda a: a[1:] if a.ndim else a,
+    "empty": lambda a: a[:0] if a.ndim else a,
     "transposed": lambda a: a.T,
     "flat": lambda a: a.ravel(),
     "a dimension more": lambda a: a[None],

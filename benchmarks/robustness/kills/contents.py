@@ -16,8 +16,10 @@ from torch import Tensor
 from utils.files import LOCK, read_json
 
 CLOCKS = {"seconds", "evaluation_seconds", "train_seconds", "images_per_second"}
-# Of files whose content holds clocks, and of the code while somebody works on it.
-NOT_COMPARED = CLOCKS | {"resumed", "parts", "sha256", "stage1_sha256", "git_revision", "backbone", "command", "resume"}
+# Of files whose content holds clocks (rows and features depend on such a checkpoint), and of the code while somebody
+# works on it.
+OF_CHECKPOINTS = {"sha256", "stage1_sha256", "backbone", "depends", "checkpoint"}
+NOT_COMPARED = CLOCKS | OF_CHECKPOINTS | {"resumed", "parts", "git_revision", "command", "resume"}
 
 
 def content(path: Path) -> Any:

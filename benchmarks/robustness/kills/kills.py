@@ -83,9 +83,11 @@ class KillExperiment:
                     until = row["saved"]
         status = finish(words, folder, processes[-1]) if status is None else status
         same = self.is_same(command, folder, until)
+        # A file that was whole already is not written twice, and that is said.
+        ended = status == 0 or (same and "is there already" in last_line(folder))
         clean = not temporaries(folder) and not list(folder.rglob(LOCK))
         for row in rows:
-            row |= {"resumed": status == 0, "identical": same and until is None, "near": same and until is not None}
+            row |= {"resumed": ended, "identical": same and until is None, "near": same and until is not None}
             row |= {"left": not clean, "end": last_line(folder), "processes": " ".join(map(str, processes))}
         self.rows += rows
         shutil.rmtree(folder.parent)

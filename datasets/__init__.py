@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from datasets.cifar import CIFAR10, CIFAR100, load_cifar
 from datasets.digits import load_digits
-from datasets.listed import LAYOUTS, LIST_FLAGS, NO_FILES, ListFiles, load_folder, load_listed
 from datasets.long_tail import LongTailedData, Profile
 from datasets.namesake import missing_name, refuse_other_calls
+from datasets.on_disk.layouts import LAYOUTS, LIST_FLAGS, NO_FILES, ListFiles
+from datasets.on_disk.load import load_folder, load_listed
 from utils.errors import UserError
 
 __all__ = ["DATASETS", "IN_MEMORY", "LIST_FLAGS", "ON_DISK", "ListFiles", "LongTailedData", "Profile", "load_dataset"]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from datasets.augment.jitter import colour_jitter
 from datasets.image_source import ImageSource
-from datasets.lists import ListedSplit
 from datasets.long_tail import Augmentation
+from datasets.on_disk.listed_split import ListedSplit
 from datasets.workers import PIECE, Crops, Tasks, View, Workers
 from utils.errors import UserError
 from utils.hashing import JITTER_ON_DISK_STREAM, MIRROR_ON_DISK_STREAM, hash_ids, stream_seed

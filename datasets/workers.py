@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.augment.crops import centre_crop, random_crop
 from datasets.decode import DecodingMemory, decode_rgb
-from datasets.lists import ListedSplit
+from datasets.on_disk.listed_split import ListedSplit
 from utils.errors import UserError
 from utils.hashing import hash_ids
 from utils.progress import show_progress

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.identity.content import CONTENT
 from datasets.image_source import ImageSource
-from datasets.lists import ListedSplit
+from datasets.on_disk.listed_split import ListedSplit
 from engine.epoch import predict, predict_blocks
 from evaluation.measure import Images, SplitFeatures
 from models.network import Network

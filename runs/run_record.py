@@ -12,9 +12,8 @@ import torch
 import torchvision
 
 from datasets.features import holds_features
-from datasets.listed import path_identity
-from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
+from datasets.on_disk.listed_split import ListedSplit, path_identity
 from losses.los import Target
 from runs.checkpoint import Checkpoint
 from runs.dependencies import describe_data

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datasets.decode import decoder_reason
-from datasets.lists import ListedSplit
+from datasets.on_disk.listed_split import ListedSplit
 from evaluation.metrics import shot_groups
 from losses.los import optimal_gap
 from methods.plan import Plan, describe_parameters

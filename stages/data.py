@@ -9,9 +9,10 @@ from datasets import load_dataset
 from datasets.device_images import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
 from datasets.identity.content import relabelled, with_identity
-from datasets.listed import ListFiles, with_splits, without_rows
-from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData, Profile
+from datasets.on_disk.layouts import ListFiles
+from datasets.on_disk.listed_split import ListedSplit, without_rows
+from datasets.on_disk.long_tailed import with_splits
 from datasets.streamed import StreamedImages
 from datasets.workers import find_unreadable
 from evaluation.measure import Images

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from datasets import cifar
-from datasets.listed import without_rows
-from datasets.lists import IMAGE_EXTENSIONS, LONGEST, ListedSplit, class_folders, image_files, pack
 from datasets.long_tail import Augmentation
+from datasets.on_disk.folders import IMAGE_EXTENSIONS, class_folders, image_files
+from datasets.on_disk.listed_split import ListedSplit, pack, without_rows
+from datasets.on_disk.paths import LONGEST
 from datasets.streamed import StreamedImages
 from datasets.workers import PIECE, find_unreadable
 from engine.epoch import predict_blocks

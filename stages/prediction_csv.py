@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets.decode import decoder_reason
-from datasets.lists import ListedSplit
+from datasets.on_disk.listed_split import ListedSplit
 from evaluation.csv_files import guarded
 from runs.checkpoint import Checkpoint
 from stages.prediction import Predictor

@@ -9,8 +9,8 @@ from torch import nn
 from datasets import ON_DISK
 from datasets.features import holds_features
 from datasets.image_source import batch_sizes
-from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
+from datasets.on_disk.listed_split import ListedSplit
 from engine.data_parallel import with_batch_norm
 from losses import build_loss, loss_parameters
 from losses.los import Target, torch_target

@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from datasets.identity.content import CONTENT
-from datasets.lists import ListedSplit
 from datasets.long_tail import LongTailedData
+from datasets.on_disk.listed_split import ListedSplit
 from engine.finish import run_metrics
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze, split_dependencies

@@ -27,9 +27,10 @@ from PIL import Image, UnidentifiedImageError
 from datasets import IN_MEMORY, load_dataset
 from datasets.decode import DecodingMemory, open_image, read_rgb
 from datasets.identity.content import CONTENT, HOW, with_identity
-from datasets.listed import LAYOUTS, Facts, ListFiles, find_lists
-from datasets.lists import ListedSplit, class_folders, image_files, join, scan
 from datasets.long_tail import LongTailedData, Profile
+from datasets.on_disk.folders import class_folders, image_files, scan
+from datasets.on_disk.layouts import LAYOUTS, Facts, ListFiles, find_lists
+from datasets.on_disk.listed_split import ListedSplit, join
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from evaluation.plots import save_figure
 from utils.arguments import CommandParser

@@ -35,9 +35,9 @@ from benchmarks.record import provenance, write_record
 from datasets import ON_DISK, load_dataset
 from datasets.augment.crops import random_crop
 from datasets.decode import decode_rgb, decode_with_pil, decoder_reason
-from datasets.listed import AUGMENTATION
-from datasets.lists import ListedSplit, pack
 from datasets.long_tail import Profile
+from datasets.on_disk.listed_split import ListedSplit, pack
+from datasets.on_disk.long_tailed import AUGMENTATION
 from datasets.streamed import StreamedImages
 from utils.command import run_command
 from utils.device import choose_execution

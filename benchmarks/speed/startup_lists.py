@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.lists import ListedSplit, read_list
 from datasets.long_tail import LongTailedData
+from datasets.on_disk.listed_split import ListedSplit
+from datasets.on_disk.text_lists import read_list
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from stages.data import load_data

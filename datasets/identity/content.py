@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from datasets.identity.file_hashes import DIGEST, file_digests
-from datasets.listed import path_identity
-from datasets.lists import ListedSplit, join
 from datasets.long_tail import Identity, LongTailedData, Split, members_by_class, subset_identity
+from datasets.on_disk.listed_split import ListedSplit, join, path_identity
 from utils.text import shown
 
 CONTENT, NAMES = "content", "names"

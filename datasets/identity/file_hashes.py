@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.lists import ListedSplit
+from datasets.on_disk.listed_split import ListedSplit
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
 from utils.progress import show_progress

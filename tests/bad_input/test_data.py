@@ -22,8 +22,8 @@ from torch import nn
 from datasets import IN_MEMORY
 from datasets.cifar import load_cifar
 from datasets.decode import decode_rgb
-from datasets.listed import load_folder
 from datasets.long_tail import Profile
+from datasets.on_disk.load import load_folder
 from tests.helpers import (
     SMALL_CIFAR,
     contents,

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN as STAGE1
 from datasets.cifar import read_pickle
 from datasets.decode import decode_rgb
-from datasets.lists import read_json_list, read_list
+from datasets.on_disk.coco import read_json_list
+from datasets.on_disk.text_lists import read_list
 from evaluation.csv_files import read_csv
 from evaluation.run_rows import read_run
 from runs.checkpoint import load_checkpoint

@@ -27,7 +27,8 @@ from benchmarks.robustness.fuzz_inputs.features import feature_arrays
 from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN as STAGE1
 from benchmarks.robustness.fuzz_inputs.material import STAGE2_RUN as STAGE2
 from datasets.cifar import read_pickle
-from datasets.lists import read_json_list, read_list
+from datasets.on_disk.coco import read_json_list
+from datasets.on_disk.text_lists import read_list
 from engine.frozen_features import FeatureStore, FrozenFeatures
 from runs.checkpoint import load_checkpoint, with_backbone
 from runs.feature_files import read_features

@@ -12,9 +12,9 @@ from benchmarks.robustness import image_trees as trees
 from benchmarks.robustness import layouts
 from datasets import load_dataset
 from datasets.decode import decode_rgb
-from datasets.listed import ListFiles
-from datasets.lists import ListedSplit
 from datasets.long_tail import Augmentation, LongTailedData, Profile, Split, subset_identity
+from datasets.on_disk.layouts import ListFiles
+from datasets.on_disk.listed_split import ListedSplit
 from models import build_model
 from tests.helpers import run
 

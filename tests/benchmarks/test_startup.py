@@ -18,7 +18,8 @@ from benchmarks.speed.startup_lists import (
     class_sizes,
     home,
 )
-from datasets.lists import read_json_list, read_list
+from datasets.on_disk.coco import read_json_list
+from datasets.on_disk.text_lists import read_list
 from utils.errors import UserError
 
 

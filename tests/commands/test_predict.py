@@ -20,8 +20,8 @@ from torchvision.transforms.v2 import functional as TF
 import predict
 from datasets import load_dataset
 from datasets.cifar import AUGMENTATION as CIFAR
-from datasets.listed import AUGMENTATION
 from datasets.long_tail import Profile
+from datasets.on_disk.long_tailed import AUGMENTATION
 from models import build_model
 from models.heads import build_head
 from runs.checkpoint import save_checkpoint

@@ -21,8 +21,8 @@ import engine.fit
 import engine.frozen_features
 from datasets import load_dataset
 from datasets.identity.content import with_identity
-from datasets.listed import LAYOUTS, ListFiles
 from datasets.long_tail import LongTailedData, Profile, long_tail_counts
+from datasets.on_disk.layouts import LAYOUTS, ListFiles
 from models import build_model
 from runs.checkpoint import load_checkpoint
 from runs.dependencies import key_of

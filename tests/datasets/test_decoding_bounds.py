@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets import decode
 from datasets.decode import BYTES_OF_JPEG, BYTES_OF_PIL, FORMATS, UNIT, DecodingMemory, decode_rgb
-from datasets.lists import pack
+from datasets.on_disk.listed_split import pack
 from datasets.workers import find_unreadable
 from tools.check_dataset import DAMAGED, NO_IMAGE, examine
 from utils.errors import UserError

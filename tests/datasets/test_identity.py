@@ -17,8 +17,8 @@ from datasets import Profile, load_dataset
 from datasets.identity import file_hashes
 from datasets.identity.content import NAMES, relabelled, with_identity
 from datasets.identity.file_hashes import file_digests, kept_file, read_kept
-from datasets.lists import ListedSplit, pack
 from datasets.long_tail import Augmentation, LongTailedData, Split, refuse_equal_names
+from datasets.on_disk.listed_split import ListedSplit, pack
 from runs.dependencies import class_places, describe_data, differences, key_of
 from utils.errors import UserError
 

@@ -17,9 +17,14 @@ import pytest
 from PIL import Image
 
 from datasets.decode import read_rgb
-from datasets.listed import LAYOUTS, Facts, Layout, ListFiles, largest_profile, load_folder, load_listed, path_identity
-from datasets.lists import ListedSplit, join, pack, read_folder, read_json_list, read_list
 from datasets.long_tail import LongTailedData, Profile, long_tail_counts
+from datasets.on_disk.coco import read_json_list
+from datasets.on_disk.folders import read_folder
+from datasets.on_disk.layouts import LAYOUTS, Facts, Layout, ListFiles
+from datasets.on_disk.listed_split import ListedSplit, join, pack, path_identity
+from datasets.on_disk.load import load_folder, load_listed
+from datasets.on_disk.long_tailed import largest_profile
+from datasets.on_disk.text_lists import read_list
 from evaluation.metrics import shot_groups
 from tools import check_dataset as check
 from utils.command import run_command

@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 
 from datasets.augment.crops import centre_crop, draw_box, random_crop, uniforms
 from datasets.augment.jitter import BRIGHTNESS, CONTRAST, ORDERS, SATURATION, apply_jitter, colour_jitter, draw_jitter
-from datasets.lists import ListedSplit, pack
 from datasets.long_tail import Augmentation
+from datasets.on_disk.listed_split import ListedSplit, pack
 from datasets.streamed import StreamedImages
 from datasets.workers import PIECE, Tasks, Workers, find_unreadable
 from utils.errors import UserError
@@ -357,7 +357,7 @@ def test_images_that_nobody_holds_leave_no_worker(split: ListedSplit) -> None:
 INTERRUPTED = """
 import os, sys, torch
 from pathlib import Path
-from datasets.lists import read_folder
+from datasets.on_disk.folders import read_folder
 from datasets.long_tail import Augmentation
 from datasets.streamed import StreamedImages
 

@@ -12,7 +12,8 @@ from hypothesis.strategies import SearchStrategy
 
 from benchmarks.robustness.fuzz_inputs.cases import ACCEPTED, Material, check_line, refusal
 from benchmarks.robustness.fuzz_inputs.damage import damage, damages, json_bytes
-from datasets.lists import read_json_list, read_list
+from datasets.on_disk.coco import read_json_list
+from datasets.on_disk.text_lists import read_list
 
 LINES = [
     "",

@@ -13,7 +13,8 @@ from hypothesis.strategies import SearchStrategy
 from benchmarks.robustness.fuzz_inputs.cases import Material, file_states, inside, refusal
 from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN
 from datasets.decode import decode_rgb
-from datasets.lists import read_json_list, read_list
+from datasets.on_disk.coco import read_json_list
+from datasets.on_disk.text_lists import read_list
 from evaluation.run_rows import read_run
 from runs.checkpoint import load_checkpoint
 from runs.feature_files import read_features

@@ -1,0 +1,1 @@
+"""Images on disk: who they are, read from lists, JSON and folders."""

@@ -100,14 +100,14 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> None:
         raise UserError(f"--top {arguments.top}: {checkpoint.path} knows {known} classes")
     if arguments.flip and not predictor.augmentation.mirror:
         raise UserError("--flip: a mirrored image shows something else in the run's data set; leave the flag out")
-    split, passed = find_images(arguments.images)
+    split, left_out = find_images(arguments.images)
     execution = choose_execution(arguments.device, arguments.gpu or 0, arguments.amp, "off")
     if execution.device.type == "cpu" and arguments.gpu is not None:
         report_unused("predict", ["--gpu"], " on cpu")
     workers = loader_processes(replace(Settings(), workers=arguments.workers), execution)
-    others = f", {passed} other entries passed over" if passed else ""
+    others = f", {left_out.total()} other entries passed over" if left_out.total() else ""
     say([*execution.reasons[:2], *source_lines(predictor, checkpoint, arguments.flip)])
-    say([f"found: {len(split)} images{others}"])
+    say([f"found: {len(split)} images{others}", *left_out.lines(True), *left_out.lines(False)])
     if arguments.skip_bad:
         split, lines = leave_out_unreadable(split, workers, arguments.skip_bad)
         say([*(f"skipped: {shown(line)}" for line in lines), f"{len(lines)} images skipped"])

@@ -8,8 +8,9 @@ from datasets.cifar import CIFAR10, CIFAR100, load_cifar
 from datasets.digits import load_digits
 from datasets.long_tail import LongTailedData, Profile
 from datasets.namesake import missing_name, refuse_other_calls
+from datasets.on_disk.folder_splits import load_folder
 from datasets.on_disk.layouts import LAYOUTS, LIST_FLAGS, NO_FILES, ListFiles
-from datasets.on_disk.load import load_folder, load_listed
+from datasets.on_disk.load import load_listed
 from utils.errors import UserError
 
 __all__ = ["DATASETS", "IN_MEMORY", "LIST_FLAGS", "ON_DISK", "ListFiles", "LongTailedData", "Profile", "load_dataset"]
@@ -35,6 +36,8 @@ def load_dataset(name: str, profile: Profile, data_dir: str = "data", files: Lis
     Raises UserError for an unknown name, a profile that cannot be had, missing or wrong files, and a call that was
     meant for Hugging Face's function of that name.
     """
+    if profile.test_share > 0 and name != "folder":
+        raise UserError(f"--test_share splits the images of --dataset folder, not those of '{name}'; leave it out")
     if name in LAYOUTS:
         return load_listed(LAYOUTS[name], data_dir, profile, files)
     if files != NO_FILES:

@@ -57,7 +57,9 @@ class Profile:
 
     `imb_ratio` is the imbalance factor (largest over smallest class), None for the imbalance that the data have of
     themselves, and `imb_type` the shape (`long_tail_counts`). `subset` says which images of a class are kept
-    (`select_subset`), `holdout` which share of them stays out of training, for tuning (`split_holdout`).
+    (`select_subset`), `holdout` which share of them stays out of training, for tuning (`split_holdout`). Of images on
+    disk, `test_share` of each class are tested on where there is no test split (`holdout_seed` is its seed too), and
+    with `drop_empty_classes` a class without training images is left out.
     """
 
     imb_ratio: float | None = 100
@@ -66,6 +68,8 @@ class Profile:
     subset_seed: int = 0
     holdout: float = 0.0
     holdout_seed: int = 0
+    test_share: float = 0.0
+    drop_empty_classes: bool = False
 
     def counts(self, n_max: int, num_classes: int) -> list[int]:
         """Return the images per class where the largest class has `n_max`, the held-out ones included.
@@ -86,11 +90,24 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Remarks:
+    """What was noticed while a data set was read, a line each: what is as it should be, and what may be a mistake."""
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __add__(self, other: "Remarks") -> "Remarks":
+        return Remarks(self.notes + other.notes, self.warnings + other.warnings)
+
+
+@dataclass(frozen=True)
 class LongTailedData:
     """A long-tailed training set, the images held out of it (perhaps none), and a test set.
 
     `class_counts` (K,) are the images of each class in `train`. `subset` identifies the chosen images: see
-    `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`).
+    `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`). `remarks` are
+    to be shown before anything is computed. `test_share` is the share of each class that was taken for the test, 0
+    where the data have a test split of their own.
     """
 
     name: str
@@ -102,6 +119,8 @@ class LongTailedData:
     augmentation: Augmentation
     subset: dict[str, str]
     identity: Identity | None = None
+    remarks: Remarks = Remarks()
+    test_share: float = 0.0
 
     @property
     def num_classes(self) -> int:

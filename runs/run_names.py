@@ -9,7 +9,7 @@ from runs.records import read_config
 from settings.declare import STAGE1, STAGE2, TRAINING, Facet
 from settings.fields import FLAGS, IDENTITY_TAGS, PROTOCOL_SWITCHES, Settings, with_facet
 from settings.presets import PROTOCOLS
-from settings.resolve import Command
+from settings.resolve import Command, flag_words
 from utils.errors import UserError
 from utils.outside import within
 from utils.text import plain_name, tell
@@ -143,7 +143,7 @@ def _command_for(command: Command, stage: str, seed: int) -> str:
     names = [*with_facet(Facet.ADDRESS)]
     names += ["method", "protocol"] if stage == "stage2" else []
     names += ["label_smooth"] if stage == command.settings.cur_stage else []
-    flags = [f"--{name} {shlex.quote(str(vars(command.settings)[name]))}" for name in names if name in command.given]
+    flags = flag_words(f"main_{stage}", {name: vars(command.settings)[name] for name in names if name in command.given})
     if seed != command.defaults.seed:
-        flags.append(f"--seed {seed}")
-    return " ".join(["python", f"main_{stage}.py", *flags])
+        flags += ["--seed", str(seed)]
+    return " ".join(["python", f"main_{stage}.py", *map(shlex.quote, flags)])

@@ -346,6 +346,20 @@ class Settings(_Hyperparameters):
         facets=Facet.OF_IMAGES,
     )
     json: str | None = option(None, Group.REPORT, "write the report to this file", (EVALUATE,), metavar="FILE")
+    test_share: float = option(
+        0.0,
+        Group.DATA,
+        "a folder without a test split: share of each class to test on, chosen by the seed",
+        facets=Facet.PROFILE | SIZE,
+        named_by=TRAINING,
+        bounds=Range(0, 1, "[)"),
+    )
+    drop_empty_classes: bool = option(
+        False,
+        Group.DATA,
+        "images on disk: leave out classes without training images",
+        facets=Facet.PROFILE | SIZE,
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -21,7 +21,9 @@ from utils.text import tell
 # What a file of features settles, and of a checkpoint of ours is always recorded.
 FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
 # What a checkpoint of ours settles beside, with what it was before it became a setting.
-SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize")}
+SINCE_THEN = {
+    name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "drop_empty_classes")
+}
 # Where images on disk are.
 PLACES = with_facet(Facet.PLACE)
 # What stage 2 can do with the features of images as they are, and nothing else.

@@ -10,6 +10,7 @@ from datasets.device_images import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
 from datasets.identity.content import relabelled, with_identity
 from datasets.long_tail import LongTailedData, Profile
+from datasets.on_disk.folder_splits import with_written_lists
 from datasets.on_disk.layouts import ListFiles
 from datasets.on_disk.listed_split import ListedSplit, without_rows
 from datasets.on_disk.long_tailed import with_splits
@@ -55,6 +56,8 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
         )
         files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
         data = load_dataset(settings.dataset, profile, settings.data_dir, files)
+        if is_main():
+            data = with_written_lists(data, Path(settings.out))
         if settings.skip_bad > 0:
             data = from_main(without_bad(data, settings) if is_main() else data)
     if settings.num_class is not None and settings.num_class != data.num_classes:
@@ -109,10 +112,12 @@ def load_features(checkpoint: Checkpoint) -> LongTailedData:
     return data
 
 
-def report_overlaps(data: LongTailedData) -> None:
-    """Warn of images under two labels, and of test images that are trained on."""
-    if data.identity is not None and is_main():
-        for line in data.identity.warnings:
+def report_warnings(data: LongTailedData, overlaps: bool = True) -> None:
+    """Warn of what may be a mistake in the data: of what is missing, and with `overlaps` of images under two labels and
+    of test images that are trained on."""
+    found = data.identity.warnings if overlaps and data.identity is not None else ()
+    if is_main():
+        for line in (*data.remarks.warnings, *found):
             tell(f"warning: {line}", file=sys.stderr)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from datasets import cifar
 from datasets.long_tail import Augmentation
-from datasets.on_disk.folders import IMAGE_EXTENSIONS, class_folders, image_files
 from datasets.on_disk.listed_split import ListedSplit, pack, without_rows
 from datasets.on_disk.paths import LONGEST
+from datasets.on_disk.walk import IMAGE_EXTENSIONS, LeftOut, numbers_above, walk
 from datasets.streamed import StreamedImages
 from datasets.workers import PIECE, find_unreadable
 from engine.epoch import predict_blocks
@@ -61,61 +61,35 @@ class Predictor:
     source: str | None = None
 
 
-def find_images(given: Sequence[str]) -> tuple[ListedSplit, int]:
-    """Return the images that files and folders name, and how many entries of the folders were passed over.
+def find_images(given: Sequence[str]) -> tuple[ListedSplit, LeftOut]:
+    """Return the images that files and folders name, and what was left out of the folders.
 
     A folder is walked through with all folders in it: first its own files, then those of each folder, sorted by name.
-    Files of other extensions and everything hidden are passed over; a file named itself is taken whatever it is called.
-    The paths of the split are relative to the folder where one folder alone is given, else as they are given. Labels
-    are 0. Raises UserError for what is not there, and where there is no image.
+    Files of other extensions, litter and everything hidden are left out, as in training (`datasets.on_disk.walk`); a
+    file named itself is taken whatever it is called. The paths of the split are relative to the folder where one folder
+    alone is given, else as they are given. Labels are 0. Raises UserError for what is not there, and where there is no
+    image.
     """
     alone = len(given) == 1 and os.path.isdir(given[0])
-    paths: list[bytes] = []
-    passed = 0
+    paths: list[str] = []
+    left_out = LeftOut()
     for name in given:
         if os.path.isdir(name):
-            inside, others = walk(Path(name), "" if alone else name)
-            paths += inside
-            passed += others
+            inside = walk(Path(name), "", left_out, numbers_above(Path(name)))
+            paths += inside if alone else [os.path.join(name, path) for path in inside]
         elif os.path.isfile(name):
-            paths.append(os.fsencode(name))
+            paths.append(name)
         else:
             raise UserError(f"--images {shown(name)}: there is no such file or folder")
     if not paths:
         raise UserError(
-            f"{', '.join(map(shown, given))}: no images in it ({passed} other entries); images are files whose names "
-            f"end in {', '.join(IMAGE_EXTENSIONS)}"
+            f"{', '.join(map(shown, given))}: no images in it ({left_out.total()} other entries); images are files "
+            f"whose names end in {', '.join(IMAGE_EXTENSIONS)}"
         )
     longest = max(paths, key=len)
     if len(longest) > LONGEST:
-        raise UserError(f"the path '{shown(os.fsdecode(longest))}' has more than {LONGEST} characters")
-    return pack(Path(given[0] if alone else ""), paths, [0] * len(paths)), passed
-
-
-def walk(root: Path, prefix: str) -> tuple[list[bytes], int]:
-    """Return the paths of the images below `root`, with `prefix` before each, and the number of other entries.
-
-    Links to folders are followed, but not into a folder that is being walked through already.
-    """
-    paths: list[bytes] = []
-    passed = 0
-    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # a folder below the root, and those above it
-    while waiting:
-        inner, above = waiting.pop()
-        folder = root / inner
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in above:
-                passed += 1
-                continue
-            (names, others), folders = image_files(folder), class_folders(folder)
-        except OSError as error:
-            raise UserError(f"cannot read the folder {shown(str(folder))}: {error.strerror or error}") from error
-        paths += [os.fsencode(os.path.join(prefix, inner, name)) for name in names]
-        passed += others - len(folders)
-        here = (*above, (status.st_dev, status.st_ino))
-        waiting += [(os.path.join(inner, name), here) for name in reversed(folders)]
-    return paths, passed
+        raise UserError(f"the path '{shown(longest)}' has more than {LONGEST} characters")
+    return pack(Path(given[0] if alone else ""), list(map(os.fsencode, paths)), [0] * len(paths)), left_out
 
 
 def leave_out_unreadable(split: ListedSplit, workers: int, limit: int) -> tuple[ListedSplit, list[str]]:

@@ -28,11 +28,13 @@ from datasets import IN_MEMORY, load_dataset
 from datasets.decode import DecodingMemory, open_image, read_rgb
 from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.long_tail import LongTailedData, Profile
-from datasets.on_disk.folders import class_folders, image_files, scan
+from datasets.on_disk.folder_splits import with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, Facts, ListFiles, find_lists
 from datasets.on_disk.listed_split import ListedSplit, join
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from evaluation.plots import save_figure
+from settings.checks import check_value
+from settings.fields import FLAGS
 from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import sha256_file, write_json
@@ -191,17 +193,6 @@ def find_repeats(learned: ListedSplit, test: ListedSplit) -> list[str]:
     return [f"{len(paths)} paths {what} (first: {shown(os.fsdecode(paths[0]))})" for paths, what in rows if len(paths)]
 
 
-def passed_over(root: Path) -> int:
-    """Return the number of entries of a tree of class folders that are no images: other extensions, hidden, folders."""
-    count = 0
-    for part in ("train", "val", "test"):
-        if (root / part).is_dir():
-            classes = class_folders(root / part)
-            count += len(scan(root / part)) - len(classes)
-            count += sum(image_files(root / part / name)[1] for name in classes)
-    return count
-
-
 def make_report(
     data: LongTailedData, lists: dict[str, Path], facts: Facts | None, decode: int | None
 ) -> dict[str, Any]:
@@ -217,7 +208,8 @@ def make_report(
         "shots": shots,
         "subset": data.subset,
         "lists": {str(path): sha256_file(path) for path in lists.values()},
-        "warnings": compare_facts(facts, parts, shots) if facts else [],
+        "notes": list(data.remarks.notes),
+        "warnings": [*(compare_facts(facts, parts, shots) if facts else []), *data.remarks.warnings],
         "files": None,
         "class_names": data.class_names,
         "class_counts": data.class_counts.tolist(),
@@ -231,8 +223,6 @@ def make_report(
     if listed:
         report["warnings"] += find_repeats(join(listed[:2]), listed[2])
         report["warnings"] += data.identity.warnings if data.identity is not None else ()
-        if not lists and passed_over(listed[0].root):
-            report["warnings"].append(f"{passed_over(listed[0].root)} files that are no images were passed over")
         report["files"] = check_files(join(listed), decode)
     return report
 
@@ -250,6 +240,7 @@ def report_text(report: dict[str, Any]) -> str:
         *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
+        *(f"note: {line}" for line in report["notes"]),
         *(f"warning: {line}" for line in report["warnings"]),
     ]
     return "\n".join([*lines, *file_lines(report["files"])])
@@ -308,7 +299,13 @@ def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path]
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
     name, data_dir = arguments.dataset, arguments.data_dir
     files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
-    data = load_dataset(name, Profile(imb_ratio=arguments.imb_ratio), data_dir, files)
+    profile = Profile(
+        imb_ratio=arguments.imb_ratio,
+        holdout_seed=arguments.seed,
+        test_share=arguments.test_share,
+        drop_empty_classes=arguments.drop_empty_classes,
+    )
+    data = with_written_lists(load_dataset(name, profile, data_dir, files), Path(arguments.out))
     data = with_identity(data, arguments.identity, Path(arguments.out) / "identity")
     if name in LAYOUTS:
         return data, find_lists(LAYOUTS[name], data_dir, files), LAYOUTS[name].facts
@@ -334,6 +331,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_list", help="list of the test images")
     parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
     parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
+    parser.add_argument("--test_share", type=float, default=0.0, metavar="X", help=FLAGS["test_share"].help)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of --test_share [0]")
+    parser.add_argument("--drop_empty_classes", action="store_true", help=FLAGS["drop_empty_classes"].help)
     parser.add_argument(
         "--identity", choices=HOW, default=CONTENT, help="tell images apart by content or by name [content]"
     )
@@ -349,6 +349,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data set that a command line names; exit with status 1 where training cannot use it."""
     arguments = make_parser().parse_args(argv)
+    for name in ("test_share", "seed"):
+        check_value(name, getattr(arguments, name))
     if arguments.dataset in IN_MEMORY:
         if arguments.imb_ratio is None:
             arguments.imb_ratio = Profile().imb_ratio

@@ -1,15 +1,16 @@
-"""Data sets whose images lie on disk as files: from the field's lists, anyone's lists, and folders."""
+"""Data sets whose images lie on disk as files: from the field's lists and anyone's."""
 
 from pathlib import Path
 
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.coco import read_json_list
-from datasets.on_disk.folders import read_folder
 from datasets.on_disk.layouts import NO_FILES, Layout, ListFiles, find_lists
 from datasets.on_disk.listed_split import ListedSplit
 from datasets.on_disk.long_tailed import long_tailed, refuse_empty_classes
 from datasets.on_disk.text_lists import read_list
 from utils.errors import UserError
+
+MOST_CLASSES = 10**6  # beyond which a label is a slip of the pen
 
 
 def load_listed(layout: Layout, data_dir: str, profile: Profile, files: ListFiles = NO_FILES) -> LongTailedData:
@@ -26,7 +27,8 @@ def load_listed(layout: Layout, data_dir: str, profile: Profile, files: ListFile
     lists = find_lists(layout, data_dir, files)
     train, names = read_any(lists["train"], root, layout.num_classes)
     num_classes = layout.num_classes or (len(names) if names else int(train.labels.max()) + 1)
-    refuse_empty_classes(train.labels, num_classes, "training", names)  # first: a mistyped label is a billion classes
+    if not profile.drop_empty_classes or num_classes > MOST_CLASSES:  # first: a mistyped label is a billion classes
+        refuse_empty_classes(train.labels, num_classes, names)
     splits = {}
     for part, path in lists.items():
         if part != "train":
@@ -36,20 +38,6 @@ def load_listed(layout: Layout, data_dir: str, profile: Profile, files: ListFile
             names = names or other_names
     names = names or [str(label) for label in range(num_classes)]
     return long_tailed(layout.name, train, splits.get("val"), splits["test"], names, profile)
-
-
-def load_folder(data_dir: str, profile: Profile) -> LongTailedData:
-    """Load `<data_dir>/train/<class>/*` and `test/<class>/*`; `val/<class>/*` is held out or, alone, the test.
-
-    Labels are the positions of the sorted class names.
-    """
-    root = Path(data_dir)
-    train, names = read_folder(root, "train")
-    parts = [part for part in ("test", "val") if (root / part).is_dir()]
-    if not parts:
-        raise UserError(f"{root} has neither a folder test nor val: there is nothing to test on")
-    test, *held_out = (read_folder(root, part, names)[0] for part in parts)
-    return long_tailed("folder", train, held_out[0] if held_out else None, test, names, profile)
 
 
 def read_any(path: Path, root: Path, num_classes: int | None) -> tuple[ListedSplit, list[str] | None]:

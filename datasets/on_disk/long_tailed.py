@@ -1,6 +1,7 @@
-"""The data set that splits of images on disk make: cut down, held out, counted, and without an empty class."""
+"""The data set that splits of images on disk make: cut down, held out, counted, empty classes refused or left out."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from datasets.long_tail import (
     Augmentation,
     LongTailedData,
     Profile,
+    Remarks,
     refuse_equal_names,
     select_subset,
     split_holdout,
@@ -20,20 +22,36 @@ from utils.text import printable, shown
 # The constants of ImageNet's images, which pre-trained weights expect too. Crops are resized, not padded.
 AUGMENTATION = Augmentation(padding=0, mirror=True, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
+NO_REMARKS = Remarks()
+NAMED = 10  # classes that a line names
+
 
 def long_tailed(
-    name: str, train: ListedSplit, val: ListedSplit | None, test: ListedSplit, class_names: list[str], profile: Profile
+    name: str,
+    train: ListedSplit,
+    val: ListedSplit | None,
+    test: ListedSplit,
+    class_names: list[str],
+    profile: Profile,
+    remarks: Remarks = NO_REMARKS,
 ) -> LongTailedData:
     """Return the data set, cut down where the profile has an `imb_ratio`, its held-out images split off or those of
     `val`.
 
     The ids of `val` follow on those of `train`, so that an id names one image. Class names are made printable: those of
-    folders can be any bytes. Raises UserError for one class alone, and for a class without images in train or test.
+    folders can be any bytes. A class without training images is left out where the profile says so, with its images
+    elsewhere; one without test images stays, with a warning. Raises UserError for one class alone, for a class without
+    training images, and where no test image is left.
     """
+    if profile.drop_empty_classes:
+        class_names, train, val, test, dropped = without_empty_classes(class_names, train, val, test)
+        remarks += dropped
     if len(class_names) < 2:
         raise UserError(f"{name}: the training images are of one class, '{shown(class_names[0])}'; two are needed")
-    for part, split in (("training", train), ("test", test)):
-        refuse_empty_classes(split.labels, len(class_names), part, class_names)
+    refuse_empty_classes(train.labels, len(class_names), class_names)
+    remarks += untested_classes(test.labels, class_names)
+    if val is not None and profile.holdout > 0:
+        remarks += Remarks(notes=(f"the {len(val)} images of the validation split are unused beside --holdout",))
     names = [printable(class_name) for class_name in class_names]
     refuse_equal_names(names, name)
     chosen = train
@@ -43,7 +61,7 @@ def long_tailed(
     kept, out = split_holdout(chosen.labels, profile.holdout, profile.holdout_seed)
     holdout = chosen.take(out)
     if val is not None and profile.holdout == 0:
-        holdout = replace(val, ids=val.ids + len(train))
+        holdout = replace(val, ids=val.ids + train.ids.max() + 1)
     kept_images = chosen.take(kept)
     return LongTailedData(
         name=name,
@@ -54,22 +72,27 @@ def long_tailed(
         class_counts=np.bincount(kept_images.labels),
         augmentation=AUGMENTATION,
         subset=path_identity(join([kept_images, holdout])),
+        remarks=remarks,
     )
 
 
 def with_splits(data: LongTailedData, train: ListedSplit, holdout: ListedSplit, test: ListedSplit) -> LongTailedData:
     """Return a data set with other images in its splits, counted and identified anew.
 
-    Raises UserError for a class without images in train or test.
+    Raises UserError for a class without training images, and where no test image is left.
     """
-    for part, split in (("training", train), ("test", test)):
-        refuse_empty_classes(split.labels, data.num_classes, part, data.class_names)
+    if len(test) == 0:
+        raise UserError(f"{data.name}: no test image is left")
+    refuse_empty_classes(train.labels, data.num_classes, data.class_names)
+    tested = set(untested_classes(data.test.labels, data.class_names).warnings)
+    others = tuple(line for line in data.remarks.warnings if line not in tested)
+    remarks = Remarks(data.remarks.notes, others) + untested_classes(test.labels, data.class_names)
     counts, subset = np.bincount(train.labels), path_identity(join([train, holdout]))
-    return replace(data, train=train, holdout=holdout, test=test, class_counts=counts, subset=subset)
+    return replace(data, train=train, holdout=holdout, test=test, class_counts=counts, subset=subset, remarks=remarks)
 
 
-def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_names: list[str] | None) -> None:
-    """Raise UserError where one of the classes 0..K-1 has no image; it needs no array of K numbers."""
+def refuse_empty_classes(labels: np.ndarray, num_classes: int, class_names: list[str] | None) -> None:
+    """Raise UserError where one of the classes 0..K-1 has no training image; it needs no array of K numbers."""
     present = np.unique(labels)
     if len(present) < num_classes:
         gaps = np.flatnonzero(present != np.arange(len(present)))
@@ -77,9 +100,54 @@ def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_
         name = f" '{shown(class_names[first])}'" if class_names else ""
         largest = "" if class_names else f"; the largest label is {present[-1]}: a slip of the pen?"
         raise UserError(
-            f"{num_classes - len(present)} of {num_classes} classes have no {part} image (first: class {first}{name}); "
-            f"add images or leave the class out{largest}"
+            f"{num_classes - len(present)} of {num_classes} classes have no training image (first: class "
+            f"{first}{name}); add images, or leave such classes out with --drop_empty_classes{largest}"
         )
+
+
+def untested_classes(labels: np.ndarray, class_names: list[str]) -> Remarks:
+    """Return a warning that names the classes without images among the test `labels` (N,), where there are any."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    lacking = [class_names[label] for label in np.flatnonzero(counts == 0)]
+    if not lacking:
+        return NO_REMARKS
+    words = f"{len(lacking)} of {len(class_names)} classes have no test image, so no accuracy, and are in no mean"
+    return Remarks(warnings=(f"{words}: {name_some(lacking)}",))
+
+
+def without_empty_classes(
+    class_names: list[str], train: ListedSplit, val: ListedSplit | None, test: ListedSplit
+) -> tuple[list[str], ListedSplit, ListedSplit | None, ListedSplit, Remarks]:
+    """Return the names of the classes with training images, the splits of these alone, and notes of what went.
+
+    The classes keep their order; their labels move up. Raises UserError where no test image is left.
+    """
+    kept = np.unique(train.labels)
+    if len(kept) == len(class_names):
+        return class_names, train, val, test, NO_REMARKS
+    gone = np.setdiff1d(np.arange(len(class_names)), kept)
+    names = name_some([class_names[label] for label in gone])
+    notes = [f"{len(gone)} of {len(class_names)} classes have no training image and are left out: {names}"]
+    for words, split in (("held-out", val), ("test", test)):
+        lost = 0 if split is None else int(np.isin(split.labels, gone).sum())
+        if lost:
+            notes.append(f"{lost} {words} images are of these classes and are left out too")
+        if split is test and lost == len(test):
+            raise UserError("no test image is of a class that has training images")
+    held_out = None if val is None else of_classes(val, kept)
+    remarks = Remarks(notes=tuple(notes))
+    return [class_names[label] for label in kept], of_classes(train, kept), held_out, of_classes(test, kept), remarks
+
+
+def of_classes(split: ListedSplit, kept: np.ndarray) -> ListedSplit:
+    """Return the images of the classes `kept` (k,), ascending, with labels 0..k-1."""
+    known = split.take(np.flatnonzero(np.isin(split.labels, kept)))
+    return replace(known, labels=np.searchsorted(kept, known.labels))
+
+
+def name_some(class_names: Sequence[str]) -> str:
+    """Return the first of some class names in words."""
+    return ", ".join(map(shown, class_names[:NAMED])) + (", ..." if len(class_names) > NAMED else "")
 
 
 def largest_profile(sizes: np.ndarray, profile: Profile) -> list[int]:

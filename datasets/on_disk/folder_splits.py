@@ -1,0 +1,196 @@
+"""A data set of class folders: the names that people give their splits, and a split made where there is none."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from datasets.long_tail import LongTailedData, Profile, Remarks, Split, split_holdout
+from datasets.on_disk.folders import nested_images, read_folder
+from datasets.on_disk.listed_split import ListedSplit
+from datasets.on_disk.long_tailed import long_tailed
+from datasets.on_disk.walk import (
+    LOOSE,
+    UNUSED,
+    LeftOut,
+    folders_in,
+    is_folder,
+    is_image_name,
+    litter_reason,
+    scan,
+)
+from utils.errors import UserError
+from utils.files import make_folder, write_atomically
+from utils.outside import read_plain
+from utils.text import plain_name, shown
+
+# What the folder of a split may be called, in any case, and with one of `ENDS` behind.
+SPLIT_NAMES = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+ENDS = re.compile(r"(?<=.)[-_ ]?(set|images|imgs|data|split)$")
+FOUND = 8  # folders that a message names
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder of this name holds, None where it is none."""
+    word = ENDS.sub("", name.lower())
+    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
+
+
+def find_splits(root: Path, left_out: LeftOut) -> dict[str, str]:
+    """Return the names of the folders of `root` that hold the splits "train", "val" and "test", where they are there.
+
+    Raises UserError where two fit one split. Other folders beside a split for training are counted as left out.
+    """
+    found: dict[str, str] = {}
+    others, loose = [], []
+    for entry in scan(root):
+        name = entry.name
+        if litter_reason(name) is not None:
+            continue
+        split = split_of(name) if is_folder(entry) else None
+        if split in found:
+            raise UserError(
+                f"{root}: the folders '{shown(found[split])}' and '{shown(name)}' both look like the {split} split; "
+                "rename or move one"
+            )
+        if split is not None:
+            found[split] = name
+        elif is_folder(entry):
+            others.append(name)
+        elif is_image_name(name):
+            loose.append(name)
+    if "train" in found:
+        for reason, names in ((UNUSED, others), (LOOSE, loose)):
+            for name in names:
+                left_out.add(reason, name)
+    return found
+
+
+def no_training_folder(root: Path) -> UserError:
+    """Return the error of a folder that has no split for training: what was found, and what is wanted."""
+    names = folders_in(root, LeftOut())
+    found = ", ".join(f"'{shown(name)}'" for name in names[:FOUND]) + (", ..." if len(names) > FOUND else "")
+    wanted = ", ".join(SPLIT_NAMES["train"][:2])
+    hint = "name the folder that holds the splits with --data_dir"
+    if len(names) > 1 and not any(map(split_of, names)):
+        hint = "where each of these folders is a class, --test_share 0.2 splits their images"
+    return UserError(
+        f"{root} has no folder of training images ({wanted}, ... in any case): found {found or 'no folders'}; {hint}"
+    )
+
+
+def nothing_to_test_on(root: Path, train: str) -> UserError:
+    """Return the error of a folder that has a split for training alone."""
+    wanted = ", ".join([*SPLIT_NAMES["test"][:2], *SPLIT_NAMES["val"][:3]])
+    return UserError(
+        f"{root} has nothing to test on beside '{shown(train)}': no folder {wanted}, ... in any case; add one, or take "
+        "a share of the training images with --test_share 0.2"
+    )
+
+
+def load_folder(data_dir: str, profile: Profile) -> LongTailedData:
+    """Load `<data_dir>/train/<class>/**` and `test/<class>/**`; `val/<class>/**` is held out or, alone, the test.
+
+    The splits' folders go by the names of `SPLIT_NAMES`. Without a test split, `profile.test_share` of each class of
+    the training images are the test; where there is no split at all, the class folders lie in `data_dir` itself. Labels
+    are the positions of the sorted class names.
+    """
+    root, left_out = Path(data_dir), LeftOut()
+    folders = find_splits(root, left_out)
+    if "train" not in folders and (folders or profile.test_share == 0):
+        raise no_training_folder(root)
+    train, names = read_folder(root, folders.get("train", ""), None, left_out)
+    others: dict[str, ListedSplit] = {}
+    for split in ("test", "val"):
+        if split in folders:
+            others[split], names = read_folder(root, folders[split], names, left_out)
+    remarks = Remarks(tuple(left_out.lines(False)), tuple(left_out.lines(True)))
+    remarks += nested_classes([train, *others.values()], "train" in folders)
+    made = 0.0
+    if "test" in others:
+        test = others["test"]
+        if profile.test_share > 0:
+            remarks += Remarks(notes=(f"--test_share is not used: {root / folders['test']} is the test split",))
+    elif profile.test_share > 0:
+        made = profile.test_share
+        train, test = share_of_each_class(train, profile)
+        words = f"no test split: {len(test)} of {len(train) + len(test)} images are tested on, {made:g} of each class"
+        remarks += Remarks(notes=(f"{words}, chosen by the seed {profile.holdout_seed}",))
+    elif "val" in others:
+        test = others.pop("val")
+        remarks += Remarks(notes=(f"{root / folders['val']} is the test split: there is no folder test",))
+    else:
+        raise nothing_to_test_on(root, folders["train"])
+    data = long_tailed("folder", train, others.get("val"), test, names, profile, remarks)
+    return replace(data, test_share=made)
+
+
+def share_of_each_class(split: ListedSplit, profile: Profile) -> tuple[ListedSplit, ListedSplit]:
+    """Return (training, test) images: `profile.test_share` of each class is the test, chosen by `holdout_seed`.
+
+    Of a class with two images or more at least one is tested on and one kept; a single image is kept.
+    """
+    kept, out = split_holdout(split.labels, profile.test_share, profile.holdout_seed)
+    if len(out) == 0:
+        raise UserError("--test_share takes an image of each class with two or more, and no class has two")
+    return split.take(kept), split.take(out)
+
+
+def nested_classes(splits: Sequence[ListedSplit], in_split: bool) -> Remarks:
+    """Return a note where images lie in folders inside class folders: their class is that of the first level."""
+    found = [nested_images(split, 2 if in_split else 1) for split in splits]
+    count = sum(number for number, _ in found)
+    if count == 0:
+        return Remarks()
+    first = next(name for number, name in found if number)
+    return Remarks(notes=(f"{count} images lie in folders inside class folders, and are of these classes ({first})",))
+
+
+def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
+    """Return a data set with a remark that says where below `out` the lists of its split are, of one that was made.
+
+    They are written there: lines of `path label`, the paths relative to the folder of the images. The name of their
+    folder holds a hash of their content, so that another split goes elsewhere; what stands there is never replaced.
+    """
+    root = getattr(data.train, "root", None)
+    if data.test_share == 0 or root is None:
+        return data
+    splits = {"train": data.train, "val": data.holdout, "test": data.test}
+    try:
+        texts = {f"{name}.txt": list_text(split) for name, split in splits.items() if len(split)}
+        digest = hashlib.sha256(b"\n".join(texts.values())).hexdigest()[:8]
+        folder = out / "splits" / f"{plain_name(root.resolve().name)}-{digest}"
+        make_folder(folder)
+        for name, text in texts.items():
+            keep_text(folder / name, text)
+    except UserError as error:
+        return replace(data, remarks=data.remarks + Remarks(warnings=(f"the lists of the split: {error}",)))
+    line = f"the lists of this split: {', '.join(texts)} in {folder}"
+    return replace(data, remarks=data.remarks + Remarks(notes=(line,)))
+
+
+def list_text(split: Split) -> bytes:
+    """Return the list of a split: a line `path label` an image, in order. Raises UserError for a path of two lines."""
+    text = b"".join(b"%s %d\n" % row for row in zip(split.images.tolist(), split.labels.tolist(), strict=True))
+    if text.count(b"\n") > len(split) or b"\r" in text:
+        raise UserError("not written: a file's name has a line break, which a list cannot hold")
+    return text
+
+
+def keep_text(path: Path, text: bytes) -> None:
+    """Write a file unless it is there; a UserError says where it holds something else."""
+    if os.path.lexists(path):
+        try:
+            same = read_plain(path) == text
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(f"{path} holds something else, and is left as it is")
+    else:
+        write_atomically(path, lambda file: file.write(text))

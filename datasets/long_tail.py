@@ -58,8 +58,8 @@ class Profile:
     `imb_ratio` is the imbalance factor (largest over smallest class), None for the imbalance that the data have of
     themselves, and `imb_type` the shape (`long_tail_counts`). `subset` says which images of a class are kept
     (`select_subset`), `holdout` which share of them stays out of training, for tuning (`split_holdout`). Of images on
-    disk, `test_share` of each class are tested on where there is no test split (`holdout_seed` is its seed too), and
-    with `drop_empty_classes` a class without training images is left out.
+    disk, `test_share` of each class are tested on where there is no test split (`test_seed` chooses them, so that runs
+    of every seed have the same test), and with `drop_empty_classes` a class without training images is left out.
     """
 
     imb_ratio: float | None = 100
@@ -69,6 +69,7 @@ class Profile:
     holdout: float = 0.0
     holdout_seed: int = 0
     test_share: float = 0.0
+    test_seed: int = 0
     drop_empty_classes: bool = False
 
     def counts(self, n_max: int, num_classes: int) -> list[int]:

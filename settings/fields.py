@@ -349,16 +349,19 @@ class Settings(_Hyperparameters):
     test_share: float = option(
         0.0,
         Group.DATA,
-        "a folder without a test split: share of each class to test on, chosen by the seed",
+        "a folder without a test split: share of each class that is tested on",
         facets=Facet.PROFILE | SIZE,
         named_by=TRAINING,
         bounds=Range(0, 1, "[)"),
+    )
+    test_seed: int = option(
+        0, Group.DATA, "seed of --test_share", facets=Facet.PROFILE | SIZE, named_by=TRAINING, bounds=SEED
     )
     drop_empty_classes: bool = option(
         False,
         Group.DATA,
         "images on disk: leave out classes without training images",
-        facets=Facet.PROFILE | SIZE,
+        facets=Facet.PROFILE | Facet.ON_DISK | Facet.OF_IMAGES | Facet.ADDRESS,
     )
 
 

@@ -110,6 +110,8 @@ def unused_flags(script: str, given: dict[str, Any], values: dict[str, Any], dat
         unused |= {*with_facet(Facet.STAGE1_STEPS), "tensorboard"} - {"epochs"}
     if given.get("subset") != "shuffle":
         unused.add("subset_seed")
+    if not given.get("test_share"):
+        unused.add("test_seed")
     if values.get("imb_ratio", 0) is None:
         unused |= {"imb_type", "subset", "subset_seed"}  # all images there are
     if script == STAGE2 and not find_recipe(given.get("method", FLAGS["method"].default)).trains:

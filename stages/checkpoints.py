@@ -21,9 +21,7 @@ from utils.text import tell
 # What a file of features settles, and of a checkpoint of ours is always recorded.
 FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
 # What a checkpoint of ours settles beside, with what it was before it became a setting.
-SINCE_THEN = {
-    name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "drop_empty_classes")
-}
+SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "test_seed")}
 # Where images on disk are.
 PLACES = with_facet(Facet.PLACE)
 # What stage 2 can do with the features of images as they are, and nothing else.
@@ -56,6 +54,8 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     recorded = known_identity(checkpoint.config)
     if recorded is not None and recorded["how"] in HOW and "identity" not in command.given:
         command = command.replace(identity=recorded["how"])  # what was not worth hashing then is not now
+    if trained.get("drop_empty_classes") is True:  # one more class than then may be empty now
+        command = command.replace(drop_empty_classes=True)
     return command.replace(**{name: trained[name] for name in known})
 
 

@@ -301,8 +301,8 @@ def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path]
     files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
     profile = Profile(
         imb_ratio=arguments.imb_ratio,
-        holdout_seed=arguments.seed,
         test_share=arguments.test_share,
+        test_seed=arguments.test_seed,
         drop_empty_classes=arguments.drop_empty_classes,
     )
     data = with_written_lists(load_dataset(name, profile, data_dir, files), Path(arguments.out))
@@ -332,7 +332,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
     parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
     parser.add_argument("--test_share", type=float, default=0.0, metavar="X", help=FLAGS["test_share"].help)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of --test_share [0]")
+    parser.add_argument("--test_seed", type=int, default=0, metavar="N", help="seed of --test_share [0]")
     parser.add_argument("--drop_empty_classes", action="store_true", help=FLAGS["drop_empty_classes"].help)
     parser.add_argument(
         "--identity", choices=HOW, default=CONTENT, help="tell images apart by content or by name [content]"
@@ -349,7 +349,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data set that a command line names; exit with status 1 where training cannot use it."""
     arguments = make_parser().parse_args(argv)
-    for name in ("test_share", "seed"):
+    for name in ("test_share", "test_seed"):
         check_value(name, getattr(arguments, name))
     if arguments.dataset in IN_MEMORY:
         if arguments.imb_ratio is None:

@@ -32,6 +32,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
+WORDS = {"train": "training", "val": "held-out", "test": "test"}
 ENDS = re.compile(r"(?<=.)[-_ ]?(set|images|imgs|data|split)$")
 FOUND = 8  # folders that a message names
 
@@ -112,31 +113,41 @@ def load_folder(data_dir: str, profile: Profile) -> LongTailedData:
             others[split], names = read_folder(root, folders[split], names, left_out)
     remarks = Remarks(tuple(left_out.lines(False)), tuple(left_out.lines(True)))
     remarks += nested_classes([train, *others.values()], "train" in folders)
-    made = 0.0
-    if "test" in others:
-        test = others["test"]
-        if profile.test_share > 0:
-            remarks += Remarks(notes=(f"--test_share is not used: {root / folders['test']} is the test split",))
-    elif profile.test_share > 0:
-        made = profile.test_share
+    made = 0.0 if "test" in others else profile.test_share
+    if made > 0:
         train, test = share_of_each_class(train, profile)
-        words = f"no test split: {len(test)} of {len(train) + len(test)} images are tested on, {made:g} of each class"
-        remarks += Remarks(notes=(f"{words}, chosen by the seed {profile.holdout_seed}",))
-    elif "val" in others:
-        test = others.pop("val")
-        remarks += Remarks(notes=(f"{root / folders['val']} is the test split: there is no folder test",))
+    elif others:
+        test = others.pop("test") if "test" in others else others.pop("val")
     else:
         raise nothing_to_test_on(root, folders["train"])
+    remarks += split_remarks(folders, profile, len(train), len(test))
     data = long_tailed("folder", train, others.get("val"), test, names, profile, remarks)
     return replace(data, test_share=made)
 
 
+def split_remarks(folders: dict[str, str], profile: Profile, trained: int, tested: int) -> Remarks:
+    """Return notes of which folder is which split, where its name is not the usual one, and of a split that was made
+    of `trained` + `tested` images."""
+    notes = []
+    made = "test" not in folders and profile.test_share > 0
+    for split, folder in folders.items():
+        alone = split == "val" and "test" not in folders and not made
+        if alone or folder != split:
+            notes.append(f"{shown(folder)}/ is the {'test' if alone else WORDS[split]} split")
+    if made:
+        words = f"no test split: {tested} of {trained + tested} images are tested on"
+        notes.append(f"{words}, {profile.test_share:g} of each class, by --test_seed {profile.test_seed}")
+    elif profile.test_share > 0:
+        notes.append(f"--test_share is not used: {shown(folders['test'])}/ is the test split")
+    return Remarks(notes=tuple(notes))
+
+
 def share_of_each_class(split: ListedSplit, profile: Profile) -> tuple[ListedSplit, ListedSplit]:
-    """Return (training, test) images: `profile.test_share` of each class is the test, chosen by `holdout_seed`.
+    """Return (training, test) images: `profile.test_share` of each class is the test, chosen by `test_seed`.
 
     Of a class with two images or more at least one is tested on and one kept; a single image is kept.
     """
-    kept, out = split_holdout(split.labels, profile.test_share, profile.holdout_seed)
+    kept, out = split_holdout(split.labels, profile.test_share, profile.test_seed)
     if len(out) == 0:
         raise UserError("--test_share takes an image of each class with two or more, and no class has two")
     return split.take(kept), split.take(out)

@@ -23,7 +23,7 @@ from datasets import IN_MEMORY
 from datasets.cifar import load_cifar
 from datasets.decode import decode_rgb
 from datasets.long_tail import Profile
-from datasets.on_disk.load import load_folder
+from datasets.on_disk.folder_splits import load_folder
 from tests.helpers import (
     SMALL_CIFAR,
     contents,

@@ -22,6 +22,7 @@ from datasets import load_dataset
 from datasets.cifar import AUGMENTATION as CIFAR
 from datasets.long_tail import Profile
 from datasets.on_disk.long_tailed import AUGMENTATION
+from datasets.on_disk.walk import ENDING, HIDDEN, LOOP
 from models import build_model
 from models.heads import build_head
 from runs.checkpoint import save_checkpoint
@@ -250,12 +251,13 @@ def test_a_folder_is_walked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_bytes(b"x")
     (tmp_path / "tree" / "z" / "up").symlink_to(tmp_path / "tree")
-    split, passed = find_images([str(tmp_path / "tree")])
+    split, left_out = find_images([str(tmp_path / "tree")])
     assert split.images.tolist() == [b"a.jpeg", b"b/10.png", b"b/2.JPG", b"b/c/d.gif"]
-    assert passed == 5 and split.root == tmp_path / "tree"  # b.txt, .hidden.png, .git, z/.DS_Store, and the way up
-    split, passed = find_images(["tree/b", "./tree/b.txt"])
+    assert split.root == tmp_path / "tree"
+    assert left_out.counts == {HIDDEN: 3, ENDING: 1, LOOP: 1}  # .hidden.png, .git, z/.DS_Store; b.txt; the way up
+    split, left_out = find_images(["tree/b", "./tree/b.txt"])
     assert split.images.tolist() == [b"tree/b/10.png", b"tree/b/2.JPG", b"tree/b/c/d.gif", b"./tree/b.txt"]
-    assert passed == 0 and all(os.path.isfile(split.path(row)) for row in range(4))
+    assert left_out.total() == 0 and all(os.path.isfile(split.path(row)) for row in range(4))
     for given in (["tree/z"], ["tree/none"], [""], ["tree", "\0"]):
         if given == ["tree/z"]:
             (tmp_path / "tree" / "z" / "up").unlink()

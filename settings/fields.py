@@ -349,7 +349,7 @@ class Settings(_Hyperparameters):
     test_share: float = option(
         0.0,
         Group.DATA,
-        "a folder without a test split: share of each class that is tested on",
+        "one folder: share of each class to test on",
         facets=Facet.PROFILE | SIZE,
         named_by=TRAINING,
         bounds=Range(0, 1, "[)"),
@@ -360,7 +360,7 @@ class Settings(_Hyperparameters):
     drop_empty_classes: bool = option(
         False,
         Group.DATA,
-        "images on disk: leave out classes without training images",
+        "leave out classes without training images",
         facets=Facet.PROFILE | Facet.ON_DISK | Facet.OF_IMAGES | Facet.ADDRESS,
     )
 

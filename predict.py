@@ -107,7 +107,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> None:
     workers = loader_processes(replace(Settings(), workers=arguments.workers), execution)
     others = f", {left_out.total()} other entries passed over" if left_out.total() else ""
     say([*execution.reasons[:2], *source_lines(predictor, checkpoint, arguments.flip)])
-    say([f"found: {len(split)} images{others}", *left_out.lines(True), *left_out.lines(False)])
+    say([f"found: {len(split)} images{others}", *left_out.lines()])
     if arguments.skip_bad:
         split, lines = leave_out_unreadable(split, workers, arguments.skip_bad)
         say([*(f"skipped: {shown(line)}" for line in lines), f"{len(lines)} images skipped"])

@@ -91,24 +91,13 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Remarks:
-    """What was noticed while a data set was read, a line each: what is as it should be, and what may be a mistake."""
-
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    def __add__(self, other: "Remarks") -> "Remarks":
-        return Remarks(self.notes + other.notes, self.warnings + other.warnings)
-
-
-@dataclass(frozen=True)
 class LongTailedData:
     """A long-tailed training set, the images held out of it (perhaps none), and a test set.
 
     `class_counts` (K,) are the images of each class in `train`. `subset` identifies the chosen images: see
-    `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`). `remarks` are
-    to be shown before anything is computed. `test_share` is the share of each class that was taken for the test, 0
-    where the data have a test split of their own.
+    `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`). `notes` say
+    how it was read, those that may be a mistake with `warning: ` before them. `test_share` is the share of each class
+    that was taken for the test, 0 where there is a test split.
     """
 
     name: str
@@ -120,7 +109,7 @@ class LongTailedData:
     augmentation: Augmentation
     subset: dict[str, str]
     identity: Identity | None = None
-    remarks: Remarks = Remarks()
+    notes: tuple[str, ...] = ()
     test_share: float = 0.0
 
     @property

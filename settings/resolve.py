@@ -63,11 +63,12 @@ def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], data
     if "features" in given:
         refuse_without_images(script, given)
         dataset = user_dataset_name(Path(given["features"]))
+    known = dataset is not None or "dataset" in given or "pretrained_pth" not in given
     dataset = dataset or given.get("dataset", FLAGS["dataset"].default)
     preset = stage_preset(script, dataset, given)
     usual = {**preset, **protocol_preset(given)}
     check_given(given, Settings(**{**usual, **given}), dataset)
-    unused = unused_flags(script, given, {**usual, **given}, dataset)
+    unused = unused_flags(script, given, {**usual, **given}, dataset if known else None)
     used = {name: value for name, value in given.items() if name not in unused}
     settings = Settings(**{**usual, **used, "dataset": dataset})
     if settings.imb_ratio is None:
@@ -100,11 +101,11 @@ def check_given(given: dict[str, Any], asked: Settings, dataset: str) -> None:
         raise UserError("--workers must be between 1 and 1024 for images in memory, not 0: they are threads")
 
 
-def unused_flags(script: str, given: dict[str, Any], values: dict[str, Any], dataset: str) -> set[str]:
+def unused_flags(script: str, given: dict[str, Any], values: dict[str, Any], dataset: str | None) -> set[str]:
     """Return which of the flags given have no effect in `script`, where settings without preset are left out of
-    `values`."""
+    `values`; `dataset` is None where a checkpoint will say it."""
     unused = {name for name, flag in FLAGS.items() if script not in flag.read_by}
-    if dataset not in ON_DISK:
+    if dataset is not None and dataset not in ON_DISK:
         unused |= set(with_facet(Facet.ON_DISK))
     if script == STAGE1 and given.get("epochs") == 0:
         unused |= {*with_facet(Facet.STAGE1_STEPS), "tensorboard"} - {"epochs"}

@@ -26,8 +26,6 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
     tell(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
     tell(f"      {data.num_classes} classes of {largest} to {smallest} images ({groups})")
     tell(f"      {whole}, index sha256 {index}, content sha256 {content}")
-    for note in data.remarks.notes:
-        tell(f"      {note}")
     tell("\n".join(loaded.execution.reasons))
     if isinstance(data.train, ListedSplit):
         size, resize = image_sizes(settings, data)

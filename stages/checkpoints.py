@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ ON_FEATURES = {"protocol": "honest", "bn_mode": "eval", "views": "plain"}
 def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     """Take data set and network from a checkpoint of ours; a flag given that says otherwise is refused."""
     if checkpoint.content is None:
-        return command
+        return without_idle_flags(command, command.settings.dataset)
     trained = {**SINCE_THEN, **checkpoint.settings()}
+    command = without_idle_flags(command, trained.get("dataset"))
     known = with_facet(Facet.FROM_CHECKPOINT)
     lacking = [name for name in (*known, "seed", "epochs") if name not in trained]
     if lacking:
@@ -57,6 +59,17 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     if trained.get("drop_empty_classes") is True:  # one more class than then may be empty now
         command = command.replace(drop_empty_classes=True)
     return command.replace(**{name: trained[name] for name in known})
+
+
+def without_idle_flags(command: Command, dataset: object) -> Command:
+    """Return the command without flags of images on disk where the checkpoint says that its images are in memory."""
+    idle = [name for name in with_facet(Facet.ON_DISK) if name in command.given]
+    if not idle or dataset in ON_DISK or "dataset" in command.given:
+        return command
+    report_unused(command.script, [f"--{name}" for name in idle], f" on {dataset}")
+    given = {name: value for name, value in command.given.items() if name not in idle}
+    usual = {name: getattr(command.defaults, name) for name in idle}
+    return replace(command.replace(**usual), given=given)
 
 
 def open_features(command: Command) -> tuple[Command, Checkpoint]:

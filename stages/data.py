@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
         data = load_dataset(settings.dataset, profile, settings.data_dir, files)
         if is_main():
             data = with_written_lists(data, Path(settings.out))
+        tell_notes(data.notes)
         if settings.skip_bad > 0:
             data = from_main(without_bad(data, settings) if is_main() else data)
     if settings.num_class is not None and settings.num_class != data.num_classes:
@@ -66,6 +68,12 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
             "leave it out"
         )
     return identified(data, settings)
+
+
+def tell_notes(notes: Sequence[str]) -> None:
+    """Say how a data set was read; of many processes the first one says it."""
+    for note in notes if is_main() else ():
+        tell(note, file=sys.stderr if note.startswith("warning") else None, flush=True)
 
 
 def identified(data: LongTailedData, settings: Settings) -> LongTailedData:
@@ -95,7 +103,12 @@ def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
             )
         kept.append(without_rows(split, [row for row, _ in bad]))
     tell(f"{settings.skip_bad - left} images skipped", flush=True)
-    return data if left == settings.skip_bad else with_splits(data, *kept)
+    if left == settings.skip_bad:
+        return data
+    train, holdout, test = kept
+    made = with_splits(data, train, holdout, test, drop_empty_classes=settings.drop_empty_classes)
+    tell_notes([note for note in made.notes if note not in data.notes])
+    return made
 
 
 def load_features(checkpoint: Checkpoint) -> LongTailedData:
@@ -112,12 +125,10 @@ def load_features(checkpoint: Checkpoint) -> LongTailedData:
     return data
 
 
-def report_warnings(data: LongTailedData, overlaps: bool = True) -> None:
-    """Warn of what may be a mistake in the data: of what is missing, and with `overlaps` of images under two labels and
-    of test images that are trained on."""
-    found = data.identity.warnings if overlaps and data.identity is not None else ()
-    if is_main():
-        for line in (*data.remarks.warnings, *found):
+def report_overlaps(data: LongTailedData) -> None:
+    """Warn of images under two labels, and of test images that are trained on."""
+    if data.identity is not None and is_main():
+        for line in data.identity.warnings:
             tell(f"warning: {line}", file=sys.stderr)
 
 

@@ -45,6 +45,7 @@ SMALL = 224  # pixels of the usual crop
 FIRST = 10  # files that are named
 THREADS = 8  # PIL decodes, and a network disk answers, without holding the others up
 NAMED = 30  # classes that are printed one by one
+WARNING = "warning: "  # how such a note of a data set begins
 
 MISSING, EMPTY, NO_IMAGE = "missing", "zero bytes", "not an image"
 DAMAGED, TOO_LARGE = "damaged or of an unknown form", "too large"
@@ -208,8 +209,8 @@ def make_report(
         "shots": shots,
         "subset": data.subset,
         "lists": {str(path): sha256_file(path) for path in lists.values()},
-        "notes": list(data.remarks.notes),
-        "warnings": [*(compare_facts(facts, parts, shots) if facts else []), *data.remarks.warnings],
+        "reading": [note for note in data.notes if not note.startswith(WARNING)],
+        "warnings": [note.removeprefix(WARNING) for note in data.notes if note.startswith(WARNING)],
         "files": None,
         "class_names": data.class_names,
         "class_counts": data.class_counts.tolist(),
@@ -219,6 +220,7 @@ def make_report(
             if len(split)
         },
     }
+    report["warnings"] += compare_facts(facts, parts, shots) if facts else []
     listed = [split for split in splits.values() if isinstance(split, ListedSplit)]
     if listed:
         report["warnings"] += find_repeats(join(listed[:2]), listed[2])
@@ -240,7 +242,7 @@ def report_text(report: dict[str, Any]) -> str:
         *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
-        *(f"note: {line}" for line in report["notes"]),
+        *report["reading"],
         *(f"warning: {line}" for line in report["warnings"]),
     ]
     return "\n".join([*lines, *file_lines(report["files"])])

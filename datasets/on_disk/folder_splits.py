@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from datasets.long_tail import LongTailedData, Profile, Remarks, Split, split_holdout
+from datasets.long_tail import LongTailedData, Profile, Split, split_holdout
 from datasets.on_disk.folders import nested_images, read_folder
 from datasets.on_disk.listed_split import ListedSplit
-from datasets.on_disk.long_tailed import long_tailed
+from datasets.on_disk.long_tailed import Notes, long_tailed
 from datasets.on_disk.walk import (
     LOOSE,
     UNUSED,
@@ -111,8 +111,7 @@ def load_folder(data_dir: str, profile: Profile) -> LongTailedData:
     for split in ("test", "val"):
         if split in folders:
             others[split], names = read_folder(root, folders[split], names, left_out)
-    remarks = Remarks(tuple(left_out.lines(False)), tuple(left_out.lines(True)))
-    remarks += nested_classes([train, *others.values()], "train" in folders)
+    notes = (*left_out.lines(), *nested_classes([train, *others.values()], "train" in folders))
     made = 0.0 if "test" in others else profile.test_share
     if made > 0:
         train, test = share_of_each_class(train, profile)
@@ -120,12 +119,12 @@ def load_folder(data_dir: str, profile: Profile) -> LongTailedData:
         test = others.pop("test") if "test" in others else others.pop("val")
     else:
         raise nothing_to_test_on(root, folders["train"])
-    remarks += split_remarks(folders, profile, len(train), len(test))
-    data = long_tailed("folder", train, others.get("val"), test, names, profile, remarks)
+    notes += split_notes(folders, profile, len(train), len(test))
+    data = long_tailed("folder", train, others.get("val"), test, names, profile, notes)
     return replace(data, test_share=made)
 
 
-def split_remarks(folders: dict[str, str], profile: Profile, trained: int, tested: int) -> Remarks:
+def split_notes(folders: dict[str, str], profile: Profile, trained: int, tested: int) -> Notes:
     """Return notes of which folder is which split, where its name is not the usual one, and of a split that was made
     of `trained` + `tested` images."""
     notes = []
@@ -139,7 +138,7 @@ def split_remarks(folders: dict[str, str], profile: Profile, trained: int, teste
         notes.append(f"{words}, {profile.test_share:g} of each class, by --test_seed {profile.test_seed}")
     elif profile.test_share > 0:
         notes.append(f"--test_share is not used: {shown(folders['test'])}/ is the test split")
-    return Remarks(notes=tuple(notes))
+    return tuple(notes)
 
 
 def share_of_each_class(split: ListedSplit, profile: Profile) -> tuple[ListedSplit, ListedSplit]:
@@ -153,18 +152,18 @@ def share_of_each_class(split: ListedSplit, profile: Profile) -> tuple[ListedSpl
     return split.take(kept), split.take(out)
 
 
-def nested_classes(splits: Sequence[ListedSplit], in_split: bool) -> Remarks:
+def nested_classes(splits: Sequence[ListedSplit], in_split: bool) -> Notes:
     """Return a note where images lie in folders inside class folders: their class is that of the first level."""
     found = [nested_images(split, 2 if in_split else 1) for split in splits]
     count = sum(number for number, _ in found)
     if count == 0:
-        return Remarks()
+        return ()
     first = next(name for number, name in found if number)
-    return Remarks(notes=(f"{count} images lie in folders inside class folders, and are of these classes ({first})",))
+    return (f"{count} images lie in folders inside class folders, and are of these classes ({first})",)
 
 
 def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
-    """Return a data set with a remark that says where below `out` the lists of its split are, of one that was made.
+    """Return a data set with a note that says where below `out` the lists of its split are, of one that was made.
 
     They are written there: lines of `path label`, the paths relative to the folder of the images. The name of their
     folder holds a hash of their content, so that another split goes elsewhere; what stands there is never replaced.
@@ -181,9 +180,9 @@ def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
         for name, text in texts.items():
             keep_text(folder / name, text)
     except UserError as error:
-        return replace(data, remarks=data.remarks + Remarks(warnings=(f"the lists of the split: {error}",)))
+        return replace(data, notes=(*data.notes, f"warning: the lists of the split: {error}"))
     line = f"the lists of this split: {', '.join(texts)} in {folder}"
-    return replace(data, remarks=data.remarks + Remarks(notes=(line,)))
+    return replace(data, notes=(*data.notes, line))
 
 
 def list_text(split: Split) -> bytes:

@@ -32,7 +32,7 @@ def read_folder(
         paths += map(os.fsencode, files)
         labels += [label] * len(files)
     if not paths:
-        seen = "; ".join([*left_out.lines(True), *left_out.lines(False)])
+        seen = "; ".join(line.removeprefix("warning: ") for line in left_out.lines())
         raise UserError(
             f"{root / part} holds no images; they belong into a folder for each class, {prefix}<class>/*"
             f"{f' ({seen})' if seen else ''}"

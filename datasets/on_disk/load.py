@@ -28,7 +28,7 @@ def load_listed(layout: Layout, data_dir: str, profile: Profile, files: ListFile
     train, names = read_any(lists["train"], root, layout.num_classes)
     num_classes = layout.num_classes or (len(names) if names else int(train.labels.max()) + 1)
     if not profile.drop_empty_classes or num_classes > MOST_CLASSES:  # first: a mistyped label is a billion classes
-        refuse_empty_classes(train.labels, num_classes, names)
+        refuse_empty_classes(train.labels, num_classes, "training", names)
     splits = {}
     for part, path in lists.items():
         if part != "train":

@@ -10,7 +10,6 @@ from datasets.long_tail import (
     Augmentation,
     LongTailedData,
     Profile,
-    Remarks,
     refuse_equal_names,
     select_subset,
     split_holdout,
@@ -22,7 +21,7 @@ from utils.text import printable, shown
 # The constants of ImageNet's images, which pre-trained weights expect too. Crops are resized, not padded.
 AUGMENTATION = Augmentation(padding=0, mirror=True, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-NO_REMARKS = Remarks()
+Notes = tuple[str, ...]  # `LongTailedData.notes`
 NAMED = 10  # classes that a line names
 
 
@@ -33,7 +32,7 @@ def long_tailed(
     test: ListedSplit,
     class_names: list[str],
     profile: Profile,
-    remarks: Remarks = NO_REMARKS,
+    notes: Notes = (),
 ) -> LongTailedData:
     """Return the data set, cut down where the profile has an `imb_ratio`, its held-out images split off or those of
     `val`.
@@ -45,13 +44,13 @@ def long_tailed(
     """
     if profile.drop_empty_classes:
         class_names, train, val, test, dropped = without_empty_classes(class_names, train, val, test)
-        remarks += dropped
+        notes += dropped
     if len(class_names) < 2:
         raise UserError(f"{name}: the training images are of one class, '{shown(class_names[0])}'; two are needed")
-    refuse_empty_classes(train.labels, len(class_names), class_names)
-    remarks += untested_classes(test.labels, class_names)
+    refuse_empty_classes(train.labels, len(class_names), "training", class_names)
+    notes += untested_classes(test.labels, class_names)
     if val is not None and profile.holdout > 0:
-        remarks += Remarks(notes=(f"the {len(val)} images of the validation split are unused beside --holdout",))
+        notes += (f"the {len(val)} images of the validation split are unused beside --holdout",)
     names = [printable(class_name) for class_name in class_names]
     refuse_equal_names(names, name)
     chosen = train
@@ -61,7 +60,7 @@ def long_tailed(
     kept, out = split_holdout(chosen.labels, profile.holdout, profile.holdout_seed)
     holdout = chosen.take(out)
     if val is not None and profile.holdout == 0:
-        holdout = replace(val, ids=val.ids + train.ids.max() + 1)
+        holdout = replace(val, ids=train.ids.max() + 1 + np.arange(len(val)))
     kept_images = chosen.take(kept)
     return LongTailedData(
         name=name,
@@ -72,27 +71,46 @@ def long_tailed(
         class_counts=np.bincount(kept_images.labels),
         augmentation=AUGMENTATION,
         subset=path_identity(join([kept_images, holdout])),
-        remarks=remarks,
+        notes=notes,
     )
 
 
-def with_splits(data: LongTailedData, train: ListedSplit, holdout: ListedSplit, test: ListedSplit) -> LongTailedData:
+def with_splits(
+    data: LongTailedData,
+    train: ListedSplit,
+    holdout: ListedSplit,
+    test: ListedSplit,
+    *,
+    drop_empty_classes: bool = False,
+) -> LongTailedData:
     """Return a data set with other images in its splits, counted and identified anew.
 
-    Raises UserError for a class without training images, and where no test image is left.
+    Raises UserError for a class without training images, unless such are left out, and where no test image is left.
     """
     if len(test) == 0:
         raise UserError(f"{data.name}: no test image is left")
-    refuse_empty_classes(train.labels, data.num_classes, data.class_names)
-    tested = set(untested_classes(data.test.labels, data.class_names).warnings)
-    others = tuple(line for line in data.remarks.warnings if line not in tested)
-    remarks = Remarks(data.remarks.notes, others) + untested_classes(test.labels, data.class_names)
-    counts, subset = np.bincount(train.labels), path_identity(join([train, holdout]))
-    return replace(data, train=train, holdout=holdout, test=test, class_counts=counts, subset=subset, remarks=remarks)
+    names = data.class_names
+    dropped: Notes = ()
+    if drop_empty_classes:
+        names, train, left, test, dropped = without_empty_classes(names, train, holdout, test)
+        holdout = holdout if left is None else left
+    refuse_empty_classes(train.labels, len(names), "training", names)
+    known = untested_classes(data.test.labels, data.class_names)
+    notes = (*(note for note in data.notes if note not in known), *dropped, *untested_classes(test.labels, names))
+    return replace(
+        data,
+        train=train,
+        holdout=holdout,
+        test=test,
+        class_names=names,
+        class_counts=np.bincount(train.labels),
+        subset=path_identity(join([train, holdout])),
+        notes=notes,
+    )
 
 
-def refuse_empty_classes(labels: np.ndarray, num_classes: int, class_names: list[str] | None) -> None:
-    """Raise UserError where one of the classes 0..K-1 has no training image; it needs no array of K numbers."""
+def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_names: list[str] | None) -> None:
+    """Raise UserError where one of the classes 0..K-1 has no image; it needs no array of K numbers."""
     present = np.unique(labels)
     if len(present) < num_classes:
         gaps = np.flatnonzero(present != np.arange(len(present)))
@@ -100,31 +118,31 @@ def refuse_empty_classes(labels: np.ndarray, num_classes: int, class_names: list
         name = f" '{shown(class_names[first])}'" if class_names else ""
         largest = "" if class_names else f"; the largest label is {present[-1]}: a slip of the pen?"
         raise UserError(
-            f"{num_classes - len(present)} of {num_classes} classes have no training image (first: class "
-            f"{first}{name}); add images, or leave such classes out with --drop_empty_classes{largest}"
+            f"{num_classes - len(present)} of {num_classes} classes have no {part} image (first: class {first}{name}); "
+            f"add images, or leave such classes out with --drop_empty_classes{largest}"
         )
 
 
-def untested_classes(labels: np.ndarray, class_names: list[str]) -> Remarks:
+def untested_classes(labels: np.ndarray, class_names: list[str]) -> Notes:
     """Return a warning that names the classes without images among the test `labels` (N,), where there are any."""
     counts = np.bincount(labels, minlength=len(class_names))
     lacking = [class_names[label] for label in np.flatnonzero(counts == 0)]
     if not lacking:
-        return NO_REMARKS
+        return ()
     words = f"{len(lacking)} of {len(class_names)} classes have no test image, so no accuracy, and are in no mean"
-    return Remarks(warnings=(f"{words}: {name_some(lacking)}",))
+    return (f"warning: {words}: {name_some(lacking)}",)
 
 
 def without_empty_classes(
     class_names: list[str], train: ListedSplit, val: ListedSplit | None, test: ListedSplit
-) -> tuple[list[str], ListedSplit, ListedSplit | None, ListedSplit, Remarks]:
+) -> tuple[list[str], ListedSplit, ListedSplit | None, ListedSplit, Notes]:
     """Return the names of the classes with training images, the splits of these alone, and notes of what went.
 
     The classes keep their order; their labels move up. Raises UserError where no test image is left.
     """
     kept = np.unique(train.labels)
     if len(kept) == len(class_names):
-        return class_names, train, val, test, NO_REMARKS
+        return class_names, train, val, test, ()
     gone = np.setdiff1d(np.arange(len(class_names)), kept)
     names = name_some([class_names[label] for label in gone])
     notes = [f"{len(gone)} of {len(class_names)} classes have no training image and are left out: {names}"]
@@ -135,8 +153,13 @@ def without_empty_classes(
         if split is test and lost == len(test):
             raise UserError("no test image is of a class that has training images")
     held_out = None if val is None else of_classes(val, kept)
-    remarks = Remarks(notes=tuple(notes))
-    return [class_names[label] for label in kept], of_classes(train, kept), held_out, of_classes(test, kept), remarks
+    return (
+        [class_names[label] for label in kept],
+        of_classes(train, kept),
+        held_out,
+        of_classes(test, kept),
+        tuple(notes),
+    )
 
 
 def of_classes(split: ListedSplit, kept: np.ndarray) -> ListedSplit:

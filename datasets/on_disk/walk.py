@@ -96,9 +96,9 @@ class LeftOut:
         """Return the number of entries."""
         return self.counts.total()
 
-    def lines(self, suspect: bool) -> list[str]:
-        """Return a line for each reason: of those that may mean that images are missing, or of the others."""
-        return [self._line(reason) for reason in self.counts if (reason in SUSPECT) == suspect]
+    def lines(self) -> list[str]:
+        """Return a line for each reason; those that may mean that images are missing begin with `warning: `."""
+        return [f"{'warning: ' if reason in SUSPECT else ''}{self._line(reason)}" for reason in self.counts]
 
     def _line(self, reason: str) -> str:
         endings = ", ".join(f"{shown(end)} {count}" for end, count in self.endings.most_common(MOST_ENDINGS))

@@ -126,8 +126,8 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file of this name is meant as an image."""
-    return name.lower().endswith(IMAGE_EXTENSIONS)
+    """Tell whether a file of this name is meant as an image; no litter is."""
+    return name[0] != "." and name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def litter_reason(name: str) -> str | None:
@@ -164,25 +164,28 @@ def walk(root: Path, inner: str, left_out: LeftOut, above: Collection[Number] = 
     UserError for a folder that cannot be read, and for a path that is too long to be kept.
     """
     paths: list[str] = []
-    seen = {*above, *(numbers_above(root / inner) if os.path.islink(root / inner) else ())}
+    top = os.path.join(root, inner)
+    seen = {*above, *(numbers_above(Path(top)) if os.path.islink(top) else ())}
     waiting = [inner]
     while waiting:
         below = waiting.pop()
-        place = root / below
+        place = os.path.join(root, below)
         number = file_number(place)
         if number in seen:
             left_out.add(LOOP, below)
             continue
         seen.add(number)
         prefix = f"{below}/" if below else ""
-        folders, images = [], len(paths)
+        folders: list[str] = []
+        images = len(paths)
         for entry in scan(place):
             name = entry.name
+            if is_image_name(name) and not is_folder(entry):
+                paths.append(prefix + name)
+                continue
             reason = litter_reason(name)
             if reason is not None:
                 left_out.add(reason, prefix + name)
-            elif is_image_name(name) and not is_folder(entry):
-                paths.append(prefix + name)
             elif is_folder(entry):
                 folders.append(prefix + name)
             else:
@@ -190,9 +193,8 @@ def walk(root: Path, inner: str, left_out: LeftOut, above: Collection[Number] = 
         if len(paths) == images and not folders and below != inner:
             left_out.add(EMPTY, below)
         waiting += reversed(folders)
-    longest = max(paths, key=len, default="")
-    if len(longest) > LONGEST:
-        raise UserError(f"the path '{shown(longest)}' has more than {LONGEST} characters")
+    if max(map(len, paths), default=0) > LONGEST:
+        raise UserError(f"the path '{shown(max(paths, key=len))}' has more than {LONGEST} characters")
     return paths
 
 
@@ -202,7 +204,7 @@ def numbers_above(folder: Path) -> set[Number]:
     return {file_number(above) for way in ways for above in way.parents}
 
 
-def file_number(folder: Path) -> Number:
+def file_number(folder: Path | str) -> Number:
     """Return what names a folder whatever path led to it: device and inode."""
     try:
         status = os.stat(folder)

@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +235,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(resnet_imagenet.LAYERS, "resnet50", resnet_imagenet.LAYERS["resnet10"])
     monkeypatch.setattr("tables.request.save_figure", lambda *_: None)
     image_tree(tmp_path / "flowers", classes=3, train=12)
+    shutil.copytree(tmp_path / "flowers" / "train", tmp_path / "herbarium")
     (tmp_path / "photos").mkdir()
     Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(tmp_path / "photos" / "one.png")
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ from datasets.on_disk.walk import (
 )
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
-from utils.outside import read_plain
+from utils.outside import read_plain, within
 from utils.text import plain_name, shown
 
 # What the folder of a split may be called, in any case, and with one of `ENDS` behind.
@@ -175,7 +175,7 @@ def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
     try:
         texts = {f"{name}.txt": list_text(split) for name, split in splits.items() if len(split)}
         digest = hashlib.sha256(b"\n".join(texts.values())).hexdigest()[:8]
-        folder = out / "splits" / f"{plain_name(root.resolve().name)}-{digest}"
+        folder = within(out, out / "splits" / f"{plain_name(root.resolve().name)}-{digest}")
         make_folder(folder)
         for name, text in texts.items():
             keep_text(folder / name, text)

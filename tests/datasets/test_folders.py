@@ -1,5 +1,6 @@
 """Folders of images as people have them: nested, under other names, with litter, without a test, with empty classes."""
 
+import json
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from datasets.on_disk.folder_splits import SPLIT_NAMES, find_splits, load_folder
 from datasets.on_disk.layouts import LAYOUTS, ListFiles
 from datasets.on_disk.listed_split import ListedSplit
 from datasets.on_disk.load import load_listed
+from datasets.on_disk.long_tailed import with_splits
 from datasets.on_disk.walk import (
     EMPTY,
     ENDING,
@@ -28,6 +30,7 @@ from datasets.on_disk.walk import (
     LeftOut,
     walk,
 )
+from tools import check_dataset
 from utils.errors import UserError
 
 NATURAL = Profile(imb_ratio=None)
@@ -314,3 +317,57 @@ def test_no_test_image_of_a_class_that_is_left(tmp_path: Path) -> None:
     flowers(tmp_path, "train")
     touch(tmp_path / "test/lily/1.jpg")
     assert "no test image is of a class that has training images" in refusal(tmp_path, DROPPING)
+
+
+def test_categories_without_images_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Lists obey the flag too: a category that no training image has goes, with its images in the test."""
+    flowers(tmp_path, "train", "test")
+    for split, without in (("train", "rose"), ("test", "tulip")):
+        found = [path for path in sorted(tmp_path.glob(f"{split}/*/*")) if path.parent.name != without]
+        labels = [list(FLOWERS).index(path.parent.name) for path in found]
+        content = {
+            "images": [{"id": i, "file_name": str(path.relative_to(tmp_path))} for i, path in enumerate(found)],
+            "annotations": [{"image_id": i, "category_id": label} for i, label in enumerate(labels)],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(FLOWERS)],
+        }
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    files = ListFiles(str(tmp_path / "train.json"), None, str(tmp_path / "test.json"), str(tmp_path))
+    with pytest.raises(UserError, match=r"no training image \(first: class 1 'rose'\).*--drop_empty_classes"):
+        load_listed(LAYOUTS["list"], ".", NATURAL, files)
+    data = load_listed(LAYOUTS["list"], ".", DROPPING, files)
+    assert data.class_names == ["daisy", "tulip"] and data.class_counts.tolist() == [12, 5]
+    assert names_of(data.test) == [f"test/daisy/{number:03}.jpg" for number in range(3)]
+    assert "3 test images are of these classes and are left out too" in data.notes
+    assert any("1 of 2 classes have no test image" in note for note in data.notes)
+
+
+def test_images_that_cannot_be_read_may_empty_a_class(tmp_path: Path) -> None:
+    """`--skip_bad` leaves images out after a data set was read."""
+    data = load(flowers(tmp_path, "train", "test"))
+    assert isinstance(data.train, ListedSplit) and isinstance(data.holdout, ListedSplit)
+    assert isinstance(data.test, ListedSplit)
+    train = data.train.take(np.flatnonzero(data.train.labels != 1))
+    with pytest.raises(UserError, match="first: class 1 'rose'"):
+        with_splits(data, train, data.holdout, data.test)
+    made = with_splits(data, train, data.holdout, data.test, drop_empty_classes=True)
+    assert made.class_names == ["daisy", "tulip"] and made.class_counts.tolist() == [12, 5] and len(made.test) == 6
+    untested = with_splits(data, data.train, data.holdout, data.test.take(np.flatnonzero(data.test.labels)))
+    assert any(note.endswith("in no mean: daisy") for note in untested.notes)
+    with pytest.raises(UserError, match="no test image is left"):
+        with_splits(data, data.train, data.holdout, data.test.take(np.arange(0)))
+
+
+def test_the_check_says_what_training_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = flowers(tmp_path / "flowers", "")
+    touch(root / "rose/a.heic", root / "rose/desktop.ini")
+    words = ["--dataset", "folder", "--data_dir", str(root), "--out", str(tmp_path / "out"), "--identity", "names"]
+    words += ["--test_share", "0.2", "--decode", "0", "--json", str(tmp_path / "report.json")]
+    with pytest.raises(SystemExit):  # the files are empty
+        check_dataset.main(words)
+    out, report = capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text())
+    assert report["parts"]["train"]["images"] == 20 and report["parts"]["test"]["images"] == 5
+    assert f"warning: left out: 1 {ENDING}: .heic 1 (rose/a.heic)" in out
+    assert any(line.startswith("left out: 1 left behind") for line in report["reading"])
+    assert report["warnings"][0].startswith("left out: 1 files") and "train.txt, test.txt in " in out
+    with pytest.raises(UserError, match="--test_share must be"):
+        check_dataset.main([*words, "--test_share", "1.5"])

@@ -653,7 +653,13 @@ def test_more_bad_images_than_allowed_end_the_run(tree: Path, tmp_path: Path) ->
 
 def test_a_class_that_loses_its_last_image_is_named(tree: Path, tmp_path: Path) -> None:
     damage(tree, *(f"test/class1/{number}.png" for number in range(TESTED)))
-    assert refused(folder_run(tree, tmp_path, *ONE_EPOCH, "--skip_bad", 9), "no test image", "class 1 'class1'")
+    outcome = folder_run(tree, tmp_path / "tested", *ONE_EPOCH, "--skip_bad", 9)
+    assert outcome.status == 0 and "1 of 4 classes have no test image" in outcome.err and "class1" in outcome.err
+    damage(tree, *(str(path.relative_to(tree)) for path in (tree / "train" / "class1").iterdir()))
+    lost = ("--skip_bad", 99)
+    assert refused(folder_run(tree, tmp_path, *ONE_EPOCH, *lost), "no training image", "class 1 'class1'")
+    outcome = folder_run(tree, tmp_path / "dropped", *ONE_EPOCH, *lost, "--drop_empty_classes")
+    assert outcome.status == 0 and "1 of 4 classes have no training image and are left out: class1" in outcome.out
 
 
 def test_stage_2_does_not_skip_by_itself(tree: Path, tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ class LongTailedData:
     """A long-tailed training set, the images held out of it (perhaps none), and a test set.
 
     `class_counts` (K,) are the images of each class in `train`. `subset` identifies the chosen images: see
-    `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`).
+    `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`). `notes` say
+    how it was read, and `lists` record it of lists: columns of a table, and the class that each label names.
     """
 
     name: str
@@ -102,6 +103,8 @@ class LongTailedData:
     augmentation: Augmentation
     subset: dict[str, str]
     identity: Identity | None = None
+    notes: tuple[str, ...] = ()
+    lists: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -10,7 +10,7 @@ from datasets.device_images import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
 from datasets.identity.content import relabelled, with_identity
 from datasets.long_tail import LongTailedData, Profile
-from datasets.on_disk.layouts import ListFiles
+from datasets.on_disk.layouts import list_files
 from datasets.on_disk.listed_split import ListedSplit, without_rows
 from datasets.on_disk.long_tailed import with_splits
 from datasets.streamed import StreamedImages
@@ -53,8 +53,8 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
         profile = Profile(
             **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
         )
-        files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
-        data = load_dataset(settings.dataset, profile, settings.data_dir, files)
+        data = load_dataset(settings.dataset, profile, settings.data_dir, list_files(vars(settings)))
+        tell_notes(data)
         if settings.skip_bad > 0:
             data = from_main(without_bad(data, settings) if is_main() else data)
     if settings.num_class is not None and settings.num_class != data.num_classes:
@@ -63,6 +63,12 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
             "leave it out"
         )
     return identified(data, settings)
+
+
+def tell_notes(data: LongTailedData) -> None:
+    """Say how a data set was read; of many processes the first one says it."""
+    for note in data.notes if is_main() else ():
+        tell(note, file=sys.stderr if note.startswith("warning") else None, flush=True)
 
 
 def identified(data: LongTailedData, settings: Settings) -> LongTailedData:

@@ -29,7 +29,7 @@ from datasets.decode import DecodingMemory, open_image, read_rgb
 from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folders import class_folders, image_files, scan
-from datasets.on_disk.layouts import LAYOUTS, Facts, ListFiles, find_lists
+from datasets.on_disk.layouts import LAYOUTS, Facts, find_lists, list_files
 from datasets.on_disk.listed_split import ListedSplit, join
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from evaluation.plots import save_figure
@@ -218,6 +218,7 @@ def make_report(
         "subset": data.subset,
         "lists": {str(path): sha256_file(path) for path in lists.values()},
         "warnings": compare_facts(facts, parts, shots) if facts else [],
+        "reading": list(data.notes),
         "files": None,
         "class_names": data.class_names,
         "class_counts": data.class_counts.tolist(),
@@ -249,6 +250,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"{shots['few']} few (< {FEW_BELOW})",
         *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
+        *report["reading"],
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
         *(f"warning: {line}" for line in report["warnings"]),
     ]
@@ -307,7 +309,7 @@ def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) 
 def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path], Facts | None]:
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
     name, data_dir = arguments.dataset, arguments.data_dir
-    files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
+    files = list_files(vars(arguments))
     data = load_dataset(name, Profile(imb_ratio=arguments.imb_ratio), data_dir, files)
     data = with_identity(data, arguments.identity, Path(arguments.out) / "identity")
     if name in LAYOUTS:
@@ -333,6 +335,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val_list", help="list of the images held out for tuning")
     parser.add_argument("--test_list", help="list of the test images")
     parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
+    parser.add_argument("--path_column", metavar="NAME", help="tables as lists: the column of the paths [guessed]")
+    parser.add_argument("--label_column", metavar="NAME", help="tables as lists: the column of the labels [guessed]")
+    parser.add_argument("--split_column", metavar="NAME", help="one table for all: the column of train, val, test")
+    parser.add_argument("--image_suffix", metavar="END", help="lists of ids: the ending of the files, as .jpg")
+    parser.add_argument("--class_names", metavar="FILE", help="names of the classes: one or 'number name' a line, JSON")
     parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
     parser.add_argument(
         "--identity", choices=HOW, default=CONTENT, help="tell images apart by content or by name [content]"

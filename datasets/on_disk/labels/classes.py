@@ -5,6 +5,8 @@ their ids. Labels that begin at 0 are the numbers of the classes as they are; wi
 is class 0.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +18,8 @@ from datasets.on_disk.rows import Listing
 from utils.errors import UserError
 from utils.text import shown
 
+# A blank behind the ending of an image, and no ending behind it.
+CUT = re.compile(rb"\.(jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)\s[^.]*$", re.IGNORECASE)
 NAMED = 12  # classes that a line names one by one
 
 
@@ -131,6 +135,7 @@ def ids_note(listing: Listing, values: list[int]) -> str:
 
 def by_name(listing: Listing) -> Classes:
     """Return the classes of a training list whose labels are names, sorted."""
+    refuse_cut_names(listing)
     names = sorted(listing.words)
     notes = [f"{listing.path}: {len(names)} classes, sorted by name: {numbered_line(names)}"]
     alike = look_alikes(names)
@@ -139,6 +144,16 @@ def by_name(listing: Listing) -> Classes:
         more = f" (and {len(alike) - 1} more such pairs)" if len(alike) > 1 else ""
         notes.append(f"warning: {listing.path}: '{one}' and '{other}' are two classes that look alike{more}")
     return Classes(len(names), {name: label for label, name in enumerate(names)}, numeric=False, notes=tuple(notes))
+
+
+def refuse_cut_names(listing: Listing) -> None:
+    """Raise UserError for a path that holds the first words of a label, as `a.jpg sea` does of `a.jpg sea lion`."""
+    cut = next((path for path in listing.images.images.tolist() if b" " in path and CUT.search(path)), None)
+    if cut is not None:
+        path = shown(os.fsdecode(cut))
+        raise UserError(
+            f"{listing.path}: '{path}' is no name of an image; put a tab between path and label, or use CSV"
+        )
 
 
 def numbered_line(names: list[str]) -> str:

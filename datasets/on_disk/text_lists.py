@@ -16,6 +16,7 @@ from utils.outside import open_plain
 from utils.text import shown
 
 LABEL = re.compile(r"[0-9]{1,9}")
+IMAGE = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)$", re.IGNORECASE)
 SEPARATORS = (",", ";", "|")  # of a table that is called a text
 
 
@@ -80,4 +81,5 @@ def text_rows(path: Path) -> Iterator[Row]:
 def behind_tab(line: str) -> list[str]:
     """Return path and label of a line whose label stands behind a tab and is a name of several words; else nothing."""
     path, _, label = line.strip().rpartition("\t")
-    return [path.strip(), label.strip()] if path and " " in label.strip() and not label[-1:].isdecimal() else []
+    several = path and " " in label.strip() and (IMAGE.search(path.strip()) or not label[-1:].isdecimal())
+    return [path.strip(), label.strip()] if several else []

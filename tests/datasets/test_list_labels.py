@@ -57,7 +57,7 @@ def test_labels_become_classes(
         assert data.notes == () and data.lists is None
     else:
         assert data.lists == {"columns": None, "labels": {name: name for name in names}}
-        assert any(" classes " in note for note in data.notes)
+        assert any("classes" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,9 @@ def read_categories(path: Path, entries: list[Any]) -> Categories:
         if not known or entry["id"] in names or other_id(entry["id"]) in names:
             raise UserError(f"{path}: categories[{number}] has no integer 'id' of its own")
         names[entry["id"]] = shown(str(entry.get("name", entry["id"])))
-        groups.add(shown(str(entry.get("supercategory", ""))))
+        group = shown(str(entry.get("supercategory", "")))
+        if group != names[entry["id"]]:  # some tools repeat the name
+            groups.add(group)
     order = sorted(names, key=lambda key: (not is_number(key), int(key) if is_number(key) else 0, str(key)))
     return Categories({key: names[key] for key in order}, groups)
 

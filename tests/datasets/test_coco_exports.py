@@ -64,7 +64,7 @@ def test_a_group_of_categories_is_no_class(tmp_path: Path) -> None:
     written = content()
     written["categories"].append({"id": 7, "name": "cow", "supercategory": "cow"})
     written["categories"].append({"id": 8, "name": "hen", "supercategory": "none"})
-    assert read(tmp_path, written)[2] == ["cat", "dog", "hen"]
+    assert read(tmp_path, written)[2] == ["cat", "dog", "cow", "hen"]
 
 
 @pytest.mark.parametrize("parts", [("images",), ("annotations",), ("images", "annotations", "categories")])

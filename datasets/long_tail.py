@@ -96,8 +96,9 @@ class LongTailedData:
 
     `class_counts` (K,) are the images of each class in `train`. `subset` identifies the chosen images: see
     `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`). `notes` say
-    how it was read, those that may be a mistake with `warning: ` before them. `test_share` is the share of each class
-    that was taken for the test, 0 where there is a test split.
+    how it was read, those that may be a mistake with `warning: ` before them. `lists` record it of lists: columns of a
+    table, and the class that each label names. `test_share` is the share of each class that was taken for the test, 0
+    where there is a test split.
     """
 
     name: str
@@ -110,6 +111,7 @@ class LongTailedData:
     subset: dict[str, str]
     identity: Identity | None = None
     notes: tuple[str, ...] = ()
+    lists: dict[str, Any] | None = None
     test_share: float = 0.0
 
     @property

@@ -44,6 +44,7 @@ def describe(loaded: LoadedModel, target: Target) -> dict[str, Any]:
         "num_class": data.num_classes,
         "class_counts": data.class_counts.tolist(),
         "class_names": data.class_names,
+        "lists": data.lists,
         "images": describe_images(command.settings, data),
         "subset": data.subset,
         "test": path_identity(data.test) if isinstance(data.test, ListedSplit) else None,

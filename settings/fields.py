@@ -124,7 +124,11 @@ class _BeforeHyperparameters:
     gpu: int = option(0, Group.MACHINE, "number of the CUDA device", bounds=Range(0, 1e6))
 
     train_list: str | None = option(
-        None, Group.DATA, "training images: a list of 'path label', or COCO's .json", facets=PLACE, metavar="FILE"
+        None,
+        Group.DATA,
+        "training images: a list of 'path label', a CSV, or COCO's .json",
+        facets=PLACE,
+        metavar="FILE",
     )
     val_list: str | None = option(
         None, Group.DATA, "the same of images held out for tuning", facets=PLACE, metavar="FILE"
@@ -362,6 +366,19 @@ class Settings(_Hyperparameters):
         Group.DATA,
         "leave out classes without training images",
         facets=Facet.PROFILE | Facet.ON_DISK | Facet.OF_IMAGES | Facet.ADDRESS,
+    )
+    path_column: str | None = option(
+        None, Group.DATA, "tables as lists: the column of the paths [guessed]", facets=PLACE
+    )
+    label_column: str | None = option(None, Group.DATA, "tables as lists: that of the labels [guessed]", facets=PLACE)
+    split_column: str | None = option(
+        None, Group.DATA, "one table for all: its column of train, val, test", facets=PLACE
+    )
+    image_suffix: str | None = option(
+        None, Group.DATA, "lists of ids: the ending of the files, as .jpg", facets=PLACE, metavar="END"
+    )
+    class_names: str | None = option(
+        None, Group.DATA, "names of a list's labels: 'number name' a line, JSON, CSV", facets=PLACE, metavar="FILE"
     )
 
 

@@ -12,7 +12,7 @@ from datasets.features import DeviceFeatures, features_data, holds_features
 from datasets.identity.content import relabelled, with_identity
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
-from datasets.on_disk.layouts import ListFiles
+from datasets.on_disk.layouts import list_files
 from datasets.on_disk.listed_split import ListedSplit, without_rows
 from datasets.on_disk.long_tailed import with_splits
 from datasets.streamed import StreamedImages
@@ -55,8 +55,7 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
         profile = Profile(
             **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
         )
-        files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
-        data = load_dataset(settings.dataset, profile, settings.data_dir, files)
+        data = load_dataset(settings.dataset, profile, settings.data_dir, list_files(vars(settings)))
         if is_main():
             data = with_written_lists(data, Path(settings.out))
         tell_notes(data.notes)

@@ -29,7 +29,7 @@ from datasets.decode import DecodingMemory, open_image, read_rgb
 from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
-from datasets.on_disk.layouts import LAYOUTS, Facts, ListFiles, find_lists
+from datasets.on_disk.layouts import LAYOUTS, Facts, find_lists, list_files
 from datasets.on_disk.listed_split import ListedSplit, join
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from evaluation.plots import save_figure
@@ -241,6 +241,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"{shots['few']} few (< {FEW_BELOW})",
         *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
+        *report["reading"],
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
         *report["reading"],
         *(f"warning: {line}" for line in report["warnings"]),
@@ -300,7 +301,7 @@ def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) 
 def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path], Facts | None]:
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
     name, data_dir = arguments.dataset, arguments.data_dir
-    files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
+    files = list_files(vars(arguments))
     profile = Profile(
         imb_ratio=arguments.imb_ratio,
         test_share=arguments.test_share,
@@ -332,6 +333,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val_list", help="list of the images held out for tuning")
     parser.add_argument("--test_list", help="list of the test images")
     parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
+    parser.add_argument("--path_column", metavar="NAME", help="tables as lists: the column of the paths [guessed]")
+    parser.add_argument("--label_column", metavar="NAME", help="tables as lists: the column of the labels [guessed]")
+    parser.add_argument("--split_column", metavar="NAME", help="one table for all: the column of train, val, test")
+    parser.add_argument("--image_suffix", metavar="END", help="lists of ids: the ending of the files, as .jpg")
+    parser.add_argument("--class_names", metavar="FILE", help="names of the classes: one or 'number name' a line, JSON")
     parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
     parser.add_argument("--test_share", type=float, default=0.0, metavar="X", help=FLAGS["test_share"].help)
     parser.add_argument("--test_seed", type=int, default=0, metavar="N", help="seed of --test_share [0]")

@@ -5,8 +5,10 @@ Classification and Detection Dataset", CVPR 2018), whose JSON Kang et al. (ICLR 
 files, row by row.
 """
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 
@@ -75,10 +77,13 @@ GIVEN_LISTS = Layout(
     name="list",
     folder=".",
     num_classes=None,
-    train=("train.txt", "train.json"),
-    val=("val.txt", "val.json"),
-    test=("test.txt", "test.json"),
+    train=("train.txt", "train.json", "train.csv", "train.tsv"),
+    val=("val.txt", "val.json", "val.csv", "val.tsv"),
+    test=("test.txt", "test.json", "test.csv", "test.tsv"),
 )
+
+
+TABLES = (".csv", ".tsv", ".tab", ".psv")  # endings of their names
 
 
 LAYOUTS = {layout.name: layout for layout in (IMAGENET_LT, PLACES_LT, INATURALIST_2018, GIVEN_LISTS)}
@@ -86,19 +91,36 @@ LAYOUTS = {layout.name: layout for layout in (IMAGENET_LT, PLACES_LT, INATURALIS
 
 @dataclass(frozen=True)
 class ListFiles:
-    """What a user names instead of a layout's own: list files and the folder that their paths are relative to."""
+    """What a user names instead of a layout's own: list files, the folder that their paths are relative to, and how
+    they are to be read: columns of tables, the ending that paths lack, a file with the names of the classes."""
 
     train: str | None = None
     val: str | None = None
     test: str | None = None
     image_root: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    image_suffix: str | None = None
+    class_names: str | None = None
 
     def as_flags(self) -> list[str]:
         """Return the flags that a user would have named these with, each with its value."""
         return [f"{flag} {value}" for flag, value in zip(LIST_FLAGS, astuple(self), strict=True) if value is not None]
 
+    def names_columns(self) -> bool:
+        """Tell whether columns of tables are named."""
+        return any(name is not None for name in (self.path_column, self.label_column, self.split_column))
 
-LIST_FLAGS = ["--train_list", "--val_list", "--test_list", "--image_root"]  # of the fields of `ListFiles`, in order
+
+# Of the fields of `ListFiles`, in order.
+LIST_FLAGS = ["--train_list", "--val_list", "--test_list", "--image_root", "--path_column", "--label_column"]
+LIST_FLAGS += ["--split_column", "--image_suffix", "--class_names"]
+
+
+def list_files(values: Mapping[str, Any]) -> ListFiles:
+    """Return what flags name, by the flags' names."""
+    return ListFiles(*(values[flag.removeprefix("--")] for flag in LIST_FLAGS))
 
 
 NO_FILES = ListFiles()
@@ -108,16 +130,31 @@ def find_lists(layout: Layout, data_dir: str, files: ListFiles) -> dict[str, Pat
     """Return the list files "train", "test" and, where there is one, "val".
 
     The layout's own validation list goes with the layout's own training list alone: another one may hold its images.
+    "test" may be missing where the training list is a table, which can hold all splits; where `files` name its column
+    that says the split, no other list is looked for.
     """
     folder = Path(data_dir) / layout.folder
-    found = {}
+    found: dict[str, Path] = {}
     for part in ("train", "val", "test"):
         given, names = getattr(files, part), getattr(layout, part)
         own = next((folder / name for name in names if (folder / name).is_file()), None)
         if given is not None:
             found[part] = Path(given)
+        elif part != "train" and files.split_column is not None:
+            continue
         elif own is not None and (part != "val" or files.train is None):
             found[part] = own
-        elif part != "val":
-            raise UserError(f"{folder} has no {' or '.join(names)}; put it there or name a list with --{part}_list")
+        elif part == "train" or (part == "test" and not may_hold_all(found["train"], files)):
+            raise missing_list(layout, data_dir, part)
     return found
+
+
+def may_hold_all(train: Path, files: ListFiles) -> bool:
+    """Tell whether a training list can be a table, which may hold all splits."""
+    return train.suffix.lower() in TABLES or files.names_columns()
+
+
+def missing_list(layout: Layout, data_dir: str, part: str) -> UserError:
+    """Return the error of a list that is neither named nor there."""
+    names = " or ".join(getattr(layout, part))
+    return UserError(f"{Path(data_dir) / layout.folder} has no {names}; put it there or name a list with --{part}_list")

@@ -212,23 +212,23 @@ LISTS: dict[str, tuple[Callable[[Path], object], str, tuple[object, ...], tuple[
         ("of one class", "two are needed"),
     ),
     "JSON that is none": (lambda tree: replace(tree, "train.json", "{"), "COCO", (), ("train.json", "valid JSON")),
-    "an image without annotation": (
-        edited_json("train.json", lambda content: content["annotations"].pop(4)),
+    "two images of one id": (
+        edited_json("train.json", lambda content: content["images"][4].update(id=content["images"][3]["id"])),
         "COCO",
         (),
-        ("images[4]", "annotated"),
+        ("images[4]", "an 'id' of its own"),
     ),
-    "other categories in the test": (
+    "an annotation of no image": (
+        edited_json("train.json", lambda content: content["images"].pop(4)),
+        "COCO",
+        (),
+        ("1 annotations are of images that it does not list",),
+    ),
+    "another category in the test": (
         edited_json("test.json", lambda content: content["categories"][1].update(name="zebra")),
         "COCO",
         (),
-        ("differ in their categories",),
-    ),
-    "a category more in the test": (
-        edited_json("test.json", lambda content: content["categories"].append({"id": 9, "name": "zebra"})),
-        "COCO",
-        (),
-        ("test.json", "4 categories", "3 classes"),
+        ("test.json", "'zebra' is of no image of the training list"),
     ),
     "a training class without image": (
         emptied("train/class1"),

@@ -231,11 +231,15 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_cifar(tmp_path / "data" / "cifar100")
     monkeypatch.setitem(PRESETS, "digits", {**PRESETS["digits"], "epochs": 2, "finetune_epoch": 2})
     quick = {"epochs": 1, "image_size": 32, "resize": 32, "workers": 0}
-    monkeypatch.setitem(PRESETS, "folder", {**PRESETS["folder"], **quick})
+    for form in ("folder", "list"):
+        monkeypatch.setitem(PRESETS, form, {**PRESETS[form], **quick})
     monkeypatch.setitem(resnet_imagenet.LAYERS, "resnet50", resnet_imagenet.LAYERS["resnet10"])
     monkeypatch.setattr("tables.request.save_figure", lambda *_: None)
-    image_tree(tmp_path / "flowers", classes=3, train=12)
+    images = sorted(image_tree(tmp_path / "flowers", classes=3, train=12).glob("*/*/*"))
     shutil.copytree(tmp_path / "flowers" / "train", tmp_path / "herbarium")
+    parts = [path.relative_to(tmp_path / "flowers").with_suffix("").parts for path in images]
+    table = [f"{split}/{name}/{number},{name},{split}\n" for split, name, number in parts]
+    (tmp_path / "flowers.csv").write_text("image_id,species,split\n" + "".join(table))
     (tmp_path / "photos").mkdir()
     Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(tmp_path / "photos" / "one.png")
     torch.manual_seed(0)

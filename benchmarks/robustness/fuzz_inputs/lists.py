@@ -128,9 +128,11 @@ def try_coco(material: Material, folder: Path, case: Any) -> str:
     if outcome == ACCEPTED:
         split, names = found
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
-        order = sorted(category["id"] for category in content["categories"])
-        label_of = {entry["image_id"]: order.index(entry["category_id"]) for entry in content["annotations"]}
-        rows = [(os.fsencode(image["file_name"]), label_of[image["id"]]) for image in content["images"]]
+        order = sorted((category["id"] for category in content["categories"]), key=lambda key: int(str(key)))
+        place = {str(key): label for label, key in enumerate(order)}
+        label_of = {str(entry["image_id"]): place[str(entry["category_id"])] for entry in content["annotations"]}
+        images = [(os.fsencode(image["file_name"]), label_of.get(str(image["id"]))) for image in content["images"]]
+        rows = [row for row in images if row[1] is not None]  # those without annotation are left out
         assert list(zip(split.images.tolist(), split.labels.tolist(), strict=True)) == rows
         assert len(names) == len(order)
         for class_name in names:

@@ -1,0 +1,1 @@
+"""Labels as lists write them, and the classes that they are."""

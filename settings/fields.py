@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import DATASETS
 from datasets.augment.autoaugment import AUGMENTATIONS
+from datasets.decoding.options import FULL, IGNORE, ORIENTATIONS
 from datasets.long_tail import IMB_TYPES, SUBSETS
 from datasets.sampling import SAMPLERS
 from evaluation.metrics import TEMPERATURES
@@ -346,6 +347,30 @@ class Settings(_Hyperparameters):
         facets=Facet.OF_IMAGES,
     )
     json: str | None = option(None, Group.REPORT, "write the report to this file", (EVALUATE,), metavar="FILE")
+    orientation: str = option(
+        IGNORE,
+        Group.DATA,
+        "images on disk: turned as EXIF says, or as stored [list, folder: exif]",
+        facets=SIZE,
+        choices=list(ORIENTATIONS),
+        named_by=TRAINING,
+    )
+    bits: int | None = option(
+        None,
+        Group.DATA,
+        "images on disk: bits that 16-bit pixels use [what the files say]",
+        facets=SIZE,
+        named_by=TRAINING,
+        bounds=Range(8, FULL),
+    )
+    max_pixels: int | None = option(
+        None,
+        Group.DATA,
+        "images on disk: largest that is decoded in full [89478485]",
+        facets=SIZE,
+        named_by=TRAINING,
+        bounds=FROM_ONE,
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -1,0 +1,26 @@
+"""What can be wrong with an image file, in one line that names it."""
+
+from utils.errors import UserError
+
+
+class Unreadable(UserError):
+    """An image file that cannot be decoded."""
+
+
+class TooLarge(Unreadable):
+    """An image of more pixels than are decoded."""
+
+
+class UnknownRange(Unreadable):
+    """An image of 16-bit pixels of which few are used, and it is not known how many."""
+
+
+def unreadable(path: str, why: str, kind: type[Unreadable] = Unreadable) -> Unreadable:
+    """Return the error that names an image file and what is wrong with it, whatever bytes its name is made of."""
+    return kind(f"cannot read the image {path.encode('utf-8', 'backslashreplace').decode()}: {why}")
+
+
+def too_many_pixels(path: str, limit: int | None) -> Unreadable:
+    """Return the error of an image above the limit of pixels."""
+    why = f"it has more than {limit or 0:,} pixels, the limit for files that can be trusted; --max_pixels N raises it"
+    return unreadable(path, why, TooLarge)

@@ -28,8 +28,8 @@ LARGE: dict[str, Any] = {
 # the weight decay alone, in which those here are guesses. Places-LT fine-tunes a network pre-trained on ImageNet, as
 # the field does (`--weights`); its numbers, and those of anyone's own images, are inferred. The stage-2 learning rate
 # of `digits` was chosen on held-out images: the best mean of results/digits_selection.csv, of equal ones with the
-# published smoothing, and of those the largest.
-# The field's loaders ignore the EXIF orientation of these data sets' photos; anyone's own are turned upright.
+# published smoothing, and of those the largest. The field's loaders ignore the EXIF
+# orientation of the papers' data sets; anyone's own photos are turned upright.
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar100": {},
     "cifar10": {},
@@ -52,8 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # Where stage 2 has a preset of its own: the head is re-trained in batches of 64 whatever stage 1 had.
-STAGE2_  # The field's loaders ignore the EXIF orientation of these data sets' photos; anyone's own are turned upright.
-PRESETS: dict[str, dict[str, Any]] = {
+STAGE2_PRESETS: dict[str, dict[str, Any]] = {
     "places_lt": {"batch_size": 64},
     "inaturalist2018": {"batch_size": 64},
 }

@@ -75,7 +75,8 @@ def as_before_options(command: Command, trained: Mapping[str, Any], name: str) -
                 f"{name} was begun before there was --{option}: its images were those of --{option} {value}, and are; "
                 "leave the flag out, or train anew"
             )
-    tell(f"images: photos that are stored turned stay so (--orientation {IGNORE}), as {name} saw them")
+    if command.settings.orientation != IGNORE:
+        tell(f"images: photos that are stored turned stay so (--orientation {IGNORE}), as {name} saw them")
     return command.settled(**options)
 
 

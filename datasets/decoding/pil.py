@@ -81,23 +81,27 @@ def open_image(path: str) -> Iterator[Image.Image]:
 
 
 def read_rgb(path: str, claim: Claim = no_claim, options: DecodeOptions = PLAIN) -> Image.Image:
-    """Decode what training sees of an image file: its first frame as 8-bit RGB.
+    """Decode what training sees of an image file: its first frame as 8-bit RGB. Raises as `opened_rgb` does."""
+    with open_image(path) as image:
+        pixels = opened_rgb(path, image, claim, options)
+        method = METHODS.get(orientation_of(image)) if options.orientation == EXIF else None
+        return pixels if method is None else pixels.transpose(method)
+
+
+def opened_rgb(path: str, image: Image.Image, claim: Claim, options: DecodeOptions) -> Image.Image:
+    """Decode an opened image as it is stored: its first frame as 8-bit RGB.
 
     Raises ValueError for floating-point pixels, whose range is unknown, UserError for integers of unknown range, and
     what PIL does for a file that is damaged or no image.
     """
-    with open_image(path) as image:
-        claim(path, image.width * image.height, BYTES_OF_PIL)
-        if image.mode.startswith("F"):
-            raise ValueError(f"{path} has floating-point pixels")
-        if image.mode.startswith("I"):
-            pixels = Image.fromarray(eight_bits(path, image, np.asarray(image), options.bits)).convert("RGB")
-        elif (raw := raw_mode(image)) in OTHER_BYTES:
-            pixels = read_deep_colours(path, image, raw, claim, options)
-        else:
-            pixels = image.convert("RGB")
-        method = METHODS.get(orientation_of(image)) if options.orientation == EXIF else None
-        return pixels if method is None else pixels.transpose(method)
+    claim(path, image.width * image.height, BYTES_OF_PIL)
+    if image.mode.startswith("F"):
+        raise ValueError(f"{path} has floating-point pixels")
+    if image.mode.startswith("I"):
+        return Image.fromarray(eight_bits(path, image, np.asarray(image), options.bits)).convert("RGB")
+    if (raw := raw_mode(image)) in OTHER_BYTES:
+        return read_deep_colours(path, image, raw, claim, options)
+    return image.convert("RGB")
 
 
 def read_deep_colours(path: str, image: Image.Image, raw: str, claim: Claim, options: DecodeOptions) -> Image.Image:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import decode
-from datasets.decode import BYTES_OF_JPEG, BYTES_OF_PIL, FORMATS, UNIT, DecodingMemory, decode_rgb
+from datasets.decode import decode_rgb
+from datasets.decoding import memory
+from datasets.decoding.memory import BYTES_OF_JPEG, BYTES_OF_PIL, UNIT, DecodingMemory
+from datasets.decoding.pil import FORMATS
 from datasets.on_disk.listed_split import pack
 from datasets.workers import find_unreadable
-from tools.check_dataset import DAMAGED, NO_IMAGE, examine
+from tools.check_dataset import NO_IMAGE, TOO_LARGE, examine
 from utils.errors import UserError
 
 SIDE = 2000
@@ -69,10 +71,10 @@ def test_workers_and_checks_hold_to_the_limit(tmp_path: Path, monkeypatch: pytes
     path = picture(tmp_path / "large.png", "PNG", SIDE)
     split = pack(tmp_path, [b"large.png"] * 3, [0] * 3)
     assert find_unreadable(split, 0, 3) == []
-    monkeypatch.setattr(decode, "MEMORY_MIB", 16)
+    monkeypatch.setattr(memory, "MEMORY_MIB", 16)
     for workers in (0, 2):
         assert [row for row, line in find_unreadable(split, workers, 3) if "MiB of memory" in line] == [0, 1, 2]
-    assert examine(path) == [DAMAGED]
+    assert examine(path) == [TOO_LARGE]
 
 
 def test_the_limit_is_that_of_pil() -> None:

@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="turn photos as EXIF says, or take them as stored [exif]",
     )
     for name in ("bits", "max_pixels"):
-        text = FLAGS[name].help.partition(" [")[0].removeprefix("images on disk: ")
+        text = FLAGS[name].help.partition(" [")[0]
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{text} [the run's]")
     for name in ("device", "amp"):
         flag = FLAGS[name]

@@ -161,7 +161,7 @@ class _BeforeHyperparameters:
     skip_bad: int = option(
         0,
         Group.DATA,
-        "images on disk: leave out at most N that cannot be read",
+        "leave out at most N images that cannot be read",
         facets=Facet.ON_DISK | Facet.OF_IMAGES,
         bounds=COUNT,
     )
@@ -350,7 +350,7 @@ class Settings(_Hyperparameters):
     orientation: str = option(
         IGNORE,
         Group.DATA,
-        "images on disk: turned as EXIF says, or as stored [list, folder: exif]",
+        "photos turned or as stored",
         facets=SIZE,
         choices=list(ORIENTATIONS),
         named_by=TRAINING,
@@ -358,7 +358,7 @@ class Settings(_Hyperparameters):
     bits: int | None = option(
         None,
         Group.DATA,
-        "images on disk: bits that 16-bit pixels use [what the files say]",
+        "bits in use of 16-bit images [what the files say]",
         facets=SIZE,
         named_by=TRAINING,
         bounds=Range(8, FULL),
@@ -366,7 +366,7 @@ class Settings(_Hyperparameters):
     max_pixels: int | None = option(
         None,
         Group.DATA,
-        "images on disk: largest that is decoded in full [89478485]",
+        "largest image decoded in full [89478485]",
         facets=SIZE,
         named_by=TRAINING,
         bounds=FROM_ONE,

@@ -14,7 +14,7 @@ from datasets.decoding.options import SMALLEST_SCALE, DecodeOptions
 START_OF_IMAGE = b"\xff\xd8"
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive; other frames are left to PIL
 PROGRESSIVE = 0xC2
-START_OF_SCAN, END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
+START_OF_SCAN, END_OF_IMAGE, APP1, APP15 = 0xDA, 0xD9, 0xE1, 0xEF
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -22,7 +22,7 @@ EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 class JpegHeader:
     """What stands before the first scan of a JPEG with a Huffman-coded frame.
 
-    `exif` is the data of its EXIF segments behind one another, `exif_at` where in the file their names stand, `xmp`
+    `exif` is the data of its EXIF segments behind one another, `exif_at` where in the file they begin, `xmp`
     the data of its last XMP segment: as PIL reads them. `scanned` are the components of its first scan, 0 without one.
     """
 
@@ -80,7 +80,7 @@ def read_header(data: bytes | bytearray) -> JpegHeader | None:
             segment = bytes(data[at + 4 : at + 2 + length])
             if segment.startswith(EXIF):
                 exif += segment[len(EXIF) :] if exif else segment
-                exif_at.append(at + 4)
+                exif_at.append(at)
             elif segment.startswith(XMP):
                 xmp = segment[len(XMP) :]
         elif marker in (START_OF_SCAN, END_OF_IMAGE):
@@ -93,7 +93,7 @@ def read_header(data: bytes | bytearray) -> JpegHeader | None:
 def without_exif(data: bytearray, header: JpegHeader) -> bytearray:
     """Return the data of a JPEG with its EXIF segments made unknown, for a decoder that would turn it unasked."""
     for at in header.exif_at:
-        data[at : at + len(EXIF)] = bytes(len(EXIF))
+        data[at + 1] = APP15
     return data
 
 

@@ -9,6 +9,7 @@ than 1 to 8, and data too damaged to be read, leave an image as it is stored.
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
@@ -19,19 +20,23 @@ TURNS: dict[int, Callable[[Tensor], Tensor]] = {
     2: lambda pixels: pixels.flip(1),
     3: lambda pixels: pixels.flip(0, 1),
     4: lambda pixels: pixels.flip(0),
-    5: lambda pixels: pixels.transpose(0, 1),
-    6: lambda pixels: pixels.transpose(0, 1).flip(1),
-    7: lambda pixels: pixels.transpose(0, 1).flip(0, 1),
-    8: lambda pixels: pixels.transpose(0, 1).flip(0),
+    5: lambda pixels: transposed(pixels),
+    6: lambda pixels: transposed(pixels.flip(0)),
+    7: lambda pixels: transposed(pixels.flip(0, 1)),
+    8: lambda pixels: transposed(pixels.flip(1)),
 }
+
+
+def transposed(pixels: Tensor) -> Tensor:
+    """Return pixels (H, W, 3) as (W, H, 3): channel by channel, which is the fastest way that was found on a CPU."""
+    return torch.from_numpy(np.stack([channel.T for channel in pixels.permute(2, 0, 1).numpy()], axis=2))
 
 
 def turned(pixels: Tensor, orientation: int) -> Tensor:
     """Return pixels (3, H, W) as the orientation, 1 to 8, shows them, channels last in memory."""
     if orientation not in TURNS:
         return pixels
-    shown: Tensor = TURNS[orientation](pixels.permute(1, 2, 0))
-    return shown.contiguous(memory_format=torch.contiguous_format).permute(2, 0, 1)
+    return TURNS[orientation](pixels.permute(1, 2, 0)).permute(2, 0, 1)
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -496,7 +496,7 @@ def png16(colours: bool) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    lines = (b"\0" + b"\x12\x34" * 8 * (3 if colours else 1)) * 8
+    lines = (b"\0" + b"\x92\x34" * 8 * (3 if colours else 1)) * 8
     header = struct.pack(">IIBBBBB", 8, 8, 16, 2 if colours else 0, 0, 0, 0)
     end = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end

@@ -29,7 +29,11 @@ TURNS: dict[int, Callable[[Tensor], Tensor]] = {
 
 def transposed(pixels: Tensor) -> Tensor:
     """Return pixels (H, W, 3) as (W, H, 3): channel by channel, which is the fastest way that was found on a CPU."""
-    return torch.from_numpy(np.stack([channel.T for channel in pixels.permute(2, 0, 1).numpy()], axis=2))
+    height, width, channels = pixels.shape
+    array, found = pixels.numpy(), np.empty((width, height, channels), dtype=np.uint8)
+    for channel in range(channels):
+        found[..., channel] = array[..., channel].T
+    return torch.from_numpy(found)
 
 
 def turned(pixels: Tensor, orientation: int) -> Tensor:

@@ -145,10 +145,9 @@ def test_a_jpeg_above_the_limit_is_reduced(limit: int, scale: int, more: dict[st
     if scale == 1:
         assert (found == whole).all()
     else:  # each pixel stands for a block: near its mean
-        blocks = whole[: 99 // scale * scale, : 141 // scale * scale].reshape(
-            99 // scale, scale, 141 // scale, scale, 3
-        )
-        difference = np.abs(blocks.mean((1, 3)) - found[: 99 // scale, : 141 // scale])
+        rows, columns = 99 // scale, 141 // scale
+        blocks = whole[: rows * scale, : columns * scale].reshape(rows, scale, columns, scale, 3)
+        difference = np.abs(blocks.mean((1, 3)) - found[:rows, :columns])
         assert difference.mean() < 2 and difference.max() < 20
 
 
@@ -163,8 +162,7 @@ def test_above_what_can_be_reduced_the_flag_is_named(tmp_path: Path, monkeypatch
     assert decode_rgb(path, options=DecodeOptions(max_pixels=10_000)).shape == (3, 100, 100)
     assert Image.MAX_IMAGE_PIXELS == 4000
     assert examine(path) == [TOO_LARGE]
-    noisy_jpeg(tmp_path / "b.jpg", 99, 141)
-    assert examine(str(tmp_path / "b.jpg")) == [REDUCED]
+    assert examine(str(tmp_path / "a.jpg")) == [REDUCED]
 
 
 def test_a_progressive_jpeg_claims_the_memory_of_its_coefficients(tmp_path: Path) -> None:

@@ -29,6 +29,13 @@ class DecodeOptions:
         """The pixels of the largest image that is decoded; None where there is no limit."""
         return Image.MAX_IMAGE_PIXELS if self.max_pixels is None else self.max_pixels
 
+    def words(self) -> str:
+        """Return what is said of them: the orientation, and what is not the default."""
+        lines = ["upright as EXIF says" if self.orientation == EXIF else "as they are stored"]
+        lines += [] if self.bits in (None, FULL) else [f"16-bit images of {self.bits} bits"]
+        lines += [] if self.max_pixels is None else [f"at most {self.max_pixels:,} pixels in full"]
+        return ", ".join(["photos " + lines[0], *lines[1:]])
+
 
 PLAIN = DecodeOptions()
 # As every run before these were options; None of `bits` is newer.

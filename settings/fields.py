@@ -350,7 +350,7 @@ class Settings(_Hyperparameters):
     orientation: str = option(
         IGNORE,
         Group.DATA,
-        "photos turned or as stored",
+        "photos turned as EXIF says, or as stored",
         facets=SIZE,
         choices=list(ORIENTATIONS),
         named_by=TRAINING,
@@ -358,7 +358,7 @@ class Settings(_Hyperparameters):
     bits: int | None = option(
         None,
         Group.DATA,
-        "bits in use of 16-bit images [what the files say]",
+        "bits that 16-bit images use [what the files say]",
         facets=SIZE,
         named_by=TRAINING,
         bounds=Range(8, FULL),
@@ -366,7 +366,7 @@ class Settings(_Hyperparameters):
     max_pixels: int | None = option(
         None,
         Group.DATA,
-        "largest image decoded in full [89478485]",
+        "pixels of the largest image that is decoded in full [89478485]",
         facets=SIZE,
         named_by=TRAINING,
         bounds=FROM_ONE,

@@ -3,9 +3,11 @@
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FOLDER --csv predictions.csv
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FILE [FILE ...] --top 5 --csv -
 
-writes a row `file,class,probability` for each image. Folders are walked through with all folders in them. A
+writes a row `file,class,probability,error` for each image. Folders are walked through with all folders in them. A
 probability is softmax(logits / temperature) with the temperature that the run fitted on its held-out images
-(`--holdout` of both stages), or that of `--temperature`.
+(`--holdout` of both stages), or that of `--temperature`. Photos that are stored turned are turned upright first.
+
+Exit status 1 where some images could not be read, whose rows say why in the column `error`; 2 for a wrong command.
 """
 
 import argparse
@@ -17,11 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from datasets.decoding.options import EXIF, ORIENTATIONS, DecodeOptions
+from datasets.workers import Reading
 from settings.checks import check_value
 from settings.fields import FLAGS, Settings
 from settings.resolve import report_unused
 from stages.data import loader_processes
 from stages.prediction import (
+    Predictor,
     find_images,
     leave_out_unreadable,
     logit_blocks,
@@ -34,6 +39,7 @@ from stages.prediction_csv import (
     check_target,
     source_lines,
     summary_lines,
+    unread_line,
     write_predictions,
     write_to,
 )
@@ -68,6 +74,15 @@ def make_parser() -> argparse.ArgumentParser:
         default = 0 if name == "skip_bad" else None
         parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
     parser.add_argument("--flip", action="store_true", help="average logits with those of the mirrored image")
+    parser.add_argument(
+        "--orientation",
+        default=EXIF,
+        choices=ORIENTATIONS,
+        help="turn photos as EXIF says, or take them as stored [exif]",
+    )
+    for name in ("bits", "max_pixels"):
+        text = FLAGS[name].help.partition(" [")[0]
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{text} [the run's]")
     for name in ("device", "amp"):
         flag = FLAGS[name]
         parser.add_argument(f"--{name}", default=flag.default, choices=flag.choices, help=f"{flag.help} [auto]")
@@ -76,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value outside its domain."""
-    for name in ("temperature", "skip_bad", "batch_size", "workers", "gpu"):
+    for name in ("temperature", "skip_bad", "batch_size", "workers", "gpu", "bits", "max_pixels"):
         if getattr(arguments, name) is not None:
             check_value(name, getattr(arguments, name))
     if arguments.top is not None and arguments.top < 1:
@@ -91,8 +106,18 @@ def say(lines: Sequence[str]) -> None:
     tell(utf8_text("\n".join(lines)), flush=True)
 
 
-def predict(arguments: argparse.Namespace, output: TextIO) -> None:
-    """Predict what the arguments ask for, with the rows on `output` for `--csv -`; say what was done."""
+def options_for(arguments: argparse.Namespace, predictor: Predictor) -> DecodeOptions:
+    """Return how image files become pixels: upright unless the command says otherwise, else as in the run."""
+    own = predictor.options or DecodeOptions()
+    given = {name: getattr(arguments, name) for name in ("bits", "max_pixels") if getattr(arguments, name) is not None}
+    return replace(own, orientation=arguments.orientation, **given)
+
+
+def predict(arguments: argparse.Namespace, output: TextIO) -> int:
+    """Predict what the arguments ask for, with the rows on `output` for `--csv -`; say what was done.
+
+    Return how many images could not be read.
+    """
     checkpoint = read_trained(Path(arguments.pretrained_pth), arguments.trust_pickle)
     predictor = make_predictor(checkpoint, arguments.temperature)
     known = len(predictor.class_names)
@@ -100,28 +125,34 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> None:
         raise UserError(f"--top {arguments.top}: {checkpoint.path} knows {known} classes")
     if arguments.flip and not predictor.augmentation.mirror:
         raise UserError("--flip: a mirrored image shows something else in the run's data set; leave the flag out")
+    options = options_for(arguments, predictor)
     split, left_out = find_images(arguments.images)
     execution = choose_execution(arguments.device, arguments.gpu or 0, arguments.amp, "off")
     if execution.device.type == "cpu" and arguments.gpu is not None:
         report_unused("predict", ["--gpu"], " on cpu")
     workers = loader_processes(replace(Settings(), workers=arguments.workers), execution)
     others = f", {left_out.total()} other entries passed over" if left_out.total() else ""
-    say([*execution.reasons[:2], *source_lines(predictor, checkpoint, arguments.flip)])
+    say([*execution.reasons[:2], *source_lines(predictor, checkpoint, options, arguments.flip)])
     say([f"found: {len(split)} images{others}", *left_out.lines()])
     if arguments.skip_bad:
-        split, lines = leave_out_unreadable(split, workers, arguments.skip_bad)
+        split, lines = leave_out_unreadable(split, workers, arguments.skip_bad, options)
         say([*(f"skipped: {shown(line)}" for line in lines), f"{len(lines)} images skipped"])
 
     execution.place(predictor.model)
-    images = open_images(predictor, split, execution, workers)
+    images = open_images(predictor, split, execution, Reading(workers, options, patient=True))
     blocks = logit_blocks(predictor.model, images, execution, arguments.flip, arguments.batch_size)
     summary = write_to(
-        arguments.csv, output, lambda file: write_predictions(file, predictor, split, blocks, arguments.top)
+        arguments.csv,
+        output,
+        lambda file: write_predictions(file, predictor, split, blocks, images.faults, arguments.top),
     )
     images.close()
     say(summary_lines(summary, predictor))
     if arguments.csv != STANDARD_OUTPUT:
         say([f"written to {arguments.csv}"])
+    if summary.unread:
+        tell(unread_line(summary), file=sys.stderr, flush=True)
+    return summary.unread
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -134,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         output.reconfigure(encoding="utf-8")
     notes = sys.stderr if arguments.csv == STANDARD_OUTPUT else sys.stdout
     with contextlib.redirect_stdout(notes):
-        predict(arguments, output)
+        unread = predict(arguments, output)
+    if unread:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from datasets.augment.jitter import colour_jitter
 from datasets.image_source import ImageSource
 from datasets.long_tail import Augmentation
 from datasets.on_disk.listed_split import ListedSplit
-from datasets.workers import PIECE, Crops, Tasks, View, Workers
+from datasets.workers import PIECE, Crops, Reading, Tasks, View, Workers
 from utils.errors import UserError
 from utils.hashing import JITTER_ON_DISK_STREAM, MIRROR_ON_DISK_STREAM, hash_ids, stream_seed
 
 AUGMENTATIONS = ["crop", "jitter"]
+NO_WORKERS = Reading()
 
 
 class StreamedImages(ImageSource):
@@ -30,8 +31,9 @@ class StreamedImages(ImageSource):
 
     `size` is the side of a crop in pixels, `resize` what the shorter side becomes before a centre crop; `labels` (N,)
     and `ids` (N,) int64 lie on the device. `augment` says what an image of a view undergoes: "crop" is a random crop
-    and, where the data set allows it, mirroring; "jitter" adds `colour_jitter`. Raises UserError for another one, and
-    for a crop that is larger than the resized image.
+    and, where the data set allows it, mirroring; "jitter" adds `colour_jitter`. With patience (`Reading`), images that
+    cannot be read are noted in `faults` (row: why). Raises UserError for another augmentation, and for a crop that is
+    larger than the resized image.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class StreamedImages(ImageSource):
         size: int,
         resize: int,
         augment: str = "crop",
-        workers: int = 0,
+        reading: Reading = NO_WORKERS,
     ) -> None:
         if augment == "autoaugment":
             raise UserError("--augment autoaugment is CIFAR's policy, for small images; use crop or jitter")
@@ -51,13 +53,13 @@ class StreamedImages(ImageSource):
             raise UserError(f"unknown --augment '{augment}'; known: {', '.join(AUGMENTATIONS)}")
         if not 1 <= size <= resize:
             raise UserError(f"a crop of {size} pixels does not fit into images resized to {resize}")
-        if workers < 0:
-            raise UserError(f"--workers must be 0 or more, not {workers}")
+        if reading.workers < 0:
+            raise UserError(f"--workers must be 0 or more, not {reading.workers}")
         self.augment = augment
         self.augmentation = augmentation
         self.device = device
         self.size = size
-        self.workers = workers
+        self.reading = reading
         self.labels = torch.from_numpy(split.labels).to(device)
         self.ids = torch.from_numpy(split.ids).to(device)
         # For a line of pixels at once: three numbers are too short an inner loop for a CPU.
@@ -65,7 +67,8 @@ class StreamedImages(ImageSource):
         self.scale = 1 / (255 * std)
         self.shift = torch.tensor(augmentation.mean, device=device).repeat(size) / std
         self._pinned = device.type == "cuda"
-        self._crops = Crops(split, size, resize, workers)
+        self.faults: dict[int, str] = {}
+        self._crops = Crops(split, size, resize, reading)
         self._tasks = Tasks()
         self._readers: Workers | None = None
         self._passes = 0
@@ -132,7 +135,7 @@ class StreamedImages(ImageSource):
         pieces = [part[start : start + PIECE] for part in rows for start in range(0, len(part), PIECE)]
         self._tasks.tasks = [(number % len(slots), piece, view) for number, piece in enumerate(pieces)]
         if self._readers is None:
-            self._readers = Workers(self._crops, self._tasks, self.workers)
+            self._readers = Workers(self._crops, self._tasks, self.reading.workers)
             self._end = weakref.finalize(self, self._readers.end)  # at the latest when the program ends
         self._passes += 1
         this_pass = self._passes
@@ -143,9 +146,10 @@ class StreamedImages(ImageSource):
                 for start in range(0, len(part), PIECE):
                     if self._passes != this_pass:
                         raise RuntimeError("another pass over these images has begun, which ended this one")
-                    (slot, piece, _), fault = next(done)
-                    if fault:
-                        raise UserError(fault)
+                    (slot, piece, _), faults = next(done)
+                    if faults and not self.reading.patient:
+                        raise UserError(faults[0][1])
+                    self.faults.update(faults)
                     batch[start : start + PIECE] = slots[slot, : len(piece)]
                 yield batch
         except (UserError, KeyboardInterrupt):

@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -16,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.augment.crops import centre_crop, random_crop
-from datasets.decode import DecodingMemory, decode_rgb
+from datasets.decode import decode_rgb
+from datasets.decoding.memory import memory_for
+from datasets.decoding.options import PLAIN, DecodeOptions
 from datasets.on_disk.listed_split import ListedSplit
 from utils.errors import UserError
 from utils.hashing import hash_ids
@@ -42,6 +45,8 @@ View = tuple[int, int]  # seed and epoch
 
 Task = tuple[int, np.ndarray, View | None]  # slot for the pixels, rows, what their crops are drawn from
 
+Fault = tuple[int, str]  # the row of an image that cannot be read, and the line that says why
+
 
 class Tasks(Sampler[Task]):
     """The tasks of one pass, set before it: workers live longer than a pass, and so does what they are given."""
@@ -56,60 +61,79 @@ class Tasks(Sampler[Task]):
         return len(self.tasks)
 
 
-class Crops(Dataset[str]):
-    """What a worker does: put the crops of some rows into a slot, and return the line of the file it cannot read or "".
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read: by how many processes (0: this one), as which pixels, and with how much patience.
+
+    Where it is `patient`, an image that cannot be read becomes black and is noted, and does not end the pass.
+    """
+
+    workers: int = 0
+    options: DecodeOptions = PLAIN
+    patient: bool = False
+
+
+class Crops(Dataset[list[Fault]]):
+    """What a worker does: put the crops of some rows into a slot, and return the images that it cannot read.
+
+    It stops at the first of them or, with patience, leaves their crops black and goes on.
 
     `slots` (n, PIECE, size, size, 3) uint8 are shared by all processes. To share a new tensor for every piece instead
     costs some milliseconds of handing over a file descriptor, as much as decoding several images.
     """
 
-    def __init__(self, split: ListedSplit, size: int, resize: int, workers: int) -> None:
+    def __init__(self, split: ListedSplit, size: int, resize: int, reading: Reading) -> None:
         self.split = split
         self.ids = torch.from_numpy(split.ids)
         self.size = size
         self.resize = resize
-        self.workers = workers
+        self.reading = reading
         self.slots = torch.empty(0, dtype=torch.uint8)
-        self.memory = DecodingMemory(workers)
+        self.memory = memory_for(reading.options, reading.workers)
 
     def make_slots(self) -> None:
         """Allocate the slots, before the workers start; a UserError where the shared memory is too small for them."""
         # A loader gives the next task out before it returns what has been done: one piece more than are ahead.
-        shape = (self.workers * AHEAD + 1, PIECE, self.size, self.size, 3)
+        shape = (self.reading.workers * AHEAD + 1, PIECE, self.size, self.size, 3)
         try:
             self.slots = torch.empty(shape, dtype=torch.uint8)
-            if self.workers:
+            if self.reading.workers:
                 self.slots.share_memory_()
         except RuntimeError as error:
             raise UserError(
-                f"{self.workers} processes that read images need {math.prod(shape) / 1e6:.0f} MB of shared memory "
-                "(/dev/shm) for each part of the data, which is not there: use fewer --workers, or give the container "
-                "more (docker --shm-size)"
+                f"{self.reading.workers} processes that read images need {math.prod(shape) / 1e6:.0f} MB of shared "
+                "memory (/dev/shm) for each part of the data, which is not there: use fewer --workers, or give the "
+                "container more (docker --shm-size)"
             ) from error
 
-    def __getitem__(self, task: Task) -> str:
+    def __getitem__(self, task: Task) -> list[Fault]:
         slot, rows, view = task
         draws = [None] * len(rows) if view is None else hash_ids(self.ids[rows], *view).tolist()
-        try:
-            for place, row, draw in zip(self.slots[slot], rows.tolist(), draws, strict=False):
+        faults: list[Fault] = []
+        for place, row, draw in zip(self.slots[slot], rows.tolist(), draws, strict=False):
+            try:
                 place.copy_(self.crop(row, draw).permute(1, 2, 0))
-        except UserError as error:
-            return str(error)  # an exception would come with the worker's traceback
-        return ""
+            except UserError as error:
+                faults.append((row, str(error)))  # an exception would come with the worker's traceback
+                if not self.reading.patient:
+                    break
+                place.zero_()
+        return faults
 
     def crop(self, row: int, draw: int | None) -> Tensor:
         """Return the crop (3, size, size) uint8 of the image at `row` that `draw` chooses, the centre crop for None."""
         with self.memory.claims() as claim:
-            image = decode_rgb(self.split.path(row), claim)
+            image = decode_rgb(self.split.path(row), claim, self.reading.options)
             return centre_crop(image, self.size, self.resize) if draw is None else random_crop(image, self.size, draw)
 
 
 class Faults(Dataset[list[str]]):
     """What a worker does that looks for damaged files: a line for each of some rows, "" for one that can be read."""
 
-    def __init__(self, split: ListedSplit, workers: int) -> None:
+    def __init__(self, split: ListedSplit, workers: int, options: DecodeOptions) -> None:
         self.split = split
-        self.memory = DecodingMemory(workers)
+        self.options = options
+        self.memory = memory_for(options, workers)
 
     def __getitem__(self, task: Task) -> list[str]:
         return [self._fault(row) for row in task[1].tolist()]
@@ -117,7 +141,7 @@ class Faults(Dataset[list[str]]):
     def _fault(self, row: int) -> str:
         try:
             with self.memory.claims() as claim:
-                decode_rgb(self.split.path(row), claim)
+                decode_rgb(self.split.path(row), claim, self.options)
         except UserError as error:
             return str(error)
         return ""
@@ -215,14 +239,14 @@ def ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def find_unreadable(split: ListedSplit, workers: int, limit: int) -> list[tuple[int, str]]:
+def find_unreadable(split: ListedSplit, workers: int, limit: int, options: DecodeOptions = PLAIN) -> list[Fault]:
     """Decode all images of a split in `workers` processes (0: in this one), showing progress.
 
     Return the row of each that cannot be read and the line that says why, in the order of rows; the search ends once
     more than `limit` were found. `limit` + 1 at most are returned.
     """
     pieces = np.split(np.arange(len(split)), range(PIECE, len(split), PIECE))
-    readers = Workers(Faults(split, workers), Tasks([(0, rows, None) for rows in pieces]), workers)
+    readers = Workers(Faults(split, workers, options), Tasks([(0, rows, None) for rows in pieces]), workers)
     lines = chain.from_iterable(readers.answers())
     found = []
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torchvision
 
+from datasets.decoding.options import DecodeOptions, recorded_options
 from datasets.features import holds_features
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit, path_identity
@@ -112,7 +113,13 @@ def describe_images(settings: Settings, data: LongTailedData) -> dict[str, Any] 
     augmentation = data.augmentation
     size, resize = image_sizes(settings, data)
     constants = {"mean": list(augmentation.mean), "std": list(augmentation.std), "mirror": augmentation.mirror}
-    return {"size": size, "resize": resize, **constants}
+    own = recorded_options(decode_options(settings)) if isinstance(data.train, ListedSplit) else {}
+    return {"size": size, "resize": resize, **constants, **own}
+
+
+def decode_options(settings: Settings) -> DecodeOptions:
+    """Return how a run makes pixels of image files."""
+    return DecodeOptions(settings.orientation, settings.bits, settings.max_pixels)
 
 
 def image_sizes(settings: Settings, data: LongTailedData) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import DATASETS
 from datasets.augment.autoaugment import AUGMENTATIONS
+from datasets.decoding.options import FULL, IGNORE, ORIENTATIONS
 from datasets.long_tail import IMB_TYPES, SUBSETS
 from datasets.sampling import SAMPLERS
 from evaluation.metrics import TEMPERATURES
@@ -164,7 +165,7 @@ class _BeforeHyperparameters:
     skip_bad: int = option(
         0,
         Group.DATA,
-        "images on disk: leave out at most N that cannot be read",
+        "leave out at most N images that cannot be read",
         facets=Facet.ON_DISK | Facet.OF_IMAGES,
         bounds=COUNT,
     )
@@ -379,6 +380,30 @@ class Settings(_Hyperparameters):
     )
     class_names: str | None = option(
         None, Group.DATA, "names of a list's labels: 'number name' a line, JSON, CSV", facets=PLACE, metavar="FILE"
+    )
+    orientation: str = option(
+        IGNORE,
+        Group.DATA,
+        "photos turned as EXIF says, or as stored",
+        facets=SIZE,
+        choices=list(ORIENTATIONS),
+        named_by=TRAINING,
+    )
+    bits: int | None = option(
+        None,
+        Group.DATA,
+        "bits that 16-bit images use [what the files say]",
+        facets=SIZE,
+        named_by=TRAINING,
+        bounds=Range(8, FULL),
+    )
+    max_pixels: int | None = option(
+        None,
+        Group.DATA,
+        "pixels of the largest image that is decoded in full [89478485]",
+        facets=SIZE,
+        named_by=TRAINING,
+        bounds=FROM_ONE,
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from datasets import DATASETS
+from datasets.decoding.options import EXIF
 from datasets.features import USER_DATASET_PREFIX
 from methods.recipes import find_recipe
 from settings.declare import STAGE1, STAGE2
@@ -27,7 +28,8 @@ LARGE: dict[str, Any] = {
 # the weight decay alone, in which those here are guesses. Places-LT fine-tunes a network pre-trained on ImageNet, as
 # the field does (`--weights`); its numbers, and those of anyone's own images, are inferred. The stage-2 learning rate
 # of `digits` was chosen on held-out images: the best mean of results/digits_selection.csv, of equal ones with the
-# published smoothing, and of those the largest.
+# published smoothing, and of those the largest. The field's loaders ignore the EXIF
+# orientation of the papers' data sets; anyone's own photos are turned upright.
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar100": {},
     "cifar10": {},
@@ -44,8 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imagenet_lt": {**LARGE, "network": "resnext50_32x4d", "epochs": 200, "wd": 5e-4},
     "places_lt": {**LARGE, "network": "resnet152", "epochs": 30, "batch_size": 128, "wd": 5e-4},
     "inaturalist2018": {**LARGE, "network": "resnet50", "epochs": 200, "batch_size": 512, "wd": 1e-4},
-    "list": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
-    "folder": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1},
+    "list": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1, "orientation": EXIF},
+    "folder": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1, "orientation": EXIF},
 }
 
 

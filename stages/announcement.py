@@ -7,7 +7,7 @@ from datasets.on_disk.listed_split import ListedSplit
 from evaluation.metrics import shot_groups
 from losses.los import optimal_gap
 from methods.plan import Plan, describe_parameters
-from runs.run_record import image_sizes
+from runs.run_record import decode_options, image_sizes
 from runs.session import LoadedModel, Session
 from stages.data import loader_processes
 from utils.distributed import process_count
@@ -31,7 +31,8 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
         size, resize = image_sizes(settings, data)
         tell(
             f"images: read from {shown(str(data.train.root))} by {loader_processes(settings, loaded.execution)} "
-            f"processes, crops of {size} pixels (evaluation: shorter side {resize}), {decoder_reason()}"
+            f"processes, crops of {size} pixels (evaluation: shorter side {resize}), "
+            f"{decode_options(settings).words()}, {decoder_reason()}"
         )
     if process_count() > 1:
         tell(f"processes: {process_count()}, which share every batch of {settings.batch_size}")

@@ -2,16 +2,19 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import ON_DISK
+from datasets.decoding.options import BEFORE_OPTIONS, IGNORE
 from datasets.identity.content import HOW
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
 from runs.dependencies import known_identity
 from runs.feature_files import USER_FEATURES, read_features
-from runs.run_names import find_run
+from runs.records import read_config
+from runs.run_names import find_run, run_path
 from settings.declare import Facet
 from settings.fields import FLAGS, with_facet
 from settings.resolve import Command, report_unused
@@ -22,7 +25,9 @@ from utils.text import tell
 # What a file of features settles, and of a checkpoint of ours is always recorded.
 FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
 # What a checkpoint of ours settles beside, with what it was before it became a setting.
-SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "test_seed")}
+SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "test_seed")} | vars(
+    BEFORE_OPTIONS
+)
 # Where images on disk are.
 PLACES = with_facet(Facet.PLACE)
 # What stage 2 can do with the features of images as they are, and nothing else.
@@ -58,6 +63,7 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
         command = command.replace(identity=recorded["how"])  # what was not worth hashing then is not now
     if trained.get("drop_empty_classes") is True:  # one more class than then may be empty now
         command = command.replace(drop_empty_classes=True)
+    command = as_before_options(command, checkpoint.settings(), str(checkpoint.path))
     return command.replace(**{name: trained[name] for name in known})
 
 
@@ -70,6 +76,34 @@ def without_idle_flags(command: Command, dataset: object) -> Command:
     given = {name: value for name, value in command.given.items() if name not in idle}
     usual = {name: getattr(command.defaults, name) for name in idle}
     return replace(command.replace(**usual), given=given)
+
+
+def as_before_options(command: Command, trained: Mapping[str, Any], name: str) -> Command:
+    """Return the command that makes the pixels which a run saw that was begun before there was a choice, and say so.
+
+    `trained` are its settings. What was not recorded is what is meant by default here, so no folder's name has it.
+    """
+    options = {option: value for option, value in vars(BEFORE_OPTIONS).items() if option not in trained}
+    if not options or command.settings.dataset not in ON_DISK:
+        return command
+    for option, value in options.items():
+        if command.given.get(option, value) != value:
+            raise UserError(
+                f"{name} was begun before there was --{option}: its images were those of --{option} {value}, and are; "
+                "leave the flag out, or train anew"
+            )
+    if command.settings.orientation != IGNORE:
+        tell(f"images: photos that are stored turned stay so (--orientation {IGNORE}), as {name} saw them")
+    return command.settled(**options)
+
+
+def as_begun(command: Command) -> Command:
+    """Return a command that goes on with a run, or uses it, with the pixels that the run saw."""
+    settings = command.settings
+    file = run_path(command) / "config.json"
+    if not (settings.resume or settings.reuse) or not file.is_file():
+        return command
+    return as_before_options(command, read_config(file).get("settings", {}), str(file.parent))
 
 
 def open_features(command: Command) -> tuple[Command, Checkpoint]:

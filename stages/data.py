@@ -16,11 +16,11 @@ from datasets.on_disk.layouts import list_files
 from datasets.on_disk.listed_split import ListedSplit, without_rows
 from datasets.on_disk.long_tailed import with_splits
 from datasets.streamed import StreamedImages
-from datasets.workers import find_unreadable
+from datasets.workers import Reading, find_unreadable
 from evaluation.measure import Images
 from runs.checkpoint import Checkpoint
 from runs.dependencies import class_places, comparable, describe_data, identity_differences, unnamed
-from runs.run_record import image_sizes
+from runs.run_record import decode_options, image_sizes
 from settings.declare import Facet
 from settings.fields import Settings, with_facet
 from utils.device import Execution
@@ -92,7 +92,7 @@ def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
     kept, left = [], settings.skip_bad
     for name, split in (("training", data.train), ("held-out", data.holdout), ("test", data.test)):
         assert isinstance(split, ListedSplit)
-        bad = find_unreadable(split, workers, left)
+        bad = find_unreadable(split, workers, left, decode_options(settings))
         for _, reason in bad:
             tell(f"skipped, of the {name} images: {shown(reason)}")
         left -= len(bad)
@@ -224,7 +224,7 @@ def device_images(data: LongTailedData, execution: Execution, settings: Settings
     kinds = {"train": augment}
     if isinstance(data.train, ListedSplit):
         size, resize = image_sizes(settings, data)
-        workers = loader_processes(settings, execution)
+        reading = Reading(loader_processes(settings, execution), decode_options(settings))
         return {
             name: StreamedImages(
                 split,
@@ -233,7 +233,7 @@ def device_images(data: LongTailedData, execution: Execution, settings: Settings
                 size=size,
                 resize=resize,
                 augment=kinds.get(name, "crop"),
-                workers=workers,
+                reading=reading,
             )
             for name, split in splits.items()
             if isinstance(split, ListedSplit)

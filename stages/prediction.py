@@ -9,20 +9,21 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from datasets import cifar
+from datasets import ON_DISK, cifar
+from datasets.decoding.options import BEFORE_OPTIONS, FULL, ORIENTATIONS, DecodeOptions
 from datasets.long_tail import Augmentation
 from datasets.on_disk.listed_split import ListedSplit, pack, without_rows
 from datasets.on_disk.paths import LONGEST
 from datasets.on_disk.walk import IMAGE_EXTENSIONS, LeftOut, numbers_above, walk
 from datasets.streamed import StreamedImages
-from datasets.workers import PIECE, find_unreadable
+from datasets.workers import PIECE, Reading, find_unreadable
 from engine.epoch import predict_blocks
 from evaluation.metrics import TEMPERATURES
 from methods.plan import attach_head
@@ -48,8 +49,9 @@ BEFORE_RECORDED = {"cifar100": CIFAR_IMAGES, "cifar10": CIFAR_IMAGES}
 class Predictor:
     """What a checkpoint holds for predicting: the network, K class names, and what an image undergoes before it.
 
-    `size` is the side in pixels of what the network sees, `resize` the shorter side before that crop. Probabilities are
-    softmax(logits / `temperature`); `source` says where that number is from, None where there is none.
+    `size` is the side in pixels of what the network sees, `resize` the shorter side before that crop; `options` are
+    those by which the run made pixels of its files, None where it read none. Probabilities are softmax(logits /
+    `temperature`); `source` says where that number is from, None where there is none.
     """
 
     model: Network
@@ -59,6 +61,7 @@ class Predictor:
     augmentation: Augmentation
     temperature: float = 1.0
     source: str | None = None
+    options: DecodeOptions | None = None
 
 
 def find_images(given: Sequence[str]) -> tuple[ListedSplit, LeftOut]:
@@ -92,12 +95,14 @@ def find_images(given: Sequence[str]) -> tuple[ListedSplit, LeftOut]:
     return pack(Path(given[0] if alone else ""), list(map(os.fsencode, paths)), [0] * len(paths)), left_out
 
 
-def leave_out_unreadable(split: ListedSplit, workers: int, limit: int) -> tuple[ListedSplit, list[str]]:
+def leave_out_unreadable(
+    split: ListedSplit, workers: int, limit: int, options: DecodeOptions
+) -> tuple[ListedSplit, list[str]]:
     """Return a split without the images that cannot be read, and a line for each of these.
 
     Raises UserError where they are more than `limit`, and where no image is left.
     """
-    bad = find_unreadable(split, workers, limit)
+    bad = find_unreadable(split, workers, limit, options)
     if len(bad) > limit:
         raise UserError(f"more than --skip_bad {limit} images cannot be read, the last one: {bad[-1][1]}")
     if len(bad) == len(split):
@@ -149,6 +154,7 @@ def make_predictor(checkpoint: Checkpoint, temperature: float | None = None) -> 
         augmentation,
         1.0 if own is None else own,
         source,
+        recorded_decoding(checkpoint),
     )
 
 
@@ -185,6 +191,22 @@ def image_constants(checkpoint: Checkpoint) -> tuple[int, int, Augmentation]:
     return size, resize, Augmentation(padding=0, mirror=mirror, mean=mean, std=std)
 
 
+def recorded_decoding(checkpoint: Checkpoint) -> DecodeOptions | None:
+    """Return the options by which a checkpoint's run made pixels of its files, None for images in memory.
+
+    Options that it does not record were not there yet, or are what they were then (`recorded_options`).
+    """
+    if checkpoint.settings().get("dataset") not in ON_DISK:
+        return None
+    images: dict[str, Any] = checkpoint.config.get("images") or {}
+    found = DecodeOptions(**{name: images.get(name, value) for name, value in vars(BEFORE_OPTIONS).items()})
+    numbers = [(found.bits, 8, FULL), (found.max_pixels, 1, 10**10)]
+    sound = all(value is None or (type(value) is int and low <= value <= high) for value, low, high in numbers)
+    if found.orientation not in ORIENTATIONS or not sound:
+        raise UserError(f"{checkpoint.path} is damaged: what it says of its images cannot be")
+    return found
+
+
 def own_temperature(checkpoint: Checkpoint) -> tuple[float | None, str | None]:
     """Return the temperature that a checkpoint holds and where it is from; None where it holds none."""
     assert checkpoint.content is not None
@@ -212,7 +234,7 @@ def restore_network(checkpoint: Checkpoint, num_classes: int) -> Network:
     return model
 
 
-def open_images(predictor: Predictor, split: ListedSplit, execution: Execution, workers: int) -> StreamedImages:
+def open_images(predictor: Predictor, split: ListedSplit, execution: Execution, reading: Reading) -> StreamedImages:
     """Return the images as the network sees them; a few are read without worker processes."""
     return StreamedImages(
         split,
@@ -220,7 +242,7 @@ def open_images(predictor: Predictor, split: ListedSplit, execution: Execution, 
         execution.device,
         size=predictor.size,
         resize=predictor.resize,
-        workers=min(workers, len(split) // (2 * PIECE)),
+        reading=replace(reading, workers=min(reading.workers, len(split) // (2 * PIECE))),
     )
 
 
@@ -230,7 +252,7 @@ def logit_blocks(
     """Yield the logits (B, K) float32 of consecutive images, with `flip` averaged with those of the mirrored image.
 
     Each file is decoded once. The classifier runs in full precision whatever the network runs in: rounded to bf16,
-    logits tie. Raises UserError for a file that cannot be read, and for logits that are not finite.
+    logits tie. Raises DivergedError for logits that are not finite.
     """
 
     def features(pixels: Tensor) -> Tensor:
@@ -238,14 +260,7 @@ def logit_blocks(
         return torch.stack([plain, model.features(pixels.flip(3))], dim=1) if flip else plain[:, None]
 
     blocks = predict_blocks(features, images, execution, batch_size=batch_size)
-    while True:
-        try:
-            block = next(blocks, None)
-        except UserError as error:
-            advice = "; --skip_bad N leaves up to N such images out" if "cannot read the image" in str(error) else ""
-            raise UserError(f"{error}{advice}") from error
-        if block is None:
-            return
+    for block in blocks:
         with torch.no_grad():
             logits = model.fc(block.flatten(0, 1)).unflatten(0, block.shape[:2]).mean(dim=1)
         if not bool(logits.isfinite().all()):

@@ -4,15 +4,18 @@ import csv
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from datasets.decode import decoder_reason
+from datasets.decoding.errors import reason_alone
+from datasets.decoding.options import EXIF, IGNORE, DecodeOptions
 from datasets.on_disk.listed_split import ListedSplit
 from evaluation.csv_files import guarded
 from runs.checkpoint import Checkpoint
@@ -32,9 +35,11 @@ MOST_FREQUENT = 10  # predicted classes of a summary
 
 @dataclass
 class Summary:
-    """What was predicted: `counts` (K,) of the classes in first place, and the sum of their probabilities."""
+    """What was predicted: `counts` (K,) of the classes in first place, the sum of their probabilities, and how many
+    images could not be read."""
 
     counts: np.ndarray
+    unread: int = 0
     total: float = 0.0
     seconds: float = field(default=0.0)
 
@@ -53,29 +58,41 @@ def most_probable(logits: Tensor, temperature: float, top: int) -> tuple[Tensor,
 
 
 def write_predictions(
-    file: TextIO, predictor: Predictor, split: ListedSplit, blocks: Iterator[Tensor], top: int | None = None
+    file: TextIO,
+    predictor: Predictor,
+    split: ListedSplit,
+    blocks: Iterator[Tensor],
+    faults: Mapping[int, str],
+    top: int | None = None,
 ) -> Summary:
-    """Write `file,class,probability` as CSV, a row an image, as blocks of logits (B, K) come in.
+    """Write `file,class,probability,error` as CSV, a row an image, as blocks of logits (B, K) come in.
 
-    With `top` there are that many rows an image and a column `rank`, from 1.
+    With `top` there are that many rows an image and a column `rank`, from 1. An image that cannot be read has one row
+    with the reason in the column `error` and nothing else: `faults` has its number by the time its block comes.
     """
     plain = csv.writer(file, lineterminator="\n")
     # Before Python 3.13 a lone carriage return is not quoted where lines end without one.
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     ranked = top is not None
-    plain.writerow(["file", *(["rank"] if ranked else []), "class", "probability"])
+    plain.writerow(["file", *(["rank"] if ranked else []), "class", "probability", "error"])
     summary = Summary(np.zeros(len(predictor.class_names), dtype=np.int64))
     classes = [guarded(name) for name in predictor.class_names]
     started, row = time.perf_counter(), 0
     for logits in blocks:
         order, probabilities = (part.cpu() for part in most_probable(logits, predictor.temperature, top or 1))
-        summary.counts += np.bincount(order[:, 0].numpy(), minlength=len(summary.counts))
-        summary.total += float(probabilities[:, 0].sum())
+        seen = torch.tensor([number not in faults for number in range(row, row + len(logits))])
+        summary.counts += np.bincount(order[seen, 0].numpy(), minlength=len(summary.counts))
+        summary.total += float(probabilities[seen, 0].sum())
         for labels, shares in zip(order.tolist(), probabilities.tolist(), strict=True):
             name = guarded(utf8_text(os.fsdecode(split.images[row])))
             row += 1
+            if row - 1 in faults:
+                summary.unread += 1
+                why = guarded(reason_alone(split.path(row - 1), faults[row - 1]))
+                (quoted if "\r" in name else plain).writerow([name, *([""] if ranked else []), "", "", why])
+                continue
             for rank, (label, share) in enumerate(zip(labels, shares, strict=True), 1):
-                fields: list[Any] = [name, *([rank] if ranked else []), classes[label], f"{share:.6g}"]
+                fields: list[Any] = [name, *([rank] if ranked else []), classes[label], f"{share:.6g}", ""]
                 (quoted if "\r" in name or "\r" in classes[label] else plain).writerow(fields)
     summary.seconds = time.perf_counter() - started
     return summary
@@ -116,7 +133,7 @@ def write_to(target: str, output: TextIO, write: Callable[[TextIO], Summary]) ->
     return summaries[0]
 
 
-def source_lines(predictor: Predictor, checkpoint: Checkpoint, flip: bool) -> list[str]:
+def source_lines(predictor: Predictor, checkpoint: Checkpoint, options: DecodeOptions, flip: bool) -> list[str]:
     """Return what is said before predicting: the network, its images, where the probabilities come from."""
     trained, config = checkpoint.settings(), checkpoint.config
     method = f", classifier by {config['method']}" if config.get("method") else ""
@@ -125,6 +142,7 @@ def source_lines(predictor: Predictor, checkpoint: Checkpoint, flip: bool) -> li
         f"{method}, {len(predictor.class_names)} classes",
         f"images: shorter side {predictor.resize}, centre crop of {predictor.size} pixels"
         f"{', logits averaged with those of the mirrored image' if flip else ''}; {decoder_reason()}",
+        f"photos that are stored turned: {orientation_words(predictor, options)}",
     ]
     if config.get("class_names") is None:
         lines.append("classes: by their numbers; the checkpoint was written before names were recorded")
@@ -138,14 +156,31 @@ def source_lines(predictor: Predictor, checkpoint: Checkpoint, flip: bool) -> li
     return [*lines, f"temperature: {predictor.temperature:.6g} ({predictor.source})"]
 
 
+def orientation_words(predictor: Predictor, options: DecodeOptions) -> str:
+    """Return what happens to photos whose EXIF data say that they are stored turned, beside what the run did."""
+    if options.orientation == IGNORE:
+        return "taken as they are stored (--orientation ignore)"
+    trained = predictor.options and predictor.options.orientation
+    unlike = "" if trained != IGNORE else ", unlike the run's own images; --orientation ignore takes them as stored"
+    return f"turned upright, as their EXIF data say (--orientation {EXIF}){unlike}"
+
+
+def unread_line(summary: Summary) -> str:
+    """Return what is said of images that could not be read."""
+    return (
+        f"warning: {summary.unread} of {summary.images + summary.unread} images could not be read; their rows have no "
+        "class, the column error says why"
+    )
+
+
 def summary_lines(summary: Summary, predictor: Predictor) -> list[str]:
     """Return what is said after predicting."""
     order = np.argsort(-summary.counts, kind="stable")[:MOST_FREQUENT]
-    rate = summary.images / max(summary.seconds, 1e-9)
+    rate = (summary.images + summary.unread) / max(summary.seconds, 1e-9)
     found = int((summary.counts > 0).sum())
     lines = [
         f"{summary.images} images in {summary.seconds:.1f} s ({rate:.0f} images/s), mean probability "
-        f"{summary.total / summary.images:.4f}",
+        f"{summary.total / max(summary.images, 1):.4f}",
         f"predicted classes: {found} of {len(summary.counts)}, the most frequent:",
     ]
     width = len(str(summary.counts.max()))

@@ -29,7 +29,7 @@ from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2, Settings
 from settings.resolve import Command, report_unused
 from settings.stage2_plan import plan_of
 from stages.announcement import announce
-from stages.checkpoints import name_backbone
+from stages.checkpoints import as_begun, name_backbone
 from stages.data import device_images, in_order_of, load_data, refuse_other_images, report_overlaps, stage1_seed
 from utils.device import Execution, choose_execution
 from utils.distributed import connect, launch_of, process_count
@@ -41,8 +41,8 @@ Find = Callable[[Command], tuple[Command, Checkpoint | None]]
 
 
 def start_anew(command: Command) -> tuple[Command, None]:
-    """Start from no checkpoint."""
-    return command, None
+    """Start from no checkpoint, with the pixels of the run that the command goes on with, if there is one."""
+    return as_begun(command), None
 
 
 def open_session(command: Command, find: Find = start_anew) -> Session:

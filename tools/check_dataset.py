@@ -25,7 +25,13 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from datasets import IN_MEMORY, load_dataset
-from datasets.decode import DecodingMemory, open_image, read_rgb
+from datasets.decode import decode_rgb
+from datasets.decoding.errors import TooLarge, UnknownRange
+from datasets.decoding.memory import Claim, DecodingMemory
+from datasets.decoding.options import PLAIN
+from datasets.decoding.orientation import UPRIGHT, orientation_of
+from datasets.decoding.pil import open_image, opened_rgb
+from datasets.decoding.sixteen_bits import is_deep
 from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
@@ -49,6 +55,8 @@ WARNING = "warning: "  # how such a note of a data set begins
 
 MISSING, EMPTY, NO_IMAGE = "missing", "zero bytes", "not an image"
 DAMAGED, TOO_LARGE = "damaged or of an unknown form", "too large"
+UNKNOWN_RANGE = "16-bit, of which few are used: see --bits"
+TURNED, REDUCED = "stored turned", "large JPEG"
 PALETTE = "palette, alpha or other colours"
 SMALLER = f"smaller than {SMALL}"
 # What training does with a file of each kind; None: it cannot use it.
@@ -58,6 +66,9 @@ KINDS: dict[str, str | None] = {
     NO_IMAGE: None,
     DAMAGED: None,
     TOO_LARGE: None,
+    UNKNOWN_RANGE: None,
+    TURNED: "upright; papers' data sets: as stored (--orientation)",
+    REDUCED: "at 1/2 or 1/4 of its sides",
     "grayscale": "as RGB",
     PALETTE: "as RGB",
     "CMYK": "as RGB",
@@ -81,17 +92,32 @@ def present(path: str) -> list[str]:
 def examine(path: str, memory: DecodingMemory | None = None) -> list[str]:
     """Decode an image as training does; return which of `KINDS` it is, none for a plain RGB one."""
     try:
-        with open_image(path) as image:
-            kinds = header_kinds(image)
         with (memory or DecodingMemory()).claims() as claim:
-            read_rgb(path, claim)
+            try:
+                kinds = examine_with_pil(path, claim)
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+                decode_rgb(path, claim)  # a JPEG is decoded at a part of its size
+                kinds = [REDUCED]
     except UnidentifiedImageError:
         return [NO_IMAGE]
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except TooLarge:
         return [TOO_LARGE]
+    except UnknownRange:
+        return [UNKNOWN_RANGE]
     except Exception:  # a damaged file can raise nearly anything
         return [DAMAGED]
     return kinds
+
+
+def examine_with_pil(path: str, claim: Claim) -> list[str]:
+    """Decode an image of which PIL takes all pixels; return which of `KINDS` it is."""
+    with open_image(path) as image:
+        kinds = header_kinds(image)
+        told_before = image.format == "TIFF"  # PIL turns it as it decodes; others may tell it behind their pixels
+        orientation = orientation_of(image) if told_before else UPRIGHT
+        opened_rgb(path, image, claim, PLAIN)
+        orientation = orientation if told_before else orientation_of(image)
+        return kinds if orientation == UPRIGHT else [*kinds, TURNED]
 
 
 def header_kinds(image: Image.Image) -> list[str]:
@@ -103,9 +129,7 @@ def header_kinds(image: Image.Image) -> list[str]:
         kinds.append("CMYK")
     elif image.mode != "RGB":
         kinds.append(PALETTE)
-    # PIL makes 8 bits of 16-bit colours as it decodes: only the decoder's raw mode ("RGB;16B") still tells.
-    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
-    if image.mode.startswith("I") or any(";16" in mode for mode in raw_modes):
+    if is_deep(image):
         kinds.append("16-bit")
     if has_more_frames(image):
         kinds.append("animated")

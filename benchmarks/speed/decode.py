@@ -34,11 +34,13 @@ from benchmarks.costs import synchronize
 from benchmarks.record import provenance, write_record
 from datasets import ON_DISK, load_dataset
 from datasets.augment.crops import random_crop
-from datasets.decode import decode_rgb, decode_with_pil, decoder_reason
+from datasets.decode import decode_rgb, decoder_reason
+from datasets.decoding.pil import decode_with_pil
 from datasets.long_tail import Profile
 from datasets.on_disk.listed_split import ListedSplit, pack
 from datasets.on_disk.long_tailed import AUGMENTATION
 from datasets.streamed import StreamedImages
+from datasets.workers import Reading
 from utils.command import run_command
 from utils.device import choose_execution
 
@@ -142,7 +144,7 @@ def make_ways(split: ListedSplit, images: StreamedImages, workers: int, device: 
 
 def measure_rates(split: ListedSplit, size: int, workers: int, rounds: int, device: torch.device) -> pd.DataFrame:
     """Return one row a way and round: images per second. All processes live through all rounds."""
-    images = StreamedImages(split, AUGMENTATION, device, size=size, resize=size * 8 // 7, workers=workers)
+    images = StreamedImages(split, AUGMENTATION, device, size=size, resize=size * 8 // 7, reading=Reading(workers))
     speeds = []
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         ways = make_ways(split, images, workers, device, pool)

@@ -4,16 +4,20 @@ import threading
 import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from datasets import decode
-from datasets.decode import BYTES_OF_JPEG, BYTES_OF_PIL, FORMATS, UNIT, DecodingMemory, decode_rgb
+from datasets.decode import decode_rgb
+from datasets.decoding import memory
+from datasets.decoding.memory import BYTES_OF_JPEG, BYTES_OF_PIL, UNIT, DecodingMemory
+from datasets.decoding.options import DecodeOptions
+from datasets.decoding.pil import FORMATS
 from datasets.on_disk.listed_split import pack
 from datasets.workers import find_unreadable
-from tools.check_dataset import DAMAGED, NO_IMAGE, examine
+from tools.check_dataset import NO_IMAGE, REDUCED, TOO_LARGE, examine
 from utils.errors import UserError
 
 SIDE = 2000
@@ -69,10 +73,10 @@ def test_workers_and_checks_hold_to_the_limit(tmp_path: Path, monkeypatch: pytes
     path = picture(tmp_path / "large.png", "PNG", SIDE)
     split = pack(tmp_path, [b"large.png"] * 3, [0] * 3)
     assert find_unreadable(split, 0, 3) == []
-    monkeypatch.setattr(decode, "MEMORY_MIB", 16)
+    monkeypatch.setattr(memory, "MEMORY_MIB", 16)
     for workers in (0, 2):
         assert [row for row, line in find_unreadable(split, workers, 3) if "MiB of memory" in line] == [0, 1, 2]
-    assert examine(path) == [DAMAGED]
+    assert examine(path) == [TOO_LARGE]
 
 
 def test_the_limit_is_that_of_pil() -> None:
@@ -112,3 +116,66 @@ def test_what_fails_gives_its_memory_back(tmp_path: Path) -> None:
     for _ in range(5):
         with memory.claims() as claim, pytest.raises(UserError, match=r"cut\.png"):
             decode_rgb(str(tmp_path / "cut.png"), claim)
+
+
+# JPEGs above the limit
+
+
+def noisy_jpeg(path: Path, height: int, width: int, **more: Any) -> np.ndarray:
+    """Write smooth noise as a JPEG; return what PIL decodes of it (height, width, 3)."""
+    small = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path, "JPEG", quality=95, **more)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("more", [{}, {"progressive": True}, {"exif": True}], ids=str)
+@pytest.mark.parametrize(("limit", "scale"), [(99 * 141, 1), (99 * 141 - 1, 2), (2000, 4)])
+def test_a_jpeg_above_the_limit_is_reduced(limit: int, scale: int, more: dict[str, Any], tmp_path: Path) -> None:
+    turned = "exif" in more
+    if turned:
+        more = {"exif": Image.Exif()}
+        more["exif"][ExifTags.Base.Orientation] = 3
+    whole = noisy_jpeg(tmp_path / "a.jpg", 99, 141, **more)
+    options = DecodeOptions("exif", max_pixels=limit)
+    found = decode_rgb(str(tmp_path / "a.jpg"), options=options).permute(1, 2, 0).numpy()
+    if turned:
+        found = found[::-1, ::-1]
+    assert found.shape == (-(-99 // scale), -(-141 // scale), 3)
+    if scale == 1:
+        assert (found == whole).all()
+    else:  # each pixel stands for a block: near its mean
+        rows, columns = 99 // scale, 141 // scale
+        blocks = whole[: rows * scale, : columns * scale].reshape(rows, scale, columns, scale, 3)
+        difference = np.abs(blocks.mean((1, 3)) - found[:rows, :columns])
+        assert difference.mean() < 2 and difference.max() < 20
+
+
+def test_above_what_can_be_reduced_the_flag_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy_jpeg(tmp_path / "a.jpg", 99, 141)
+    with pytest.raises(UserError, match=r"more than 11,200 pixels.*--max_pixels N"):
+        decode_rgb(str(tmp_path / "a.jpg"), options=DecodeOptions(max_pixels=700))
+    path = picture(tmp_path / "a.png", "PNG", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(UserError, match=r"more than 4,000 pixels.*--max_pixels N"):
+        decode_rgb(path)
+    assert decode_rgb(path, options=DecodeOptions(max_pixels=10_000)).shape == (3, 100, 100)
+    assert Image.MAX_IMAGE_PIXELS == 4000
+    assert examine(path) == [TOO_LARGE]
+    assert examine(str(tmp_path / "a.jpg")) == [REDUCED]
+
+
+def test_a_progressive_jpeg_claims_the_memory_of_its_coefficients(tmp_path: Path) -> None:
+    options, claimed = DecodeOptions(max_pixels=4000), []
+    for more in ({}, {"progressive": True}):
+        noisy_jpeg(tmp_path / "a.jpg", 99, 141, **more)
+        decode_rgb(str(tmp_path / "a.jpg"), lambda _, pixels, each: claimed.append(pixels * each), options)
+    plain, progressive = claimed
+    assert plain == 50 * 71 * BYTES_OF_PIL and progressive >= plain + 99 * 141 * 6
+
+
+def test_memory_grows_with_the_limit() -> None:
+    assert memory.memory_for(DecodeOptions()).units == DecodingMemory().units
+    assert memory.memory_for(DecodeOptions(max_pixels=1000)).units == DecodingMemory().units
+    with memory.memory_for(DecodeOptions(max_pixels=200_000_000)).claims() as claim:
+        claim("largest", 200_000_000, BYTES_OF_PIL)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.decode import read_rgb
+from datasets.decoding.pil import read_rgb
 from datasets.long_tail import LongTailedData, Profile, long_tail_counts
 from datasets.on_disk.coco import read_json_list
 from datasets.on_disk.folder_splits import load_folder
@@ -487,12 +487,12 @@ def test_a_list_of_the_size_of_inaturalist(tmp_path: Path) -> None:
 
 
 def png16(colours: bool) -> bytes:
-    """A 16-bit PNG of 8 x 8 pixels whose value is 0x1234, gray or RGB; PIL writes no such colours."""
+    """A 16-bit PNG of 8 x 8 pixels whose value is 0x9234, gray or RGB; PIL writes no such colours."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    lines = (b"\0" + b"\x12\x34" * 8 * (3 if colours else 1)) * 8
+    lines = (b"\0" + b"\x92\x34" * 8 * (3 if colours else 1)) * 8
     header = struct.pack(">IIBBBBB", 8, 8, 16, 2 if colours else 0, 0, 0, 0)
     end = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end
@@ -572,7 +572,7 @@ def test_every_kind_of_image_is_told(tmp_path: Path) -> None:
 def test_what_training_sees_of_odd_images(tmp_path: Path) -> None:
     write_odd_images(tmp_path)
     for name in ("gray16.png", "rgb16.png"):
-        assert (np.asarray(read_rgb(str(tmp_path / name))) == 0x12).all()
+        assert (np.asarray(read_rgb(str(tmp_path / name))) == 0x92).all()
     assert (np.asarray(read_rgb(str(tmp_path / "animated.gif"))) == FIRST_FRAME).all()
     gray = np.asarray(read_rgb(str(tmp_path / "l.png")))
     assert gray.shape == (64, 64, 3) and (gray == gray[..., :1]).all()

@@ -26,7 +26,7 @@ from datasets.augment.jitter import BRIGHTNESS, CONTRAST, ORDERS, SATURATION, ap
 from datasets.long_tail import Augmentation
 from datasets.on_disk.listed_split import ListedSplit, pack
 from datasets.streamed import StreamedImages
-from datasets.workers import PIECE, Tasks, Workers, find_unreadable
+from datasets.workers import PIECE, Reading, Tasks, Workers, find_unreadable
 from utils.errors import UserError
 from utils.hashing import hash_ids
 
@@ -58,7 +58,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> ListedSplit:
 
 def images_of(split: ListedSplit, workers: int = 0, augment: str = "crop", **more: Augmentation) -> StreamedImages:
     augmentation = more.get("augmentation", NATURAL)
-    return StreamedImages(split, augmentation, CPU, size=SIZE, resize=RESIZE, augment=augment, workers=workers)
+    return StreamedImages(split, augmentation, CPU, size=SIZE, resize=RESIZE, augment=augment, reading=Reading(workers))
 
 
 @pytest.fixture(scope="module")
@@ -360,11 +360,12 @@ from pathlib import Path
 from datasets.on_disk.folders import read_folder
 from datasets.long_tail import Augmentation
 from datasets.streamed import StreamedImages
+from datasets.workers import Reading
 
 def main():
     split, _ = read_folder(Path(sys.argv[1]), "train")
     images = StreamedImages(split, Augmentation(0, True, (0, 0, 0), (1, 1, 1)), torch.device("cpu"), size=8, resize=8,
-                            workers=2)
+                            reading=Reading(2))
     for number, _ in enumerate(images.view_batches(list(torch.zeros(10**6, dtype=torch.int64).split(16)))):
         if number == 2:
             print(*[child.pid for child in torch.multiprocessing.active_children()], flush=True)
@@ -401,7 +402,7 @@ def test_an_interrupt_leaves_no_process_and_no_traceback(tmp_path: Path) -> None
         ({"augment": "autoaugment"}, "CIFAR's policy"),
         ({"augment": "blur"}, "unknown --augment 'blur'; known: crop, jitter"),
         ({"size": 30}, "a crop of 30 pixels does not fit"),
-        ({"workers": -1}, "--workers must be 0 or more"),
+        ({"reading": Reading(-1)}, "--workers must be 0 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(more: dict[str, object], words: str, split: ListedSplit) -> None:
@@ -478,7 +479,7 @@ def test_on_cuda_the_batches_are_those_of_the_cpu(split: ListedSplit) -> None:
     device = torch.device("cuda")
     rows = [rows.to(device) for rows in torch.arange(COUNT).repeat(6).split(9)]
     for view in (None, (1, 2)):
-        images = StreamedImages(split, NATURAL, device, size=SIZE, resize=RESIZE, augment="jitter", workers=2)
+        images = StreamedImages(split, NATURAL, device, size=SIZE, resize=RESIZE, augment="jitter", reading=Reading(2))
         found = torch.cat(list(images.view_batches(rows, view))).cpu()
         expected = everything(images_of(split, augment="jitter"), view).repeat(6, 1, 1, 1)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

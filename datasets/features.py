@@ -20,6 +20,7 @@ from utils.errors import UserError
 
 USER_DATASET_PREFIX = "own_"  # how the names of these data sets begin, so that none is that of a known one
 FEATURE_FILES = (".npz", ".safetensors", ".pt", ".pth", ".parquet")  # of several arrays each
+CHUNK = 1 << 24  # numbers that are looked at in one go
 KINDS = ("images", "labels", "ids")
 
 
@@ -109,13 +110,20 @@ def read_split(tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_cl
             raise UserError(f"'{name}' has {features.shape[1]} features an image, 'train_features' {width}")
         if len(features) != len(labels) or len(features) == 0:
             raise UserError(f"'{name}' has {len(features)} rows and '{split}_labels' {len(labels)}")
-        if not bool(features.isfinite().all()):
+        if not is_finite(features):
             raise UserError(f"'{name}' holds numbers that are not finite")
     if not bool(((labels >= 0) & (labels < num_classes)).all()):
         raise UserError(f"'{split}_labels' holds something else than classes 0 to {num_classes - 1}")
     found = [tensors[name] for name in ways]
     views = found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)  # one alone is not copied
     return Split(views.numpy(), labels.numpy(), ids.numpy())
+
+
+def is_finite(values: Tensor) -> bool:
+    """Tell whether all numbers are finite, without a second copy of them in memory."""
+    if values.ndim == 0:
+        return bool(values.isfinite())
+    return all(bool(rows.isfinite().all()) for rows in values.split(max(1, CHUNK // max(1, values[:1].numel()))))
 
 
 def holds_features(data: LongTailedData) -> bool:

@@ -81,6 +81,6 @@ def report(path: Path, source: Source, notes: list[str]) -> None:
     """Say which names were taken for which, what was done to arrays, and what was not used."""
     words = taken_words(source.taken)
     for line in [*([f"taken: {words}"] if words else []), *notes]:
-        tell(f"{path.name}: {line}")
+        tell(f"{path}: {line}")
     if source.unused:
         tell(f"not used of {path}: {shown(', '.join(sorted(source.unused)))}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.features import features_data
+from datasets.features import features_data, is_finite
 from datasets.long_tail import LongTailedData
 from runs.feature_files.labels import map_labels
 from runs.feature_files.names import SPLITS
@@ -21,7 +21,6 @@ USER_FEATURES = "features that another model made"  # the kind of such a checkpo
 USER_NETWORK = "features"  # what such a checkpoint has in the place of a network's name
 CLASSIFIER = ("fc.weight", "fc.bias")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-CHUNK = 1 << 24  # numbers that are looked at in one go
 
 
 def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
@@ -103,13 +102,6 @@ def flatten_maps(name: str, values: Tensor, notes: list[str]) -> Tensor:
     flat = values.flatten(1)
     notes.append(f"{name}: {tuple(values.shape)} as {tuple(flat.shape)}")
     return flat
-
-
-def is_finite(values: Tensor) -> bool:
-    """Tell whether all numbers are finite, without a second copy of them in memory."""
-    if values.ndim == 0:
-        return bool(values.isfinite())
-    return all(bool(rows.isfinite().all()) for rows in values.split(max(1, CHUNK // max(1, values[:1].numel()))))
 
 
 def refuse_transposed(name: str, features: Tensor, rows: int) -> None:

@@ -94,13 +94,18 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return readers[version](file)
 
 
+def header_of(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return what `read_header` does of the file that is opened from `path`; a UserError says that it has none."""
+    try:
+        return read_header(file)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or not a .npy file ({error})") from error
+
+
 def list_npy(path: Path) -> Array:
     """Return the array of a `.npy` file, described by its header; a UserError says that it is none."""
     with open_plain(path, "the features") as file:
-        try:
-            shape, _, dtype = read_header(file)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged, or not a .npy file ({error})") from error
+        shape, _, dtype = header_of(file, path)
     return Array(f"{shape} in {words_of(dtype)}", dtype.kind in "US", lambda role: read_npy(path, role)[1])
 
 
@@ -112,7 +117,7 @@ def read_npy(path: Path, name: str) -> tuple[str, Values]:
     with open_plain(path, "the features") as file:
         digest = sha256_of(file)
         file.seek(0)
-        shape, columns_first, dtype = read_header(file)
+        shape, columns_first, dtype = header_of(file, path)
         if dtype.hasobject:
             raise objects_error(name)
         needed, there = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()

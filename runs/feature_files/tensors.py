@@ -149,7 +149,7 @@ def list_of_numbers(value: list[int | float], name: str) -> Values:
     """Return a list of numbers as a tensor; a UserError names one of numbers that are too large."""
     try:
         return torch.tensor(value, dtype=torch.int64 if all(type(one) is int for one in value) else torch.float64)
-    except (OverflowError, RuntimeError) as error:
+    except (OverflowError, RuntimeError, ValueError) as error:
         raise UserError(f"'{shown(name)}' holds numbers that are too large") from error
 
 

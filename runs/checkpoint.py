@@ -224,10 +224,11 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
         raise UserError(f"{checkpoint.path} does not say which backbone it belongs to: it is damaged")
     name = Path(named["file"])
     # A released file lies beside its backbone; a run of ours names features elsewhere, relative to its own folder.
-    if name.is_absolute() or (checkpoint.path.suffix == ".safetensors" and name.name != named["file"]):
+    beside = name.name == named["file"] and name.name not in ("", "..")
+    if name.is_absolute() or (checkpoint.path.suffix == ".safetensors" and not beside):
         raise UserError(f"{checkpoint.path} names a backbone outside its own folder, {named['file']}: it is refused")
     path = checkpoint.path.parent / name
-    if not (is_file(path) or path.is_dir()):
+    if not (is_file(path) or (on_user_features(checkpoint) and os.path.isdir(path))):
         raise UserError(
             f"{checkpoint.path} is a classifier alone, and what it was trained on is not at {path}; put that file there"
         )
@@ -242,10 +243,15 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
 
 def load_backbone(path: Path, classifier: Checkpoint) -> Checkpoint:
     """Read what a classifier of ours was trained on: a checkpoint, or anyone's features, in whatever form these are."""
-    if classifier.settings().get("network") != USER_NETWORK:
+    if not on_user_features(classifier):
         return load_checkpoint(path)
     digest, content = read_features(path, quiet=True)  # what there is to say was said when it was trained
     return Checkpoint(path, digest, USER_FEATURES, content["model"], content)
+
+
+def on_user_features(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint of ours is of a classifier on features that another model made."""
+    return checkpoint.settings().get("network") == USER_NETWORK
 
 
 def is_file(path: Path) -> bool:

@@ -148,7 +148,7 @@ def read_group(group: Group, files: Mapping[str, Path]) -> Source:
         digest, values = read_class_names(files[name]) if name in CLASS_NAMES else read_npy(files[name], name)
         parts.append(f"{role} {digest}\n")
         arrays[role], taken[role] = values, name.removesuffix(".npy")
-    words = {name: list_npy(path).words for name, path in files.items() if path.suffix == ".npy"}
+    words = {name: words_of(path) for name, path in files.items() if path.suffix == ".npy"}
     unused = files.keys() - roles.keys() - group.splits.keys()
     for name, split in group.splits.items():
         source = READERS[files[name].suffix](files[name], split)
@@ -167,6 +167,14 @@ def read_group(group: Group, files: Mapping[str, Path]) -> Source:
     if given is not None:
         names = class_names(given)
     return Source(joint_sha256(sorted(parts)), arrays, names, taken, sorted(unused), holdings(words))
+
+
+def words_of(path: Path) -> str:
+    """Return shape and type of the array of a `.npy` file, which may be none and not be needed."""
+    try:
+        return list_npy(path).words
+    except (UserError, OSError):
+        return "(no array)"
 
 
 def read_class_names(path: Path) -> tuple[str, Values]:

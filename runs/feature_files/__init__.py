@@ -22,7 +22,7 @@ from runs.feature_files.content import USER_FEATURES, USER_NETWORK, content_of
 from runs.feature_files.folder import READERS, SUFFIXES, read_folder
 from runs.feature_files.names import taken_words
 from runs.feature_files.source import Source
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, is_out_of_memory, no_memory
 from utils.text import shown, tell
 
 __all__ = ["USER_FEATURES", "USER_NETWORK", "read_features"]
@@ -52,7 +52,7 @@ def read_features(path: Path, quiet: bool = False) -> tuple[str, dict[str, Any]]
         raise UserError(f"cannot read the features {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged archive can raise nearly anything
         if is_out_of_memory(error):
-            raise
+            raise no_memory(f"the features {path}", "what else runs on this machine, or float16") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--features {path}: damaged, or not a {path.suffix} file ({reason})") from error
     try:

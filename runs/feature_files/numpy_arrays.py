@@ -38,15 +38,26 @@ def read_npz(path: Path, split: str | None = None) -> Source:
 
 
 def packed(opened: Mapping[str, np.ndarray], name: str) -> Array:
-    """Return an array of an archive, described by its header alone."""
-    words, text = "", False
+    """Return an array of an archive, described by its header alone; what cannot be described may not be needed."""
+    archive: zipfile.ZipFile = opened.zip  # type: ignore[attr-defined]
+    words, text, lacking = "(no array)", False, ""
     try:
-        with opened.zip.open(f"{name}.npy" if f"{name}.npy" in opened.zip.namelist() else name) as entry:  # type: ignore[attr-defined]
+        info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+        with archive.open(info) as entry:
             shape, _, dtype = read_header(entry)
+    except Exception:  # of a damaged archive, nearly anything
+        pass
+    else:
         words, text = f"{shape} in {words_of(dtype)}", dtype.kind in "US"
-    except Exception:  # what cannot be described may still not be needed
-        words = "(no array)"
-    return Array(words, text, lambda role: from_numpy(load(opened, name), role))
+        needed = math.prod(shape) * (0 if dtype.hasobject else dtype.itemsize)
+        lacking = too_few_words(info.file_size, needed, name) if needed > info.file_size else ""
+
+    def read(role: str) -> Values:
+        if lacking:  # numpy would first make room for all of it
+            raise UserError(f"damaged: {lacking}")
+        return from_numpy(load(opened, name), role)
+
+    return Array(words, text, read)
 
 
 def load(opened: Mapping[str, np.ndarray], name: str) -> np.ndarray:

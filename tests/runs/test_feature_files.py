@@ -1,7 +1,9 @@
 """Features as people have them: names, splits, labels, arrays in files and folders are read as what they are."""
 
+import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +348,26 @@ def test_arrays_that_are_damaged() -> None:
     assert "damaged, or not a .npy file" in refusal(folder)
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)
     assert "array of Python objects" in refusal(folder)
+
+
+def test_an_archive_that_says_more_than_it_has() -> None:
+    file = npz(rows())
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    header = entries["train_features.npy"].replace(b"(12, 4), }" + 12 * b" ", b"(8000000000000, 4), } ")
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in {**entries, "train_features.npy": header}.items():
+            archive.writestr(name, content)
+    assert "says that it has 128,000,000,000,000 bytes, and the file has" in refusal(file)
+
+
+def test_what_is_no_file_is_not_waited_for() -> None:
+    folder = npy(rows())
+    (folder / "test_labels.npy").unlink()
+    os.mkfifo(folder / "test_labels.npy")
+    assert "no regular file" in refusal(folder)
+    os.mkfifo("pipe.pth")
+    assert "no regular file" in refusal(Path("pipe.pth"))
 
 
 # Dictionaries of torch

@@ -5,6 +5,7 @@ A split's `images` are then (N, 1, d) or, with the mirrored images' features beh
 but the network, whose `features` are what it is given (`models.given_features`).
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,21 @@ from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256
 from utils.errors import UserError
 
 USER_DATASET_PREFIX = "own_"  # how the names of these data sets begin, so that none is that of a known one
+FEATURE_FILES = (".npz", ".safetensors", ".pt", ".pth", ".parquet")  # of several arrays each
+CHUNK = 1 << 24  # numbers that are looked at in one go
 KINDS = ("images", "labels", "ids")
 
 
 def user_dataset_name(path: Path) -> str:
-    """Return the name of the data set that a file of features is: its stem, after a prefix."""
-    return USER_DATASET_PREFIX + re.sub(r"[^\w.+-]+", "-", path.stem)
+    """Return the name of the data set that a file or a folder of features is: its stem or name, after a prefix.
+
+    A single array stands for all of its folder.
+    """
+    if path.suffix == ".npy":
+        path = path.parent
+    path = path if path.name.strip(".") else Path(os.path.abspath(path))
+    name = path.stem if path.suffix in FEATURE_FILES else path.name
+    return USER_DATASET_PREFIX + re.sub(r"[^\w.+-]+", "-", name)
 
 
 def features_data(
@@ -100,11 +110,20 @@ def read_split(tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_cl
             raise UserError(f"'{name}' has {features.shape[1]} features an image, 'train_features' {width}")
         if len(features) != len(labels) or len(features) == 0:
             raise UserError(f"'{name}' has {len(features)} rows and '{split}_labels' {len(labels)}")
-        if not bool(features.isfinite().all()):
+        if not is_finite(features):
             raise UserError(f"'{name}' holds numbers that are not finite")
     if not bool(((labels >= 0) & (labels < num_classes)).all()):
         raise UserError(f"'{split}_labels' holds something else than classes 0 to {num_classes - 1}")
-    return Split(torch.stack([tensors[name] for name in ways], dim=1).numpy(), labels.numpy(), ids.numpy())
+    found = [tensors[name] for name in ways]
+    views = found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)  # one alone is not copied
+    return Split(views.numpy(), labels.numpy(), ids.numpy())
+
+
+def is_finite(values: Tensor) -> bool:
+    """Tell whether all numbers are finite, without a second copy of them in memory."""
+    if values.ndim == 0:
+        return bool(values.isfinite())
+    return all(bool(rows.isfinite().all()) for rows in values.split(max(1, CHUNK // max(1, values[:1].numel()))))
 
 
 def holds_features(data: LongTailedData) -> bool:

@@ -12,20 +12,21 @@ another model made (`runs.feature_files`) are read as such a file too.
 
 import io
 import json
+import os
 import pickle
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from runs.feature_files import USER_FEATURES, read_features, refuse_zip_bomb
+from runs.archives import refuse_flipped_bits, refuse_strange_tensors, refuse_zip_bomb
+from runs.feature_files import USER_FEATURES, USER_NETWORK, read_features
 from runs.pretrained_weights import with_network_names
 from runs.records import checkpoint_faults, refuse_faults
 from runs.shards import find_shards, read_safetensors
@@ -96,7 +97,6 @@ def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     read = READERS.get(path.suffix, partial(read_pytorch, trust_pickle=trust_pickle))
     try:
         digest, content = read(path)
-        refuse_strange_tensors(content, path.stat().st_size if path.is_file() else None)
     except Exception as error:  # a damaged archive can raise nearly anything
         raise reading_error(path, error) from error
     if isinstance(content, dict) and "format" in content:
@@ -122,6 +122,7 @@ def read_pytorch(path: Path, trust_pickle: bool = False) -> tuple[str, Any]:
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
         refuse_flipped_bits(file)
+        refuse_strange_tensors(content, os.fstat(file.fileno()).st_size)
     return digest, content
 
 
@@ -163,38 +164,6 @@ def kind_of(content: dict[str, Any]) -> str:
     if "features" in content:
         return f"features of a {kind}"
     return f"classifier of a {kind}" if all(key.startswith(CLASSIFIER) for key in content["model"]) else kind
-
-
-def refuse_flipped_bits(file: IO[bytes]) -> None:
-    """Raise UserError where a PyTorch file is a zip archive and not what its checksums say: PyTorch does not look.
-
-    A checksum of 0 is none; PyTorch can be told to leave them out.
-    """
-    if not zipfile.is_zipfile(file):
-        return
-    with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
-            if entry.CRC != 0 and not entry.is_dir():
-                with archive.open(entry) as stored:
-                    while stored.read(1 << 20):  # raises BadZipFile at the end of an entry that was changed
-                        pass
-
-
-def refuse_strange_tensors(content: Any, size: int | None) -> None:
-    """Raise UserError for tensors that are no plain numbers in memory, or larger than the file of `size` bytes that
-    they are from: one number in a file can stand for a tensor of any shape, which the first arithmetic would make
-    real."""
-    if isinstance(content, Tensor):
-        if content.layout != torch.strided or content.is_quantized or content.is_nested or content.device.type != "cpu":
-            raise UserError("it holds sparse, quantised or nested tensors, or some without numbers; save plain ones")
-        if size is not None and content.numel() * content.element_size() > size:
-            raise UserError(f"it holds a tensor of {tuple(content.shape)}, more numbers than the file has room for")
-    elif isinstance(content, dict):
-        for value in content.values():
-            refuse_strange_tensors(value, size)
-    elif isinstance(content, list | tuple):
-        for value in content:
-            refuse_strange_tensors(value, size)
 
 
 def is_ours(content: dict[str, Any]) -> bool:
@@ -255,20 +224,34 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
         raise UserError(f"{checkpoint.path} does not say which backbone it belongs to: it is damaged")
     name = Path(named["file"])
     # A released file lies beside its backbone; a run of ours names features elsewhere, relative to its own folder.
-    if name.is_absolute() or (checkpoint.path.suffix == ".safetensors" and name.name != named["file"]):
+    beside = name.name == named["file"] and name.name not in ("", "..")
+    if name.is_absolute() or (checkpoint.path.suffix == ".safetensors" and not beside):
         raise UserError(f"{checkpoint.path} names a backbone outside its own folder, {named['file']}: it is refused")
     path = checkpoint.path.parent / name
-    if not is_file(path):
+    if not (is_file(path) or (on_user_features(checkpoint) and os.path.isdir(path))):
         raise UserError(
             f"{checkpoint.path} is a classifier alone, and what it was trained on is not at {path}; put that file there"
         )
-    backbone = load_checkpoint(path)
+    backbone = load_backbone(path, checkpoint)
     if backbone.sha256 != named["sha256"]:
         raise UserError(
             f"{path} is not the backbone of {checkpoint.path}: its sha256 is {backbone.sha256[:16]}..., that of the "
             f"right one {named['sha256'][:16]}..."
         )
     return joined(checkpoint, backbone)
+
+
+def load_backbone(path: Path, classifier: Checkpoint) -> Checkpoint:
+    """Read what a classifier of ours was trained on: a checkpoint, or anyone's features, in whatever form these are."""
+    if not on_user_features(classifier):
+        return load_checkpoint(path)
+    digest, content = read_features(path, quiet=True)  # what there is to say was said when it was trained
+    return Checkpoint(path, digest, USER_FEATURES, content["model"], content)
+
+
+def on_user_features(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint of ours is of a classifier on features that another model made."""
+    return checkpoint.settings().get("network") == USER_NETWORK
 
 
 def is_file(path: Path) -> bool:

@@ -106,7 +106,7 @@ class _BeforeHyperparameters:
     features: str | None = option(
         None,
         Group.DATA,
-        "features of any model, for data and network: .npz, .safetensors",
+        "features of any model, for data and network: .npz, .npy, .pth, .parquet, .safetensors, a folder",
         facets=Facet.ADDRESS,
         metavar="FILE",
     )

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, with_backbone
+from runs.checkpoint import CLASSIFIER, Checkpoint, load_backbone, with_backbone
 from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
 from stages.sources import Source, accuracy_of, describe_source, header_of, look_at, make_parser, open_source
 from utils.command import run_command
@@ -58,7 +58,7 @@ def release_classifier(
     """
     refuse_taken_name(file)
     checkpoint = source.checkpoint
-    base = load_checkpoint(backbone)
+    base = load_backbone(backbone, checkpoint)
     refuse_other_backbone(source.path, checkpoint.config, file, base)
     state = {key: value.float() for key, value in checkpoint.state.items() if key.startswith(CLASSIFIER)}
     named = {"file": base.path.name, "sha256": base.sha256}

@@ -282,6 +282,8 @@ def test_names_are_no_known_data_set() -> None:
     for dataset in DATASETS:
         assert user_dataset_name(Path(f"{dataset}.npz")) not in DATASETS
     assert user_dataset_name(Path("a b/é&c.v1.npz")) == "own_é-c.v1"
+    assert user_dataset_name(Path("a/b.v1")) == user_dataset_name(Path("a/b.v1/X_train.npy")) == "own_b.v1"
+    assert user_dataset_name(Path(".")) == user_dataset_name(Path("train_labels.npy")) == f"own_{Path.cwd().name}"
 
 
 # The classifier
@@ -475,15 +477,19 @@ BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
         lambda a: {**a, "test_labels": a["test_labels"][:0], "test_features": a["test_features"][:0]},
         "'test_features' has 0 rows",
     ),
-    "float labels": (changed("train_labels", lambda a: a.astype(float)), "'train_labels' must be one integer a row"),
-    "boolean labels": (changed("test_labels", lambda a: a > 1), "'test_labels' must be one integer a row"),
-    "label dimensions": (changed("train_labels", lambda a: a[:, None]), "'train_labels' must be one integer a row"),
+    "labels between": (changed("train_labels", lambda a: a + 0.5), "'train_labels' holds numbers that are not whole"),
+    "boolean labels": (changed("test_labels", lambda a: a > 1), "'test_labels' must be one label a row"),
+    "label dimensions": (changed("train_labels", lambda a: a[:, None, None]), "'train_labels' must be one label a row"),
+    "soft labels": (changed("train_labels", lambda a: np.full((len(a), 5), 0.2)), "'train_labels' must be one label"),
+    "not a number": (changed("test_labels", lambda a: a * np.nan), "'test_labels' holds numbers that are not whole"),
     "negative label": (changed("train_labels", put(-1)), "'train_labels' holds -1"),
     "negative test label": (changed("test_labels", put(-2)), "'test_labels' holds -2"),
     "test label": (changed("test_labels", put(5)), "'test_labels' holds something else than classes 0 to 4"),
     "empty class": (changed("train_labels", lambda a: np.where(a == 2, 1, a)), "class 2 has no training image"),
-    "huge label": (changed("train_labels", put(10**15)), "class 5 has no training image"),
-    "one class": (lambda a: {**a, "train_labels": np.zeros_like(a["train_labels"])}, "hold one class"),
+    "huge label": (changed("train_labels", put(10**15)), "have 6 classes"),
+    "one class": (lambda a: {**without(a, "class_names"), "train_labels": 0 * a["train_labels"]}, "hold one class"),
+    "transposed": (changed("train_features", lambda a: a.T), "'train_features' is (16, 78) for 78 labels: its columns"),
+    "maps": (changed("test_features", lambda a: a.reshape(50, 4, 2, 2)), "average maps over their pixels"),
     "names": (changed("class_names", lambda a: a[1:]), "'class_names' are 4, and 'train_labels' have 5"),
     "classifier": (added(fc_weight=np.zeros((4, 16))), "'fc.weight' must be (5, 16)"),
     "classifier's type": (added(fc_weight=np.zeros((5, 16), int)), "'fc.weight' must be (5, 16)"),
@@ -540,10 +546,10 @@ def test_files_that_are_not_what_their_names_say() -> None:
     with pytest.raises(UserError, match="a single array"):
         read_features(Path("array.npz"))
     for name in ("mine.csv", "mine", "mine.npy"):
-        with pytest.raises(UserError, match=r"must end in \.npz or \.safetensors"):
+        with pytest.raises(UserError, match=r"must end in \.npz, \.safetensors, |No such file"):
             read_features(Path(name))
     Path("folder.npz").mkdir()
-    with pytest.raises(UserError, match=r"cannot read the features folder\.npz"):
+    with pytest.raises(UserError, match=r"folder\.npz: no features in this folder"):
         read_features(Path("folder.npz"))
     save_file({"train_features": torch.zeros(1)}, "n.safetensors", {"class_names": '{"a": 1}'})
     with pytest.raises(UserError, match="must be a JSON list of strings"):

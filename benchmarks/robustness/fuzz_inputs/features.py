@@ -1,4 +1,4 @@
-"""Files of features that a user brings: npz and safetensors."""
+"""Files of features that a user brings: npz, safetensors and dictionaries of torch."""
 
 import contextlib
 import io
@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.robustness.fuzz_inputs.cases import ACCEPTED, Material, check_line, file_states, refusal
 from benchmarks.robustness.fuzz_inputs.damage import damage, damages
 from runs.feature_files import read_features
+from runs.feature_files.tensors import STAND_INS
 
-FEATURE_FILES = ("mine.npz", "mine.safetensors")
+FEATURE_FILES = ("mine.npz", "mine.safetensors", "mine.pth")
 ARRAY_JUNK: dict[str, Callable[[np.ndarray], Any]] = {
     "other width": lambda a: a[..., :-1] if a.ndim else a,
     "a row less": lambda a: a[1:] if a.ndim else a,
@@ -81,9 +82,13 @@ def feature_arrays() -> dict[str, np.ndarray]:
 
 
 def write_arrays(file: Path, arrays: dict[str, Any]) -> None:
-    """Write arrays as npz or safetensors, by the file's ending; what safetensors cannot hold is left out there."""
+    """Write arrays as npz, safetensors or a dictionary of torch, by the file's ending; what safetensors cannot hold is
+    left out there."""
     if file.suffix == ".npz":
         np.savez(file, **arrays)
+        return
+    if file.suffix == ".pth":  # arrays too, which are then not torch's to read
+        torch.save({name: array.tolist() if name == "class_names" else array for name, array in arrays.items()}, file)
         return
     tensors, metadata = {}, {}
     for name, array in arrays.items():
@@ -150,13 +155,31 @@ def check_features(file: Path, content: dict[str, Any]) -> None:
         assert len(rows) == len(labels) > 0 and bool(rows.isfinite().all())
         assert int(labels.min()) >= 0 and int(labels.max()) < classes
     assert set(features["train_labels"].tolist()) == set(range(classes))
-    if file.suffix == ".npz":
-        with np.load(file, allow_pickle=False) as opened:
-            stored = {key: opened[key] for key in ("train_features", "test_labels")}
-    else:
-        tensors = load_file(file)
-        stored = {key: tensors[key].float().numpy() for key in ("train_features", "test_labels")}
-    for key, array in stored.items():
-        assert np.array_equal(features[key].numpy().astype(np.float64), array.astype(np.float32).astype(np.float64))
+    stored = stored_arrays(file)
+    array = stored["train_features"].reshape(len(stored["train_features"]), -1).astype(np.float32)
+    assert np.array_equal(features["train_features"].numpy().astype(np.float64), array.astype(np.float64))
+    present = np.unique(plain_labels(stored["train_labels"]))  # in the order of the classes
+    assert np.array_equal(present[features["test_labels"].numpy()], plain_labels(stored["test_labels"]))
     for name in content["class_names"]:
         check_line(name or "-")
+
+
+def stored_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Return what a file holds by a reader of its own."""
+    names = ("train_features", "train_labels", "test_labels")
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as opened:
+            return {key: opened[key] for key in names}
+    if file.suffix == ".pth":
+        with torch.serialization.safe_globals([*STAND_INS]):
+            held = torch.load(file, weights_only=True)
+        return {key: held[key].array for key in names}
+    tensors = load_file(file)
+    return {key: (t.float() if t.is_floating_point() else t).numpy() for key, t in tensors.items() if key in names}
+
+
+def plain_labels(array: np.ndarray) -> np.ndarray:
+    """Return labels (N,), also where they are a column, one-hot, or numbers as texts."""
+    if array.ndim == 2 and array.shape[1] > 1:
+        return array.argmax(axis=1)
+    return array.reshape(len(array)).astype(np.float64)

@@ -1,0 +1,128 @@
+"""Arrays of features and labels, checked, as the content of a stage-1 checkpoint whose backbone did its work elsewhere.
+
+Features are float16, bfloat16, float32 or float64. What stage 2, the tables and `evaluate.py` can do with a checkpoint
+(`runs.checkpoint`) they can do with this.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.features import features_data, is_finite
+from datasets.long_tail import LongTailedData
+from runs.feature_files.labels import map_labels
+from runs.feature_files.names import SPLITS
+from runs.feature_files.source import Source, Values, describe, divide, refuse_missing
+from utils.errors import UserError
+
+USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
+USER_NETWORK = "features"  # what such a checkpoint has in the place of a network's name
+CLASSIFIER = ("fc.weight", "fc.bias")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
+    """Return the content of the checkpoint that arrays stand for, after checking that they fit together, and lines that
+    say what was done to them."""
+    source.arrays = divide(source.arrays)
+    refuse_missing(source)
+    arrays = source.arrays
+    notes: list[str] = []
+    tensors = {key: as_float(key, values, notes) for key, values in arrays.items() if "_features" in key}
+    labels, names, lines = map_labels(
+        {split: arrays[f"{split}_labels"] for split in SPLITS if f"{split}_labels" in arrays}, source.class_names
+    )
+    for split, values in labels.items():
+        tensors[f"{split}_labels"] = values
+        tensors[f"{split}_ids"] = torch.arange(len(values))  # rows are their own names
+        refuse_transposed(f"{split}_features", tensors[f"{split}_features"], len(values))
+    classes = len(names)
+    mirror = "test_features_mirrored" in tensors
+    data = features_data(name, tensors, names, mirror)
+    content = {
+        "format": 1,
+        "stage": "stage1",
+        "epoch": 0,
+        "holds": USER_FEATURES,
+        "model": classifier_of(arrays, classes, data.train.images.shape[2]),
+        "config": config_of(data),
+        "features": tensors,
+        "class_names": names,
+        "augmentation": {"mirror": mirror},
+    }
+    return content, [*notes, *lines]
+
+
+def config_of(data: LongTailedData) -> dict[str, Any]:
+    """Return what the configuration of a stage 1 would say of such data: no network, no epochs, their own imbalance."""
+    counts = data.class_counts
+    settings = {
+        "dataset": data.name,
+        "imb_type": "natural",
+        "imb_ratio": float(f"{counts.max() / counts.min():.4g}"),
+        "subset": "first",
+        "subset_seed": 0,
+        "holdout": 0.0,
+        "network": USER_NETWORK,
+        "width": None,
+        "seed": 0,
+        "stage1_seed": None,
+        "epochs": 0,
+    }
+    record = {"tags": [], "subset": data.subset, "class_counts": counts.tolist()}
+    return {"stage": "stage1", "settings": settings, **record}
+
+
+def as_float(name: str, values: Values, notes: list[str]) -> Tensor:
+    """Return features (N, d) in float16 where they are, else in float32, which is what classifiers are trained in.
+
+    Maps of one pixel, (N, d, 1, 1) or (N, 1, 1, d), become (N, d). Raises UserError for larger ones, and for what is
+    no floating point or not finite.
+    """
+    if not isinstance(values, Tensor) or values.dtype not in FLOATS:
+        raise UserError(f"'{name}' must be (images, features) in float16, float32 or float64, not {describe(values)}")
+    if values.ndim > 2:
+        values = flatten_maps(name, values, notes)
+    converted = values if values.dtype == torch.float16 else values.float()
+    if not is_finite(converted):
+        beyond = is_finite(values)
+        raise UserError(f"'{name}' holds numbers that are {'too large for float32' if beyond else 'not finite'}")
+    return converted
+
+
+def flatten_maps(name: str, values: Tensor, notes: list[str]) -> Tensor:
+    """Return maps of one pixel as (N, d); a UserError says that they have more."""
+    if sum(size > 1 for size in values.shape[1:]) > 1:
+        raise UserError(
+            f"'{name}' must be (images, features), not {describe(values)}; average maps over their pixels, and tokens "
+            "over their places, or take the class token"
+        )
+    flat = values.flatten(1)
+    notes.append(f"{name}: {tuple(values.shape)} as {tuple(flat.shape)}")
+    return flat
+
+
+def refuse_transposed(name: str, features: Tensor, rows: int) -> None:
+    """Raise UserError for features (d, N), which MATLAB and others that count columns write."""
+    if features.ndim == 2 and features.shape[1] == rows != features.shape[0]:
+        raise UserError(
+            f"'{name}' is {tuple(features.shape)} for {rows} labels: its columns are images, as MATLAB has it; "
+            "transpose it (numpy: array.T), so that rows are"
+        )
+
+
+def classifier_of(arrays: Mapping[str, Values], classes: int, width: int) -> dict[str, Tensor]:
+    """Return the classifier that a file brings, in float32 with a bias, or nothing where it brings none."""
+    given = {name: arrays[name] for name in CLASSIFIER if name in arrays}
+    if not given:
+        return {}
+    if "fc.weight" not in given:
+        raise UserError("'fc.weight' is missing")
+    shapes = {"fc.weight": (classes, width), "fc.bias": (classes,)}
+    for name, values in given.items():
+        if not isinstance(values, Tensor) or values.dtype not in FLOATS or values.shape != shapes[name]:
+            raise UserError(f"'{name}' must be {shapes[name]} in floating point, not {describe(values)}")
+    state = {name: as_float(name, values, []).float() for name, values in given.items() if isinstance(values, Tensor)}
+    return {"fc.bias": torch.zeros(classes), **state}

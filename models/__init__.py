@@ -21,8 +21,8 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", width: int | N
     """Build the network `name` for `num_classes` classes.
 
     `stem` "cifar" is a 3x3 convolution of stride 1. `width` is the number of channels of the first stage and scales all
-    the others with it; None is the family's own (64 for resnet18 to resnet152, 16 for resnet8 to resnet56, with or without
-    a b).
+    the others with it; None is the family's own (64 for resnet18 to resnet152, 16 for resnet8 to resnet56 and those
+    with a b).
 
     `stem` "imagenet" is the architecture for 224-pixel images: `resnet10` or any classifier of torchvision, with the
     initialisation that torchvision gives it and without weights.

@@ -29,7 +29,7 @@ class LoadReport:
 
     `no_classifier` says why the network keeps its own classifier, and is empty where the file's was copied too.
     `rivals` are the prefixes that fit equally well and were not taken. `cosine` says of a cosine classifier what it
-    became, and is empty for any other.
+    became, and is empty for any other. `counts` are the backbone's counts of batches that the file does not have.
     """
 
     prefix: str
@@ -38,10 +38,16 @@ class LoadReport:
     left_out: tuple[str, ...]
     rivals: tuple[str, ...]
     cosine: str = ""
+    counts: int = 0
 
     def summary(self) -> str:
         """Return one line that says all of it, with the first names that were left out."""
         parts = [f"{self.tensors} tensors loaded" + (f" from '{self.prefix}'" if self.prefix else "")]
+        if self.counts:
+            parts[0] += (
+                f", all of {self.tensors + self.counts} tensors but {self.counts} counts of batches, which files from "
+                "before PyTorch 0.4.1 do not have"
+            )
         if self.rivals:
             parts[0] += f" rather than {' or '.join(repr(rival) for rival in self.rivals)}"
         if self.no_classifier:
@@ -70,11 +76,12 @@ class Placement:
     left_out: tuple[str, ...]
     inside: tuple[str, ...]
     rivals: tuple[str, ...]
+    counts: int
 
     def report(self, tensors: int, cosine: str = "") -> LoadReport:
         """Return what was done, with this many tensors copied."""
         reason = "" if cosine else self.no_classifier
-        return LoadReport(self.prefix, tensors, reason, self.left_out, self.rivals, cosine)
+        return LoadReport(self.prefix, tensors, reason, self.left_out, self.rivals, cosine, self.counts)
 
 
 def load_pretrained(model: Network, state: Mapping[str, Tensor]) -> LoadReport:
@@ -176,7 +183,17 @@ def place(model: Network, state: Mapping[str, Tensor]) -> Placement:
         tuple(originals),
         tuple(key for key in inside if key not in heads and not is_count(key)),
         rivals,
+        len(theirs) - len(backbone),
     )
+
+
+def with_cosine_head(model: Network, state: Mapping[str, Tensor], linear: bool) -> dict[str, Tensor]:
+    """Give a network the cosine classifier that its own `state` has; return what to load, as rows where `linear`."""
+    if not linear:
+        model.fc = build_head("normed", model.fc)
+        return dict(state)
+    rows = F.normalize(state["fc.weight"], dim=1)
+    return {key: tensor for key, tensor in state.items() if key != "fc.scale"} | {"fc.weight": rows}
 
 
 def is_count(key: str) -> bool:
@@ -223,16 +240,14 @@ def check_whole(
     required = backbone_keys(wanted)
     fitting = sum(name in inside and inside[name].shape == wanted[name].shape for name in required)
     raise UserError(
-        f"{cause}the file's backbone is not this network's: under the prefix '{prefix}', where most of it is, {fitting} of "
-        f"{len(required)} tensors fit; {'; '.join(problems)}"
+        f"{cause}the file's backbone is not this network's: under the prefix '{prefix}', where most of it is, "
+        f"{fitting} of {len(required)} tensors fit; {'; '.join(problems)}"
     )
 
 
 def other_kinds(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Return the first tensors whose numbers are of another kind (complex, whole, truths) than expected, in words."""
-    other = [
-        key for key, value in state.items() if value.is_floating_point() != expected[key].is_floating_point()
-    ]
+    other = [key for key, value in state.items() if value.is_floating_point() != expected[key].is_floating_point()]
     return [f"{key}: {state[key].dtype} here, {expected[key].dtype} expected" for key in other[:SHOWN]]
 
 

@@ -38,6 +38,7 @@ from runs.weights.containers import (
 )
 from utils.errors import UserError
 
+
 class ModuleLayout(NamedTuple):
     """A network saved as several modules: what the layout is called and the keys of the modules."""
 

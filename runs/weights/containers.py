@@ -145,9 +145,9 @@ def classifier_beside(content: Mapping[Any, Any], path: tuple[str, ...]) -> tupl
             continue
         tensors = {str(name).rpartition(".")[2]: tensor for name, tensor in value.items()}
         weight = tensors.get("weight")
-        if len(tensors) == len(value) and tensors.keys() <= {"weight", "bias"} and isinstance(weight, Tensor):
-            if weight.ndim == 2:
-                found.append((key, tensors))
+        whole = len(tensors) == len(value) and tensors.keys() <= {"weight", "bias"}
+        if whole and isinstance(weight, Tensor) and weight.ndim == 2:
+            found.append((key, tensors))
     return found[0] if len(found) == 1 else None
 
 

@@ -88,7 +88,7 @@ def trace(stream: IO[bytes], uses: Uses) -> None:
         if name == "MARK":
             marks.append(len(stack))
         elif name == "GLOBAL":
-            stack.append(global_name(argument))
+            stack.append(global_name(str(argument)))
             uses.setdefault(str(stack[-1]), set())
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]

@@ -157,7 +157,8 @@ def place(model: Network, state: Mapping[str, Tensor]) -> Placement:
             f"{cause}none of this network's {len(required)} tensors is in the file by any name: it expects "
             f"{', '.join(required[:SHOWN])}, ..., and the file has {', '.join(list(state)[:SHOWN]) or 'none'}"
         )
-    best = fits[0]
+    # Where none is whole, the one with the most names says best what is wrong.
+    best = fits[0] if fits[0].fitting >= len(required) else max(fits, key=lambda fit: (fit.named, fit.fitting))
     under = names_under(best.prefix, source)
     held = {name: source[key] for name, key in under.items()}
     check_whole(best.prefix, held, wanted, model.torchvision_classifier, cause)

@@ -76,6 +76,14 @@ class NumberType(StandIn):
             self.code = order + self.code.lstrip("<>|=")
 
 
+class NoBytes(StandIn):
+    """`bytes` without an argument, which is how no bytes at all are pickled; others have a form of their own."""
+
+    def __new__(cls, *arguments: object) -> Any:
+        """Return no bytes."""
+        return b""
+
+
 def numbers_of(kind: object, raw: object) -> np.ndarray | None:
     """Return the numbers (N,) that bytes of a plain type are; None for anything else."""
     if not isinstance(kind, NumberType) or kind.code is None or not isinstance(raw, bytes):
@@ -116,7 +124,7 @@ NUMPY: dict[str, type[StandIn]] = {
     for package in ("numpy.core", "numpy._core")  # of numpy 1 and 2
     for name, kind in (("_reconstruct", Array), ("scalar", Scalar))
 }
-KNOWN: dict[str, type[StandIn]] = {**NUMPY, "numpy.dtype": NumberType, "builtins.getattr": Attribute}
+KNOWN: dict[str, type[StandIn]] = {**NUMPY, "numpy.dtype": NumberType, "builtins.getattr": Attribute, "builtins.bytes": NoBytes}
 
 
 def stand_in_for(name: str, uses: set[str]) -> type:

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.heads import build_head
 from models.network import Network
 from runs.state_dict_adapter import BATCH_COUNT, SHOWN, backbone_keys, compare_keys, rank_prefixes, rename
+from runs.weights.containers import is_average
 from runs.weights.networks import networks_that_fit
 from utils.errors import UserError
 
@@ -114,10 +115,7 @@ def load_network(model: Network, state: Mapping[str, Tensor], linear: bool = Fal
     if not placed.classifier and placed.cosine is None:
         held = {f"{CLASSIFIER}{key.rpartition('.')[2]}": tensor for key, tensor in classifier_of(model, state).items()}
         problems += compare_keys(held, own)
-        raise UserError(
-            f"{'; '.join(problems)}; its classifier is not one of these classes ({placed.no_classifier}); --weights "
-            "takes the backbone alone"
-        )
+        problems.append(f"its classifier is not one of these classes ({placed.no_classifier})")
     if problems:
         raise UserError(f"{'; '.join(problems)}; --weights takes the backbone alone")
     if placed.cosine is None:
@@ -165,8 +163,9 @@ def place(model: Network, state: Mapping[str, Tensor]) -> Placement:
     rivals = tuple(fit.prefix for fit in fits[1:] if fit.fitting == best.fitting)
     backbone = {key: under[name] for key, name in theirs.items() if name in under}
     classifier, reason = find_classifier(model, source, best.prefix, under)
-    if rivals and classifier:
-        classifier, reason = {}, f"the file's is taken for a projection, as '{rivals[0]}' fits too"
+    others = [rival for rival in rivals if is_average(rival) == is_average(best.prefix)]
+    if others and classifier:
+        classifier, reason = {}, f"the file's is taken for a projection, as '{others[0]}' fits too"
     cosine = None if classifier else cosine_weight(model, classifier_of(model, source))
     if cosine is not None:
         reason = f"the file's is a cosine classifier, {tuple(cosine.shape)}"

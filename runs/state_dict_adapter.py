@@ -12,6 +12,7 @@ How the projects save, read in their public code:
 - classifier-balancing (Kang et al., ICLR 2020; `run_networks.py`) and what derives from it (BALMS, GALA): one
   dictionary of two wrapped halves, `feat_model` and `classifier`, under `state_dict_best` or `state_dict`.
 - LDAM-DRW and many after it (`models/resnet_cifar.py`): the classifier is `linear`, a projection is `shortcut`.
+- GCL (Li et al., CVPR 2022; `models/resnet_cifar.py`), like LDAM-DRW: `linear.weight` (d, K) of a cosine classifier.
 - mmpretrain (`mmpretrain/models/classifiers/image.py`): `backbone.` and, of the classifier, `head.fc`.
 - DINO (Caron et al., ICCV 2021; `main_dino.py`): two networks of one architecture, `student` and `teacher`.
 """
@@ -79,6 +80,9 @@ SCALES = ("scales", "learned_norm")
 # BatchNorm's count of the batches that it has seen, which no prediction depends on and older files do not have.
 BATCH_COUNT = "num_batches_tracked"
 
+# Parts that can be the classifier's layer itself, its tensors without a name before them.
+BARE_CLASSIFIERS = ("classifier", "state_dict_classifier")
+
 # What averaging keeps beside the weights (`torch.optim.swa_utils.AveragedModel`).
 BOOKKEEPING = ("n_averaged",)
 
@@ -103,6 +107,8 @@ def find_state_dict(content: object, ema: bool = False) -> tuple[dict[str, Tenso
     entries: dict[str, object] = {}
     for part, raw in parts.items():
         names, root_layout = rename([str(key) for key in raw])
+        if part in BARE_CLASSIFIERS:
+            names = [f"fc.{name}" if name in ("weight", "bias") else name for name in names]
         if root_layout and not part:
             layout = root_layout
         for (key, value), name in zip(raw.items(), names, strict=True):

@@ -124,7 +124,12 @@ NUMPY: dict[str, type[StandIn]] = {
     for package in ("numpy.core", "numpy._core")  # of numpy 1 and 2
     for name, kind in (("_reconstruct", Array), ("scalar", Scalar))
 }
-KNOWN: dict[str, type[StandIn]] = {**NUMPY, "numpy.dtype": NumberType, "builtins.getattr": Attribute, "builtins.bytes": NoBytes}
+KNOWN: dict[str, type[StandIn]] = {
+    **NUMPY,
+    "numpy.dtype": NumberType,
+    "builtins.getattr": Attribute,
+    "builtins.bytes": NoBytes,
+}
 
 
 def stand_in_for(name: str, uses: set[str]) -> type:

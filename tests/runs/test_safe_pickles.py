@@ -68,7 +68,7 @@ def written(content: object, new: bool = True) -> BytesIO:
 
 
 WEIGHT = torch.arange(54.0).reshape(2, 3, 3, 3)
-# Values as scripts leave them beside the weights: argument parsers, torchvision's references, timm, Lightning, mmengine.
+# Values as scripts leave them beside the weights.
 NOT_MADE: dict[str, Callable[[], object]] = {
     "namespace": lambda: argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("a"), inner=argparse.Namespace(a=1)),
     "simple namespace": lambda: types.SimpleNamespace(a=1),
@@ -139,14 +139,14 @@ def test_arrays_of_both_numpys(package: str) -> None:
     assert names == {f"numpy.{package}.multiarray._reconstruct", f"numpy.{package}.multiarray.scalar"}
     ours = f"numpy.{np.float64(1).__reduce__()[0].__module__.split('.')[1]}.multiarray".encode()
     raw = BytesIO()
-    with zipfile.ZipFile(written({"a": np.float64(2.5), "b": np.arange(3.0)})) as source:
-        with zipfile.ZipFile(raw, "w") as target:
-            for entry in source.infolist():
-                data = source.read(entry)
-                if entry.filename.endswith("data.pkl"):
-                    assert ours in data
-                    data = data.replace(ours, f"numpy.{package}.multiarray".encode())
-                target.writestr(entry.filename, data)
+    made = written({"a": np.float64(2.5), "b": np.arange(3.0)})
+    with zipfile.ZipFile(made) as source, zipfile.ZipFile(raw, "w") as target:
+        for entry in source.infolist():
+            data = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert ours in data
+                data = data.replace(ours, f"numpy.{package}.multiarray".encode())
+            target.writestr(entry.filename, data)
     raw.seek(0)
     content = load_pickled(raw)
     assert content["a"] == 2.5 and content["b"].tolist() == [0, 1, 2]

@@ -248,9 +248,10 @@ def test_another_network_is_the_first_that_is_named(
         file = build_model(name, CLASSES, stem, width).state_dict()
         model = build_model(asked, CLASSES, "cifar", width if stem == "cifar" else None)
 
-    with pytest.raises(UserError) as caught:
-        place(model, prefixed(prefix, file))
-    assert str(caught.value).startswith(f"wrong --network: the file is of {flags}; ")
+    for prefix in ("", "encoder_q."):
+        with pytest.raises(UserError) as caught:
+            place(model, prefixed(prefix, file))
+        assert str(caught.value).startswith(f"wrong --network: the file is of {flags}; ")
 
 
 def test_a_damaged_file_of_the_right_network_is_not_called_another(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from models import resnet, resnet_cifar, resnet_imagenet, torchvision_networks
 from models.network import Network
 from utils.errors import UserError
 
-NETWORKS = [*resnet_cifar.BLOCKS_PER_STAGE, *resnet.DEPTHS]  # those of the stem "cifar"
+NETWORKS = [*resnet_cifar.VARIANTS, *resnet.DEPTHS]  # those of the stem "cifar"
 STEMS = ["cifar", "imagenet"]
 LISTED = 20  # longer lists of names are no help in an error
 
@@ -21,7 +21,8 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", width: int | N
     """Build the network `name` for `num_classes` classes.
 
     `stem` "cifar" is a 3x3 convolution of stride 1. `width` is the number of channels of the first stage and scales all
-    the others with it; None is the family's own (64 for resnet18 to resnet152, 16 for resnet8 to resnet56).
+    the others with it; None is the family's own (64 for resnet18 to resnet152, 16 for resnet8 to resnet56 and those
+    with a b).
 
     `stem` "imagenet" is the architecture for 224-pixel images: `resnet10` or any classifier of torchvision, with the
     initialisation that torchvision gives it and without weights.

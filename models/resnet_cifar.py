@@ -2,13 +2,14 @@
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2 (option A shortcuts), with the
 initialisation of He et al., "Delving Deep into Rectifiers", ICCV 2015. `resnet8`, one block a stage, is the same
-network for images as small as 8 x 8.
+network for images as small as 8 x 8. `resnet20b` to `resnet56b` project where the shape changes (option B), as many
+released checkpoints do.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.resnet import BasicBlock, ResNet
+from models.resnet import BasicBlock, ResNet, projection
 
 
 class ZeroPadding(nn.Module):
@@ -32,12 +33,17 @@ def zero_padding(in_channels: int, out_channels: int, stride: int) -> nn.Module 
 
 
 BLOCKS_PER_STAGE = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
+# Of each network the blocks a stage, and whether its shortcuts are projections (option B).
+VARIANTS = {name: (count, False) for name, count in BLOCKS_PER_STAGE.items()} | {
+    f"{name}b": (count, True) for name, count in BLOCKS_PER_STAGE.items() if count > 1
+}
 DEFAULT_WIDTH = 16
 
 
 def build(name: str, num_classes: int, width: int) -> ResNet:
-    """Build one of `BLOCKS_PER_STAGE`, 6n + 2 layers, with `width` channels in its first stage."""
-    model = ResNet(BasicBlock, [BLOCKS_PER_STAGE[name]] * 3, num_classes, width, zero_padding)
+    """Build one of `VARIANTS`, 6n + 2 layers, with `width` channels in its first stage."""
+    count, by_projection = VARIANTS[name]
+    model = ResNet(BasicBlock, [count] * 3, num_classes, width, projection if by_projection else zero_padding)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

@@ -52,10 +52,14 @@ def refuse_flipped_bits(file: IO[bytes]) -> None:
                         pass
 
 
-def refuse_strange_tensors(content: Any, size: int | None) -> None:
+def refuse_strange_tensors(content: Any, size: int | None, seen: set[int] | None = None) -> None:
     """Raise UserError for tensors that are no plain numbers in memory, or larger than the file of `size` bytes that
     they are from: one number in a file can stand for a tensor of any shape, which the first arithmetic would make
-    real."""
+    real. `seen` are the values looked at so far, by their `id`: a file can hold one many times."""
+    seen = set() if seen is None else seen
+    if id(content) in seen:
+        return
+    seen.add(id(content))
     if isinstance(content, Tensor):
         if content.layout != torch.strided or content.is_quantized or content.is_nested or content.device.type != "cpu":
             raise UserError("it holds sparse, quantised or nested tensors, or some without numbers; save plain ones")
@@ -63,7 +67,7 @@ def refuse_strange_tensors(content: Any, size: int | None) -> None:
             raise UserError(f"it holds a tensor of {tuple(content.shape)}, more numbers than the file has room for")
     elif isinstance(content, dict):
         for value in content.values():
-            refuse_strange_tensors(value, size)
+            refuse_strange_tensors(value, size, seen)
     elif isinstance(content, list | tuple):
         for value in content:
-            refuse_strange_tensors(value, size)
+            refuse_strange_tensors(value, size, seen)

@@ -13,8 +13,6 @@ another model made (`runs.feature_files`) are read as such a file too.
 import io
 import json
 import os
-import pickle
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,32 +20,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.network import Network
-from runs.archives import refuse_flipped_bits, refuse_strange_tensors, refuse_zip_bomb
 from runs.feature_files import USER_FEATURES, USER_NETWORK, read_features
-from runs.pretrained_weights import with_network_names
+from runs.pretrained_weights import LoadReport, load_network, other_kinds, with_cosine_head, with_network_names
 from runs.records import checkpoint_faults, refuse_faults
 from runs.shards import find_shards, read_safetensors
 from runs.state_dict_adapter import compare_keys, find_state_dict
-from utils.errors import UserError, is_out_of_memory, no_memory
-from utils.files import refuse_constant, sha256_of, write_atomically
-from utils.outside import open_plain
+from runs.weights.containers import CONTAINERS, is_average
+from runs.weights.formats import SAFETENSORS, TORCH
+from runs.weights.pickles import find_stand_in
+from runs.weights.reading import (
+    Trust,
+    format_of,
+    more_than_tensors,
+    read_pytorch,
+    reading_error,
+)
+from runs.weights.stand_ins import StandIn
+from utils.errors import UserError
+from utils.files import refuse_constant, write_atomically
+from utils.text import shown
 
 FORMAT = 1
+COSINE = "fc.scale"  # the one tensor that a cosine classifier has and a linear one does not
 CLASSIFIER = "fc."  # how the names of a classifier's tensors begin
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read: `state` by torchvision's names, `kind` in words, ours with all its `content`."""
+    """A checkpoint that was read: `state` by torchvision's names, `kind` in words, ours with all its `content`.
+
+    `choice` is "ema" where the averaged weights of the file were taken, else empty.
+    """
 
     path: Path
     sha256: str
     kind: str
     state: dict[str, Tensor]
     content: dict[str, Any] | None
+    choice: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What tells these weights from all others: the sha256 of the file and, of two sets in it, which."""
+        return f"{self.sha256}-{self.choice}" if self.choice else self.sha256
 
     @property
     def config(self) -> dict[str, Any]:
@@ -85,66 +103,60 @@ def on_cpu(content: Any) -> Any:
     return [on_cpu(value) for value in content] if isinstance(content, list) else content
 
 
-def load_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
+def load_checkpoint(path: Path, trust_pickle: Trust = None, ema: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, a plain state dict, or a file of a related code base (`runs.state_dict_adapter`).
 
-    A name that ends in .safetensors is read as that format, in one piece or in shards, .npz as features that any model
-    made, any other as PyTorch's.
+    What a file is says its content; a name that ends in .npz is read as features that any model made, and
+    .safetensors as that format in one piece or in shards.
 
     A pickled whole module, as the released stage 1 writes it, can run any code when it is read: it needs
-    `trust_pickle`. Raises UserError for a missing, damaged or unknown file.
+    `trust_pickle`, which is None where no flag can give it. `ema` takes the averaged weights of another code base's
+    file. Raises UserError for a missing, damaged or unknown file.
     """
-    read = READERS.get(path.suffix, partial(read_pytorch, trust_pickle=trust_pickle))
     try:
-        digest, content = read(path)
+        digest, content = reader_of(path, trust_pickle)(path)
     except Exception as error:  # a damaged archive can raise nearly anything
-        raise reading_error(path, error) from error
+        raise reading_error(path, error, trust_pickle) from error
     if isinstance(content, dict) and "format" in content:
+        strange = find_stand_in(content)
+        if strange is not None:
+            raise UserError(f"{path} {more_than_tensors(strange, None)}")
         refuse_strange_record(path, content)
+        refuse_idle_ema(path, ema)
         return Checkpoint(path, digest, kind_of(content), content["model"], content)
     try:
-        if isinstance(content, nn.Module):
-            content = content.state_dict()
-        state, layout = find_state_dict(content)
+        state, layout = find_state_dict(content, ema)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return Checkpoint(path, digest, layout, state, None)
+        strange = find_stand_in(content)
+        advice = "" if strange is None or trust_pickle is None else pickled_advice(content)
+        raise UserError(f"{path}: {error}{advice}") from error
+    return Checkpoint(path, digest, layout, state, None, "ema" if ema else "")
 
 
-def read_pytorch(path: Path, trust_pickle: bool = False) -> tuple[str, Any]:
-    """Return the sha256 of a file of PyTorch's and what it holds: anything, if the file is to be trusted."""
-    with open_plain(path, "the checkpoint") as file:
-        digest = sha256_of(file)
-        if not trust_pickle:
-            refuse_zip_bomb(file)
-            file.seek(0)
-        with warnings.catch_warnings():  # of what is refused later, or is none of a user's business
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
-        refuse_flipped_bits(file)
-        refuse_strange_tensors(content, os.fstat(file.fileno()).st_size)
-    return digest, content
+def reader_of(path: Path, trust_pickle: Trust) -> Callable[[Path], tuple[str, Any]]:
+    """Return what reads a file: by the end of its name features and shards, else by its content."""
+    if path.suffix == ".npz":
+        return read_features
+    is_file = path.is_file()
+    safe = path.suffix == ".safetensors" or (is_file and format_of(path) == SAFETENSORS)
+    if is_file and safe and format_of(path) == TORCH:
+        raise UserError("this is a file of torch.save, whatever its name says; rename it to .pth")
+    return read_released if safe else partial(read_pytorch, trust_pickle=trust_pickle)
 
 
-def reading_error(path: Path, error: Exception) -> UserError:
-    """Return the one line for what was raised while a checkpoint was read."""
-    if isinstance(error, UserError):
-        return UserError(str(error) if str(path) in str(error) else f"{path}: {error}")
-    if is_out_of_memory(error):
-        return no_memory(f"the checkpoint {path}", "what else runs on this machine, or --width where it was trained")
-    if isinstance(error, OSError):
-        return UserError(f"cannot read the checkpoint {path}: {error.strerror or error}")
-    if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():
-        return UserError(
-            f"{path} holds more than tensors and plain values, such as a pickled module, and reading it can run any "
-            "code; if you trust its source, add --trust_pickle"
-        )
-    if isinstance(error, AttributeError | ModuleNotFoundError):
-        return UserError(
-            f"{path} pickles a class that is not here ({first_line(error)}); save its state_dict() in its own code "
-            "base and load that"
-        )
-    return UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})")
+def pickled_advice(content: Any) -> str:
+    """Return what to say of a file without a state dict that has an object of some class where weights could be."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        name = find_stand_in([value]) if isinstance(value, StandIn) else None
+        if name is not None and (key in CONTAINERS or is_average(str(key))):
+            return f"; {key!r} is a pickled {shown(name)}: if you trust its source, add --trust_pickle"
+    return ""
+
+
+def refuse_idle_ema(path: Path, ema: bool) -> None:
+    """Raise UserError where averaged weights are asked of a checkpoint of ours, which never has any."""
+    if ema:
+        raise UserError(f"{path}: --ema: no averaged weights are in a file of this project; leave the flag out")
 
 
 def refuse_strange_record(path: Path, content: dict[str, Any]) -> None:
@@ -208,10 +220,6 @@ def read_released(path: Path) -> tuple[str, dict[str, Any]]:
     return digest, {**header, "model": state, "features": {key: tensors[key] for key in tensors.keys() - state.keys()}}
 
 
-# Of a file, by the end of its name: its sha256 and its content. All others are PyTorch's.
-READERS: dict[str, Callable[[Path], tuple[str, Any]]] = {".npz": read_features, ".safetensors": read_released}
-
-
 def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
     """Return a classifier with the backbone, or the features, that it names; any other checkpoint as it is.
 
@@ -272,19 +280,23 @@ def joined(classifier: Checkpoint, backbone: Checkpoint) -> Checkpoint:
     return replace(classifier, state=shared | classifier.state, content=content)
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def load_weights(model: Network, checkpoint: Checkpoint, linear: bool = False) -> LoadReport | None:
+    """Copy a checkpoint's tensors into a model; a UserError names missing, unexpected and misshapen keys.
 
-
-def load_weights(model: Network, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's tensors into a model; a UserError names missing, unexpected and misshapen keys."""
+    Of another code base's file the network is found under whatever prefix, and the report says what was done. A cosine
+    classifier becomes the model's head or, where it must be `linear`, linear rows (`load_network`).
+    """
+    if checkpoint.content is None:
+        try:
+            return load_network(model, checkpoint.state, linear)
+        except UserError as error:
+            raise UserError(f"{checkpoint.path} ({checkpoint.kind}) does not fit the network: {error}") from error
     state = with_network_names(model, checkpoint.state)
+    if COSINE in state and not checkpoint.config.get("method"):
+        state = with_cosine_head(model, state, linear)  # of another code base, released by this one
     own = model.state_dict()
-    problems = compare_keys(state, own)
-    if not problems:
-        other = [key for key, value in state.items() if value.is_floating_point() != own[key].is_floating_point()]
-        problems = [f"{key}: {state[key].dtype} here, {own[key].dtype} expected" for key in other[:5]]
+    problems = compare_keys(state, own) or other_kinds(state, own)
     if problems:
         raise UserError(f"{checkpoint.path} ({checkpoint.kind}) does not fit the network: {'; '.join(problems)}")
     model.load_state_dict(state)
+    return None

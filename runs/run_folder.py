@@ -213,6 +213,11 @@ def _refuse_strange_folder(folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'} is of no run of this project; name another place with --out")
 
 
+def without_kind(record: Any) -> Any:
+    """Return what a run records without the words for a file's kind, which another version may choose otherwise."""
+    return {name: value for name, value in record.items() if name != "kind"} if isinstance(record, dict) else record
+
+
 def _unusable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot use {folder}: {error.strerror or error}; name another place with --out")
 
@@ -234,7 +239,7 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     if "precision" in before and before["precision"] != now["precision"]:  # the first runs did not record it
         differing.append("another --amp")
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):
-        if before.get(name) != now[name]:
+        if without_kind(before.get(name)) != without_kind(now[name]):
             differing.append(f"another {words}")
     if (before.get("backbone") or {}).get("sha256") != (now.get("backbone") or {}).get("sha256"):
         differing.append("another file of features")

@@ -84,7 +84,7 @@ def dependencies(loaded: LoadedModel, **more: Any) -> dict[str, Any]:
     source, data, execution = loaded.source, loaded.data, loaded.execution
     assert source is not None, "numbers depend on weights"
     return {
-        "checkpoint": source.sha256,
+        "checkpoint": source.identity,
         "images": {"prepared": describe_images(loaded.settings, data), "augmentation": str(data.augmentation)},
         "arithmetic": f"{execution.device.type} {'bf16' if execution.bf16 else 'fp32'}",
         **describe_data(data),

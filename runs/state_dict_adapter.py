@@ -12,6 +12,8 @@ How the projects save, read in their public code:
 - classifier-balancing (Kang et al., ICLR 2020; `run_networks.py`) and what derives from it (BALMS, GALA): one
   dictionary of two wrapped halves, `feat_model` and `classifier`, under `state_dict_best` or `state_dict`.
 - LDAM-DRW and many after it (`models/resnet_cifar.py`): the classifier is `linear`, a projection is `shortcut`.
+- GCL (Li et al., CVPR 2022; `models/resnet_cifar.py`), like LDAM-DRW: `linear.weight` (d, K) of a cosine classifier.
+- mmpretrain (`mmpretrain/models/classifiers/image.py`): `backbone.` and, of the classifier, `head.fc`.
 - DINO (Caron et al., ICCV 2021; `main_dino.py`): two networks of one architecture, `student` and `teacher`.
 """
 
@@ -21,10 +23,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from runs.weights.containers import (
+    COLOURS,
+    CONTAINERS,
+    LANDMARK,
+    WRAPPERS,
+    averaged_part,
+    choose,
+    classifier_beside,
+    find_candidates,
+    holds_network,
+    holds_tensors,
+    preference,
+    sees_colours,
+)
 from utils.errors import UserError
-
-# Keys under which a checkpoint holds the weights, beside entries such as the epoch and the optimizer.
-CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_best", "state_dict_model")
 
 
 class ModuleLayout(NamedTuple):
@@ -51,16 +64,12 @@ MODULE_LAYOUTS = (
 # Networks of one architecture that are trained on each other, each a state dict of its own in the checkpoint.
 TWINS = ("teacher", "student")
 
-# What DataParallel and torch.compile put before the names of the module that they wrap. No network here has children of
-# these names, so they go wherever they stand: a part of a network can be wrapped too.
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
-
 # A prefix that every key carries, and the layout that it tells.
 ROOTS = {"encoder.": "Weight Balancing (encoder.)"}
 
 # Other names for torchvision's. The order does not matter: no result matches another pattern.
 RENAMES = (
-    (re.compile(r"^(?:linear|last_linear|classifier|classifier\.fc|fc\.fc)\.(weight|bias)$"), r"fc.\1"),
+    (re.compile(r"^(?:linear|last_linear|classifier|classifier\.fc|fc\.fc|head\.fc)\.(weight|bias)$"), r"fc.\1"),
     (re.compile(r"^(layer\d+\.\d+)\.shortcut\."), r"\1.downsample."),
 )
 
@@ -68,38 +77,38 @@ RENAMES = (
 # (1, K) in MiSLAS (`LearnableWeightScaling` in `methods.py`).
 SCALES = ("scales", "learned_norm")
 
-# Every ResNet has this key, and every other network for images a convolution on their three colours under a name of its
-# own: without either, a dictionary of tensors is something else.
-LANDMARK = "conv1.weight"
-COLOURS = 3
-
 # BatchNorm's count of the batches that it has seen, which no prediction depends on and older files do not have.
 BATCH_COUNT = "num_batches_tracked"
 
-# Of two networks in one file that fit equally well, the one that its own project transfers: MoCo's `encoder_q` and
-# `base_encoder` (He et al., CVPR 2020; Chen et al., ICCV 2021), BYOL's online network (Grill et al., NeurIPS 2020),
-# DINO's teacher (Caron et al., ICCV 2021). These are the words that such prefixes are made of.
-PREFERRED = {"q", "query", "base", "online", "teacher"}
-AVOIDED = {"k", "key", "momentum", "target", "student", "ema"}
+# Parts that can be the classifier's layer itself, its tensors without a name before them.
+BARE_CLASSIFIERS = ("classifier", "state_dict_classifier")
+
+# What averaging keeps beside the weights (`torch.optim.swa_utils.AveragedModel`).
+BOOKKEEPING = ("n_averaged",)
+
+# The names of a classifier inside a state dict.
+OWN_CLASSIFIER = {f"{name}.weight" for name in ("fc", "linear", "last_linear", "classifier")}
 
 SHOWN = 5
 
 
-def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
+def find_state_dict(content: object, ema: bool = False) -> tuple[dict[str, Tensor], str]:
     """Return the state dict inside `content`, with torchvision's names, and one phrase saying which layout it was.
 
     `content` is what `torch.load` returned; it is not changed. Factors that the source applies to the logits are
     multiplied into `fc` (see `fold_scales`); all other tensors share memory with those of `content`. Whether the result
-    fits a network is for `compare_keys` to say.
+    fits a network is for `compare_keys` to say. With `ema` it is the averaged weights that are returned.
     Raises UserError for a layout that is not known, for values that are no tensors, for two keys that get one name, and
     for weights that a plain ResNet cannot express.
     """
-    parts, layout, where = find_modules(content)
+    parts, layout, where = find_modules(content, ema)
     state: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
     entries: dict[str, object] = {}
     for part, raw in parts.items():
         names, root_layout = rename([str(key) for key in raw])
+        if part in BARE_CLASSIFIERS:
+            names = [f"fc.{name}" if name in ("weight", "bias") else name for name in names]
         if root_layout and not part:
             layout = root_layout
         for (key, value), name in zip(raw.items(), names, strict=True):
@@ -108,7 +117,7 @@ def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
                 raise UserError(f"{origins[name]} and {origin} of the checkpoint both become {name!r}")
             origins[name] = origin
             entries[origin] = value
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and name not in BOOKKEEPING:
                 state[name] = value.detach()
     if LANDMARK not in origins and not any(sees_colours(name, tensor) for name, tensor in state.items()):
         raise UserError(
@@ -118,11 +127,31 @@ def find_state_dict(content: object) -> tuple[dict[str, Tensor], str]:
     strange = {origin: value for origin, value in entries.items() if not isinstance(value, Tensor)}
     if strange:
         raise UserError(f"a state dict holds tensors only, not {listing(strange)}{where}")
+    if "EMA" not in where:
+        state, averages = choose_average(state, ema)
+        where += averages
     scaled = fold_scales(state)
     return scaled, f"{layout}{where}{', scales multiplied into fc' if len(scaled) < len(state) else ''}"
 
 
-def find_modules(content: object) -> tuple[dict[str, dict], str, str]:
+def choose_average(state: dict[str, Tensor], ema: bool) -> tuple[dict[str, Tensor], str]:
+    """Return what to take of a state dict with or without averaged weights beside others, and words that say so.
+
+    Raises UserError where averaged weights are asked for and not there.
+    """
+    average = averaged_part(state)
+    if ema and not average:
+        raise UserError("--ema: no averaged weights are in it by that name; leave the flag out")
+    if not average:
+        return state, ""
+    first = next(iter(average)).rpartition(".")[0].partition(".")[0]
+    if ema:
+        return average, f" (EMA weights, under '{first}.')"
+    beside = any(sees_colours(key, tensor) for key, tensor in state.items() if key not in average)
+    return state, f"; EMA weights are there too, under '{first}.': --ema takes them" if beside else ""
+
+
+def find_modules(content: object, ema: bool = False) -> tuple[dict[str, dict], str, str]:
     """Return the raw dictionaries that make up the network, by part, the layout's name and where it was found.
 
     A network saved as one module is one part named "".
@@ -132,18 +161,14 @@ def find_modules(content: object) -> tuple[dict[str, dict], str, str]:
     inner, where = content, ""
     modules = match_module_layout(content)
     if modules is None:
-        held = [key for key in CONTAINERS if holds_tensors(content.get(key))]
+        held = [key for key in CONTAINERS if holds_halves(content.get(key))]
         if len(held) > 1:
             raise UserError(f"several entries of the checkpoint hold weights: {', '.join(map(repr, held))}; keep one")
         if held:
             inner, where = content[held[0]], f" under '{held[0]}'"
             modules = match_module_layout(inner)
     if modules is None:
-        twins = [key for key in TWINS if holds_tensors(inner.get(key), levels=1)]
-        if twins:
-            flat = {f"{twin}.{key}": value for twin in twins for key, value in inner[twin].items()}
-            return {"": flat}, f"DINO ({' + '.join(twins)})", where
-        return {"": inner}, "plain state dict", where
+        return find_one_module(content, ema)
     known = (*modules.required, *modules.optional)
     # Leaving out a part of the network would give other predictions: a factor for the logits that is no state dict, or
     # the block that MiSLAS puts between features and classifier for Places-LT.
@@ -154,27 +179,41 @@ def find_modules(content: object) -> tuple[dict[str, dict], str, str]:
     return {part: inner[part] for part in known if isinstance(inner.get(part), dict)}, modules.layout, where
 
 
+def find_one_module(content: dict, ema: bool) -> tuple[dict[str, dict], str, str]:
+    """Return the one dictionary of a network saved as one module, or as twins, as `find_modules` does."""
+    twin_places = [("", content), *((key, content[key]) for key in CONTAINERS if isinstance(content.get(key), dict))]
+    candidates = find_candidates(content)
+    for place, inner in twin_places:
+        twins = [key for key in TWINS if holds_tensors(inner.get(key), levels=1)]
+        usual = any(one.path[0] in CONTAINERS for one in candidates)
+        if twins and not ema and (place or not usual):
+            flat = {f"{twin}.{key}": value for twin in twins for key, value in inner[twin].items()}
+            return {"": flat}, f"DINO ({' + '.join(twins)})", f" under '{place}'" if place else ""
+    if candidates and not (holds_network(content) and not any(one.path[0] in CONTAINERS for one in candidates)):
+        chosen, said = choose(candidates, ema)
+        state, where = chosen.state, f" under {chosen.name}{said}"
+        beside = None if any(str(key) in OWN_CLASSIFIER for key in state) else classifier_beside(content, chosen.path)
+        if beside is not None:
+            state = state | {f"fc.{key}": value for key, value in beside[1].items()}
+            where += f", its classifier under '{beside[0]}'"
+        return {"": state}, "plain state dict", where
+    held = [key for key in CONTAINERS if holds_tensors(content.get(key))]  # of no network, which the caller says
+    if held:
+        return {"": content[held[0]]}, "plain state dict", f" under '{held[0]}'"
+    return {"": content}, "plain state dict", ""
+
+
+def holds_halves(value: object) -> bool:
+    """Tell whether a value is a network saved as several modules."""
+    return isinstance(value, dict) and match_module_layout(value) is not None
+
+
 def match_module_layout(content: dict) -> ModuleLayout | None:
     """Return the first of `MODULE_LAYOUTS` whose required parts are all in `content`."""
     for modules in MODULE_LAYOUTS:
         if all(isinstance(content.get(part), dict) for part in modules.required):
             return modules
     return None
-
-
-def holds_tensors(value: object, levels: int = 2) -> bool:
-    """Tell whether `value` is a dictionary with tensors in it, at most `levels` dictionaries deep.
-
-    Two levels reach the weights of every known layout and not those of an optimizer, which lie three deep.
-    """
-    if not isinstance(value, dict) or levels == 0:
-        return False
-    return any(isinstance(inner, Tensor) or holds_tensors(inner, levels - 1) for inner in value.values())
-
-
-def sees_colours(name: str, tensor: Tensor) -> bool:
-    """Tell whether a tensor is the weight of a convolution on colour images, (channels, 3, height, width)."""
-    return name.endswith(".weight") and tensor.ndim == 4 and tensor.shape[1] == COLOURS
 
 
 def rename(keys: list[str]) -> tuple[list[str], str | None]:
@@ -272,14 +311,6 @@ def rank_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
                 found.setdefault(prefix, []).append(tensor.shape == wanted[name].shape)
     fits = [Fit(prefix, sum(shapes), len(shapes)) for prefix, shapes in found.items()]
     return sorted(fits, key=lambda fit: (-fit.fitting, -fit.named, preference(fit.prefix)))
-
-
-def preference(prefix: str) -> int:
-    """Return 0 for a prefix with a word of `PREFERRED`, 2 for one with a word of `AVOIDED`, 1 for any other."""
-    words = set(re.split(r"[._]", prefix))
-    if words & AVOIDED:
-        return 2
-    return 0 if words & PREFERRED else 1
 
 
 def listing(entries: dict[str, object]) -> str:

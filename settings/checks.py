@@ -61,6 +61,8 @@ def check_value(name: str, value: Any) -> None:
 
 def check_training(settings: Settings) -> None:
     """Raise UserError where settings of the training contradict one another."""
+    if settings.ema and settings.weights is None and settings.pretrained_pth is None:
+        raise UserError("--ema chooses among the weights of a file: name it with --weights or --pretrained_pth")
     if settings.epochs == 0 and settings.weights is None:
         raise UserError("--epochs 0 trains a classifier alone: say with --weights on what")
     if 0 < settings.epochs <= settings.warmup_epochs:

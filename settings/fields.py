@@ -347,7 +347,6 @@ class Settings(_Hyperparameters):
         False,
         Group.NETWORK,
         "load pickled modules, which can run code: only if you trust them",
-        (STAGE2, EVALUATE),
         facets=Facet.OF_IMAGES,
     )
     json: str | None = option(None, Group.REPORT, "write the report to this file", (EVALUATE,), metavar="FILE")
@@ -404,6 +403,13 @@ class Settings(_Hyperparameters):
         facets=SIZE,
         named_by=TRAINING,
         bounds=FROM_ONE,
+    )
+    ema: bool = option(
+        False,
+        Group.NETWORK,
+        "take the averaged (EMA) weights of a file that has them beside others",
+        facets=Facet.OF_IMAGES | Facet.ADDRESS,
+        named_by=TRAINING,
     )
 
 

@@ -126,7 +126,8 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
         path = path / f"{settings.start}.pth"
     elif "start" in command.given:
         report_unused(command.script, ["--start"], " with a file")
-    checkpoint = load_checkpoint(path, settings.trust_pickle)
+    own = settings.weights is None  # else --ema is of the file that stage 1 starts from
+    checkpoint = load_checkpoint(path, settings.trust_pickle, settings.ema and own)
     stage = checkpoint.config.get("stage", "stage1")
     if stage != "stage1":
         raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
@@ -191,7 +192,9 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
         looked_up = [f"--{name}" for name in with_facet(Facet.LOOKUP) if name in command.given]
         report_unused(command.script, looked_up, " with --pretrained_pth")
     paths = checkpoint_files(path)
-    checkpoints = {name: with_backbone(load_checkpoint(file, settings.trust_pickle)) for name, file in paths.items()}
+    ema = settings.ema and settings.pretrained_pth is not None  # else it is part of what the run is found by
+    read = {name: load_checkpoint(file, settings.trust_pickle, ema) for name, file in paths.items()}
+    checkpoints = {name: with_backbone(checkpoint) for name, checkpoint in read.items()}
     first = next(iter(checkpoints.values()))
     report_idle_folder(command, first)
     return adopt_report(command, first), checkpoints

@@ -122,7 +122,8 @@ def read_trained(path: Path, trust_pickle: bool = False) -> Checkpoint:
     checkpoint = load_checkpoint(file, trust_pickle)
     if checkpoint.content is None:
         raise UserError(
-            f"{file} ({checkpoint.kind}) does not say what it was trained on; only files of this project do"
+            f"{file} ({checkpoint.kind}) does not say what it was trained on; python -m tools.release {file} "
+            "NEW.safetensors, with the flags of its data and network, makes a file that does"
         )
     recorded = checkpoint.config.get("images", {})
     if recorded is None or checkpoint.settings().get("features") is not None or checkpoint.features is not None:

@@ -19,7 +19,7 @@ from models import build_model
 from models.given_features import GivenFeatures
 from models.network import Network
 from models.torchvision_networks import check_image_size, check_single_image
-from runs.checkpoint import Checkpoint, load_checkpoint, load_weights
+from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, with_backbone
 from runs.pretrained_weights import load_pretrained
 from runs.run_folder import CONTROL, open_run
 from runs.run_names import run_path
@@ -107,7 +107,7 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
     elif checkpoint.state:
         if checkpoint.config.get("method"):
             attach_head(model, checkpoint.config["method"])
-        load_weights(model, checkpoint)
+        load_start(model, checkpoint, linear=command.script == STAGE2)
     return LoadedModel(command, execution, data, images, model, checkpoint, weights)
 
 
@@ -158,7 +158,9 @@ def load_weights_file(model: Network, settings: Settings) -> WeightsFile | None:
     if settings.weights is None:
         return None
     try:
-        checkpoint = load_checkpoint(Path(settings.weights))
+        path = Path(settings.weights)
+        path = path / "last.pth" if path.is_dir() else path
+        checkpoint = with_backbone(load_checkpoint(path, settings.trust_pickle, settings.ema))
         report = load_pretrained(model, checkpoint.state)
         refuse_non_finite(model)
     except UserError as error:
@@ -166,6 +168,20 @@ def load_weights_file(model: Network, settings: Settings) -> WeightsFile | None:
     tell(f"weights: {checkpoint.path} ({checkpoint.kind}): {report.summary()}")
     record = {"file": str(checkpoint.path), "sha256": checkpoint.sha256, "loaded": report.summary()}
     return WeightsFile(checkpoint, record)
+
+
+def load_start(model: Network, checkpoint: Checkpoint, linear: bool) -> None:
+    """Copy a checkpoint into a network and say what was done with one of another code base.
+
+    Raises UserError where it does not fit, and for NaN or infinity in one of another code base.
+    """
+    report = load_weights(model, checkpoint, linear)
+    if report is not None:
+        try:
+            refuse_non_finite(model)
+        except UserError as error:
+            raise UserError(f"{checkpoint.path}: {error}") from error
+        tell(f"checkpoint: {checkpoint.path} ({checkpoint.kind}): {report.summary()}")
 
 
 def refuse_non_finite(model: Network) -> None:

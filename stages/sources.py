@@ -64,7 +64,7 @@ def open_source(path: Path, flags: Sequence[str]) -> Source:
     metrics = read_run(path)[0] if path.is_dir() else None
     file = path / "last.pth" if path.is_dir() else path
     command = parse_command(EVALUATE, "", [*flags, "--pretrained_pth", str(file)])
-    checkpoint = load_checkpoint(file, command.settings.trust_pickle)
+    checkpoint = load_checkpoint(file, command.settings.trust_pickle, command.settings.ema)
     if checkpoint.content is None:
         checkpoint = with_configuration(checkpoint, command)
     return Source(path, checkpoint, metrics)

@@ -115,7 +115,7 @@ def provenance(request: Request, context: TableContext) -> dict[str, Any]:
     """Return what the table was made for; every row says what made it."""
     return {
         "seed": context.trainer.seed,
-        "stage1": context.checkpoint.sha256,
+        "stage1": context.checkpoint.identity,
         "subset_content_sha256": context.data.subset["content_sha256"],
         "data_sha256": data_of(context),
         "command": request.command,

@@ -112,10 +112,9 @@ def stage1_name(context: TableContext) -> str:
 
     A table on a file of features says so, where views are usual: it cannot have been made with these.
     """
-    own = context.checkpoint.config.get("tags")
-    tags = (
-        [f"from{context.checkpoint.sha256[:8]}"] if own is None else [tag for tag in own if not tag.startswith("width")]
-    )
+    checkpoint, own = context.checkpoint, context.checkpoint.config.get("tags")
+    named = [f"from{checkpoint.sha256[:8]}{checkpoint.choice}"]
+    tags = named if own is None else [tag for tag in own if not tag.startswith("width")]
     views = context.command.settings.views
     if context.checkpoint.features is not None and views != context.command.defaults.views:
         tags.append(f"views{views}")

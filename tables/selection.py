@@ -95,7 +95,7 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
         refuse_seen(context)
     # Features come with one held-out share of their own, which no classifier here has learned from.
     needed = 1 if contexts[0].command.settings.features is not None else SPLITS
-    if len({context.checkpoint.sha256 for context in contexts}) < needed:
+    if len({context.checkpoint.identity for context in contexts}) < needed:
         raise UserError(f"--holdout_pth must name {SPLITS} different stage 1s: the score is their mean")
     grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, contexts[0])]
     hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]

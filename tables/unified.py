@@ -105,7 +105,7 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
         contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
         for split in contexts:
             refuse_other_recipe(split, context)
-        splits = " ".join(split.checkpoint.sha256 for split in contexts)
+        splits = " ".join(split.checkpoint.identity for split in contexts)
         if known is not None and known["splits_sha256"].iloc[0] != splits:
             tell(f"{path} was chosen on other splits: choosing again")
             known = None

@@ -243,7 +243,7 @@ def test_what_was_held_when_memory_ran_out(runs: Path, monkeypatch: pytest.Monke
     for place, words in {
         "models.resnet.ResNet.features": "features of ",
         "evaluation.measure.SplitLogits.blocks": "logits of test",
-        "runs.checkpoint.sha256_of": "the checkpoint ",
+        "runs.weights.reading.sha256_of": "the checkpoint ",
         "stages.session.build_model": "MemoryError",
     }.items():
         with pytest.MonkeyPatch.context() as patch:

@@ -338,7 +338,7 @@ def test_what_is_no_run_of_images(runs: dict[str, Path], photos: Path, tmp_path:
         "no last.pth": tmp_path,
         "cannot read the checkpoint": tmp_path / "none.pth",
         "File name too long": tmp_path / ("n" * 300),
-        "damaged or not a checkpoint": photos / "test" / "red" / "0.png",
+        "it is an image": photos / "test" / "red" / "0.png",
         "does not say what it was trained on": tmp_path / "plain.pth",
         "trained on features": changed(stage1, tmp_path / "a.pth", {"images": None}),
         "no network that could": changed(

@@ -10,15 +10,19 @@ import numpy as np
 import pandas as pd
 
 from datasets.identity.content import CONTENT
+from evaluation.class_accuracies import MEASURES as CLASS_MEASURES
 from evaluation.logits_magnitude import summarise
 from evaluation.measure import logits_summary
 from evaluation.metrics import SHOTS
+from evaluation.probabilities import SCORES
 from evaluation.text_tables import headline
 from utils.errors import UserError
 from utils.files import read_json
 from utils.text import printable, shown
 
 GROUPS = ("all", *SHOTS)
+# What a report holds beside `GROUPS`, macro F1 and ECE; those of earlier versions lack it, and rows have None there.
+FURTHER = (*CLASS_MEASURES, "top_5", *(name for name in SCORES if name != "ece"))
 WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
 
 # The columns that hold text, where the others hold numbers.
@@ -109,7 +113,7 @@ def accuracy_columns(metrics: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for checkpoint, way in WAYS:
         report = metrics[checkpoint][way] or {}
-        row |= {f"{checkpoint}_{way}_{group}": report.get(group) for group in (*GROUPS, "macro_f1", "ece")}
+        row |= {f"{checkpoint}_{way}_{name}": report.get(name) for name in (*GROUPS, "macro_f1", "ece", *FURTHER)}
         row[f"{checkpoint}_epoch"] = metrics[checkpoint]["epoch"]
     return {**row, "holdout_class_balanced": (metrics["holdout"] or {}).get("class_balanced_accuracy")}
 
@@ -135,16 +139,16 @@ def logits_columns(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def correction_columns(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return what a temperature makes of the calibration error, and re-balancing of the predictions."""
-    calibration = metrics.get("calibration") or {"temperature": None, "plain": {"ece_after": None}}
+    calibration = metrics.get("calibration") or {"temperature": None, "plain": {}}
     rebalanced = metrics.get("rebalanced") or {"tau": None, "transductive": {"plain": None, "flip": None}}
     row: dict[str, Any] = {
         "temperature": calibration["temperature"],
-        "last_plain_ece_after": calibration["plain"]["ece_after"],
+        **{f"last_plain_{name}_after": calibration["plain"].get(f"{name}_after") for name in SCORES},
         "rebalance_tau": rebalanced["tau"],
     }
     for way in ("plain", "flip"):
         report = rebalanced["transductive"][way] or {}
-        row |= {f"rebalanced_{way}_{group}": report.get(group) for group in GROUPS}
+        row |= {f"rebalanced_{way}_{group}": report.get(group) for group in (*GROUPS, *CLASS_MEASURES)}
     return row
 
 

@@ -84,6 +84,15 @@ def temperatures(choices: pd.DataFrame | None) -> dict[str, float]:
     return dict(zip(known["flags"], known["temperature"], strict=True))
 
 
+def temperature_notes(choices: pd.DataFrame | None) -> list[str]:
+    """Return what is said of the choices whose held-out images ask for no finite temperature on any split."""
+    if choices is None:
+        return []
+    without = choices.loc[choices["chosen"] & choices["temperature"].isna(), "method"]
+    words = ", ".join(str(name).removeprefix("shared budget: ") for name in dict.fromkeys(without))
+    return [f"No finite temperature, so that nothing follows it: {words}."] if words else []
+
+
 def find_choices(request: Request, name: str, methods: Sequence[str], context: TableContext) -> pd.DataFrame | None:
     """Return the trials that an earlier selection left; with `--select`, after choosing for what is missing of them.
 
@@ -237,12 +246,11 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
         line["published"] = cell(rows["dataset"].iloc[0], float(rows["imb_ratio"].iloc[0]), method)
         accuracy.append(line)
     tables = [pd.DataFrame(accuracy), pd.DataFrame(logits)]
-    notes = "\n".join(
-        [*dict.fromkeys(failures), NOTES, *correlations(rows), sources([line["published"] for line in accuracy])]
-    )
+    notes = [*dict.fromkeys(failures), NOTES, *temperature_notes(choices), *correlations(rows)]
+    notes.append(sources([line["published"] for line in accuracy]))
     titles = {SHARED: "shared budget", SELECTED: "chosen on held-out images"}
     figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
-    write_results(request, name, rows, tables, figures, notes)
+    write_results(request, name, rows, tables, figures, "\n".join(notes))
 
 
 FEWEST = 8  # methods whose order says something

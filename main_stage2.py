@@ -1,4 +1,4 @@
-"""Stage 2, re-train the classifier on the frozen backbone of stage 1, by default with label over-smoothing (LOS).
+"""Stage 2: re-train the classifier on stage 1's frozen backbone, by default with LOS.
 
     python main_stage2.py --imb_ratio 100 --cur_stage stage2 --label_smooth 0.98
 

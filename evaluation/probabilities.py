@@ -43,13 +43,8 @@ def probability_scores(
     - `nll`: -log of the true class's probability, in nats.
     """
     labels, classes = labels.to(logits.device), logits.shape[1]
-    zeros = {"dtype": torch.float64, "device": logits.device}
-    sums = _Sums(
-        torch.zeros(bins, **zeros),
-        torch.zeros(classes * bins, **zeros),
-        torch.zeros((), **zeros),
-        torch.zeros((), **zeros),
-    )
+    sizes = ((bins,), (classes * bins,), (), ())
+    sums = _Sums(*(torch.zeros(size, dtype=torch.float64, device=logits.device) for size in sizes))
     for rows in row_blocks(logits):
         _add(sums, logits[rows].double() / temperature, labels[rows], bins)
     count = len(labels)

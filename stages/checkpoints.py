@@ -20,8 +20,10 @@ from utils.text import tell
 
 # What a file of features settles, and of a checkpoint of ours is always recorded.
 FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
+# What images undergo: a flag is obeyed beside a checkpoint that says otherwise.
+CONSTANTS = with_facet(Facet.CONSTANTS)
 # What a checkpoint of ours settles beside, with what it was before it became a setting.
-SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize")}
+SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize", *CONSTANTS)}
 # Where images on disk are.
 PLACES = with_facet(Facet.PLACE)
 # What stage 2 can do with the features of images as they are, and nothing else.
@@ -33,7 +35,8 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     if checkpoint.content is None:
         return command
     trained = {**SINCE_THEN, **checkpoint.settings()}
-    known = with_facet(Facet.FROM_CHECKPOINT)
+    given = given_constants(command, checkpoint)
+    known = [name for name in with_facet(Facet.FROM_CHECKPOINT) if name not in given]
     lacking = [name for name in (*known, "seed", "epochs") if name not in trained]
     if lacking:
         raise UserError(f"{checkpoint.path} does not say its {', '.join(lacking)}: another version wrote it")
@@ -55,6 +58,16 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     if recorded is not None and recorded["how"] in HOW and "identity" not in command.given:
         command = command.replace(identity=recorded["how"])  # what was not worth hashing then is not now
     return command.replace(**{name: trained[name] for name in known})
+
+
+def given_constants(command: Command, checkpoint: Checkpoint) -> set[str]:
+    """Return which of the constants of images a command line settles, whatever the checkpoint says: what was given, and
+    a mean with its deviation. None has a use where the checkpoint holds features."""
+    given = set(CONSTANTS) & set(command.given)
+    if checkpoint.features is not None:
+        report_unused(command.script, [f"--{name}" for name in sorted(given)], " with a file of features")
+        return set()
+    return given | ({"mean", "std"} if given & {"mean", "std"} else set())
 
 
 def open_features(command: Command) -> tuple[Command, Checkpoint]:

@@ -22,9 +22,9 @@ from datasets import load_dataset
 from datasets.cifar import AUGMENTATION as CIFAR
 from datasets.long_tail import Profile
 from datasets.on_disk.long_tailed import AUGMENTATION
+from evaluation.measure import NO_FINITE
 from models import build_model
 from models.heads import build_head
-from evaluation.measure import NO_FINITE
 from runs.checkpoint import save_checkpoint
 from stages.prediction import find_images
 from stages.prediction_csv import most_probable

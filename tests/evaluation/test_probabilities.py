@@ -99,7 +99,9 @@ def test_top_5_agrees_with_scikit_learn(monkeypatch: pytest.MonkeyPatch, rows: i
     for top in (1, 2, 5):
         expected = top_k_accuracy_score(labels, logits.numpy(), k=top, labels=range(CLASSES))
         assert top_accuracy(logits, labels, top) == pytest.approx(100 * expected)
-    assert top_accuracy(logits, labels, 1) == pytest.approx(100 * float((logits.argmax(dim=1) == labels).double().mean()))
+    assert top_accuracy(logits, labels, 1) == pytest.approx(
+        100 * float((logits.argmax(dim=1) == labels).double().mean())
+    )
 
 
 def test_of_equal_logits_the_lower_class_comes_first_as_in_the_prediction() -> None:

@@ -213,36 +213,6 @@ def best_column(rows: pd.DataFrame) -> tuple[str, str]:
     return "best", "flip" if rows["best_flip_all"].notna().any() else "plain"
 
 
-def short_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the table that people read: all / many / medium / few a checkpoint and way of testing.
-
-    Rows that differ in the seed alone become one, with the mean and, after a plus-minus sign, the sample deviation.
-    Where all of them started from one stage 1, the seeds are stage 2's and the column says so. Runs on other data of
-    the same name, and repetitions of one seed, are no repeats: each has a line of its own, which says why.
-    """
-    table = []
-    data = rows.groupby(SETTINGS, dropna=False)["data_sha256"].transform("nunique")
-    once = [*SETTINGS, "data_sha256", "seed", "stage1_sha256"]
-    rows = rows.assign(data_sets=data, repetition=rows.groupby(once, dropna=False).cumcount())
-    for _, runs in rows.groupby([*SETTINGS, "data_sha256", "repetition"], sort=False, dropna=False):
-        first = runs.iloc[0]
-        name = first["name"] + (
-            f", data {first['data_sha256'].removeprefix(BY_NAMES)[:8]}" if first["data_sets"] > 1 else ""
-        )
-        name += f", run {first['repetition'] + 1}" if first["repetition"] else ""
-        seeds = ", ".join(str(seed) for seed in runs["seed"])
-        one_stage1 = len(runs) > 1 and runs["stage1_sha256"].nunique() == 1
-        cells = {"run": name, "protocol": first["protocol"], "seeds": f"{'stage 2: ' * one_stage1}{seeds}"}
-        for checkpoint, way in WAYS:
-            columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
-            if runs[columns[0]].notna().all():
-                cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(runs[column], 1) for column in columns)
-        cells["LoMa"] = mean_cell(runs["loma_mean"], 2)
-        cells["seconds"] = mean_cell(runs["train_seconds"], 0)
-        table.append(cells)
-    return pd.DataFrame(table)
-
-
 def mean_cell(values: pd.Series, digits: int) -> str:
     """Return the mean of a column, with its deviation where there are several rows; "-" where it is empty."""
     numbers = pd.to_numeric(values)

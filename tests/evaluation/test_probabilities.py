@@ -32,7 +32,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0) -> np.ndarray:
 
 
 def loop_classwise(probability: np.ndarray, labels: np.ndarray, bins: int) -> float:
-    """Kull et al., 2019, equation 4: class after class, bin after bin, (lower, upper] and 0 in the first."""
+    """Kull et al., 2019: class after class, bin after bin, (lower, upper] and 0 in the first."""
     total = 0.0
     for k in range(probability.shape[1]):
         which = np.clip(np.ceil(probability[:, k] * bins) - 1, 0, bins - 1)

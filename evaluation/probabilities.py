@@ -37,7 +37,8 @@ def probability_scores(
 
     - `ece`: expected calibration error of the top class, in percent (Guo et al., ICML 2017), as `calibration_error`;
     - `classwise_ece`: that of every class's probability, whether or not it is the largest, the mean over all K classes,
-      in percent (Kull et al., "Beyond temperature scaling", NeurIPS 2019): mean over k of the sum over bins of |images of class k - sum of p_k| / N. A class without an image has frequency 0 in every bin, and counts;
+      in percent (Kull et al., "Beyond temperature scaling", NeurIPS 2019): mean over k of the sum over bins of
+      |images of class k - sum of p_k| / N. A class without an image has frequency 0 in every bin, and counts;
     - `brier`: sum over the classes of (p_k - y_k)^2, between 0 and 2 (Brier, 1950);
     - `nll`: -log of the true class's probability, in nats.
     """

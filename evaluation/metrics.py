@@ -82,7 +82,7 @@ def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarr
     """Return `prediction_report` of the largest of logits (N, K) for labels (N,), with `top_5`, the images whose class
     is among the five largest in percent, and what the probabilities are worth (`probability_scores`).
 
-    `class_counts` (K,) are the training images of each class.
+    `class_counts` (K,) are the training images of each class. Calibration is that of Guo et al., ICML 2017.
     """
     report = prediction_report(logits.argmax(dim=1), labels, class_counts)
     return {**report, "top_5": top_accuracy(logits, labels), **probability_scores(logits, labels)}

@@ -77,7 +77,8 @@ def _add(sums: _Sums, scaled: Tensor, labels: Tensor, bins: int) -> None:
 
 @torch.no_grad()
 def top_accuracy(logits: Tensor, labels: Tensor, top: int = TOP) -> float | None:
-    """Return how many of the images, in percent, have their label (N,) among the `top` largest logits (N, K).
+    """Return how many of the images, in percent, have their label (N,) among the `top` largest logits (N, K)
+    (Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012).
 
     Of equal logits the class of the lower number comes first, as for the prediction itself. None where there are no
     more than `top` classes: all would be among them.

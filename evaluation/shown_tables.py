@@ -91,7 +91,8 @@ def logits_cells(runs: pd.DataFrame, seconds: int = 1) -> dict[str, dict[str, st
 
 def rebalanced_cells(runs: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return the table of the re-balanced predictions, for `Line.more`."""
-    title = "Accuracy in percent, last epoch, plain, re-balanced over the test images"
+    tau = runs["rebalance_tau"].iloc[0]
+    title = f"Accuracy in percent, last epoch, plain, re-balanced over the test images, tau {tau:g}"
     return {title: numbers_of(Line({}, runs), measures(GROUPS, "rebalanced_plain_{}"))}
 
 

@@ -47,7 +47,6 @@ PUBLIC = {
         "rebalance",
         "rebalanced_predictions",
         "shot_groups",
-        "why_no_temperature",
     ],
     "evaluation.class_accuracies": ["class_measures"],
     "evaluation.probabilities": ["probability_scores", "top_accuracy"],

@@ -19,6 +19,7 @@ from typing import Any
 from engine.frozen_features import network_features
 from evaluation.measure import (
     SplitLogits,
+    Temperature,
     calibration_report,
     evaluate_test,
     logits_report,
@@ -67,10 +68,10 @@ def report_on(loaded: LoadedModel, checkpoint: Checkpoint) -> dict[str, Any]:
     images, data, settings = loaded.images, loaded.data, loaded.settings
     logits_of = SplitLogits(network_features(loaded), loaded.model.fc)
     logits = logits_report(logits_of, images)
-    temperature, source = settings.temperature, "given"
-    if temperature is None and checkpoint.content is not None:
-        temperature = checkpoint.content.get("temperature")
-        source = checkpoint.content.get("temperature_source", "stored")
+    temperature = Temperature(settings.temperature, "given")
+    if temperature.value is None and checkpoint.content is not None:
+        stored = checkpoint.content.get("temperature_source", "stored")
+        temperature = Temperature(checkpoint.content.get("temperature"), stored)
     return {
         "epoch": checkpoint.epoch,
         "sha256": checkpoint.sha256,
@@ -78,7 +79,7 @@ def report_on(loaded: LoadedModel, checkpoint: Checkpoint) -> dict[str, Any]:
         **evaluate_test(logits_of, images, data),
         "logits": logits,
         "logits_summary": logits_summary(logits),
-        "calibration": calibration_report(logits_of, images, data, temperature, source),
+        "calibration": calibration_report(logits_of, images, data, temperature),
         "rebalanced": rebalanced_report(logits_of, images, data, settings.rebalance_tau),
     }
 

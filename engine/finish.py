@@ -10,6 +10,7 @@ from engine.fit import History
 from evaluation.measure import (
     Images,
     SplitLogits,
+    Temperature,
     calibration_report,
     holdout_report,
     logits_report,
@@ -39,6 +40,7 @@ def run_metrics(
     seconds = history.train_seconds
     fit = training_fit(logits_of, images)
     report = logits_report(logits_of, images, fit)
+    given = Temperature(settings["temperature"], config.get("temperature_source", "given"))
     return {
         "schema": 1,
         "dataset": data.name,
@@ -63,9 +65,7 @@ def run_metrics(
         "last": history.last,
         "best": history.best,
         "holdout": holdout_report(logits_of, images),
-        "calibration": calibration_report(
-            logits_of, images, data, settings["temperature"], config.get("temperature_source", "given")
-        ),
+        "calibration": calibration_report(logits_of, images, data, given),
         "rebalanced": rebalanced_report(logits_of, images, data, settings["rebalance_tau"]),
         "logits": report,
         "logits_summary": logits_summary(report),

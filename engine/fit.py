@@ -21,7 +21,15 @@ from engine.log import (
     write_events,
     write_log,
 )
-from evaluation.measure import SplitFeatures, SplitLogits, evaluate_test, held_out_temperature, selection_score
+from evaluation.measure import (
+    UNKNOWN,
+    SplitFeatures,
+    SplitLogits,
+    Temperature,
+    evaluate_test,
+    find_temperature,
+    selection_score,
+)
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from runs.run_folder import Run, other_part
 from runs.session import Session
@@ -195,16 +203,17 @@ def save_epoch(
 ) -> None:
     """Save what there is after the last epoch of the history, behind the next one."""
     run, epoch = session.run, history.log[-1]["epoch"]
-    temperature, source = run.config["settings"].get("temperature"), "given"
-    if epoch == training.epochs and temperature is None:
-        temperature, source = held_out_temperature(logits_of, session.images), "held-out images"
+    temperature = Temperature(run.config["settings"].get("temperature"), "given")
+    if temperature.value is None:
+        last = epoch == training.epochs
+        temperature = find_temperature(logits_of, session.images) if last else UNKNOWN
     if not is_main():  # from here on no process computes anything with the others
         return
     common = {"stage": run.config["stage"], "epoch": epoch, "model": snapshot(session.model.state_dict())}
     common["config"] = run.config
     state = {"optimizer": snapshot(training.optimizer.state_dict()), "loss": snapshot(session.loss.state_dict())}
     state["history"] = asdict(history)
-    calibration = {"temperature": temperature, "temperature_source": source}
+    calibration = {"temperature": temperature.value, "temperature_source": temperature.source}
 
     def save() -> None:
         if is_best:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.metrics import finite_or_none, row_blocks
+from evaluation.blocks import row_blocks
+from evaluation.metrics import finite_or_none
 
 # LoMa, both deviations and both RSD per class, in each reading.
 Readings = dict[str, dict[str, list[float | None]]]

@@ -16,7 +16,6 @@ from datasets.long_tail import LongTailedData
 from evaluation.logits_magnitude import MagnitudeStatistics, Readings, logits_magnitude, summarise
 from evaluation.metrics import (
     Report,
-    calibration_error,
     class_balanced_accuracy,
     class_wise_column_means,
     classification_report,
@@ -24,7 +23,9 @@ from evaluation.metrics import (
     fit_temperature,
     prediction_report,
     rebalanced_predictions,
+    why_no_temperature,
 )
+from evaluation.probabilities import SCORES, probability_scores
 from utils.errors import DivergedError, memory_for
 
 # Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored; on any device, the
@@ -161,30 +162,54 @@ def logits_summary(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def held_out_temperature(logits_of: SplitLogits, images: Images) -> float | None:
-    """Return the temperature that calibrates the logits on the held-out images, None where none were held out."""
+class Temperature(NamedTuple):
+    """A temperature, and where it is from; of one that is not there, why (`NO_FINITE`), as far as that is known."""
+
+    value: float | None
+    source: str | None
+
+
+UNKNOWN = Temperature(None, None)
+HELD_OUT = "held-out images"
+NO_FINITE = "no finite temperature: "  # how the source of one that could not be fitted begins
+
+
+def find_temperature(logits_of: SplitLogits, images: Images) -> Temperature:
+    """Return the temperature that calibrates the logits on the held-out images, if there are any and it exists."""
     if len(images["holdout"]) == 0:
-        return None
-    return fit_temperature(logits_of("holdout"), images["holdout"].labels)
+        return UNKNOWN
+    logits, labels = logits_of("holdout"), images["holdout"].labels
+    value = fit_temperature(logits, labels)
+    return Temperature(value, HELD_OUT if value is not None else NO_FINITE + why_no_temperature(logits, labels))
+
+
+def missing_reason(temperature: Temperature) -> str | None:
+    """Return why there is no finite temperature; None where there is one, or no image was held out."""
+    known = temperature.value is None and (temperature.source or "").startswith(NO_FINITE)
+    return temperature.source if known else None
 
 
 def calibration_report(
-    logits_of: SplitLogits,
-    images: Images,
-    data: LongTailedData,
-    given: float | None = None,
-    source: str = "given",
+    logits_of: SplitLogits, images: Images, data: LongTailedData, given: Temperature = UNKNOWN
 ) -> dict[str, Any] | None:
-    """Return the temperature, `given` from some `source` or fitted on held-out images, and the calibration error in
-    percent on the test images, before and after; None where there is no temperature."""
-    temperature = held_out_temperature(logits_of, images) if given is None else given
-    if temperature is None:
+    """Return the temperature, `given` or fitted on held-out images, and what it makes of the scores of the
+    probabilities on the test images (`probability_scores`): each `_before` and `_after`.
+
+    Where the held-out images ask for no finite temperature `source` says why, and there is nothing after it. None where
+    there is no temperature and no image was held out.
+    """
+    found = find_temperature(logits_of, images) if given.value is None else given
+    if found.source is None and missing_reason(given) is not None:  # held-out images that are not here
+        found = given
+    if found.source is None:
         return None
-    report: dict[str, Any] = {"temperature": temperature, "source": "held-out images" if given is None else source}
+    report: dict[str, Any] = {"temperature": found.value, "source": found.source}
     for way, logits in logits_by_way(logits_of, data).items():
         labels = images["test"].labels
-        before, after = (calibration_error(logits, labels, temperature=value) for value in (1.0, temperature))
-        report[way] = {"ece_before": before, "ece_after": after}
+        before = probability_scores(logits, labels)
+        after = {} if found.value is None else probability_scores(logits, labels, found.value)
+        report[way] = {f"{name}_before": before[name] for name in SCORES}
+        report[way] |= {f"{name}_after": after.get(name) for name in SCORES}
     return report
 
 

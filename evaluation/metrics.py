@@ -7,35 +7,23 @@ grows with them and with the classes as the work does.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.blocks import row_blocks
+from evaluation.class_accuracies import class_measures, describe_test_images
+from evaluation.probabilities import CALIBRATION_BINS, bin_of, probability_scores, top_accuracy
 from utils.parameters import Range
 
 MANY_ABOVE = 100
 FEW_BELOW = 20
 SHOTS = ["many", "medium", "few"]
-CALIBRATION_BINS = 15
-# Numbers that are handled together in float64. On a CPU, temporaries of more than a few MB leave the cache and are
-# mapped anew, page by page, at every use, which takes several times as long; a GPU wants work enough for each kernel.
-CPU_BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
-
 Report = dict[str, Any]
 
 TEMPERATURES = Range(1e-4, 1e4)  # those that can be given and fitted
-
-
-def row_blocks(values: Tensor, device: torch.device | None = None) -> Iterator[slice]:
-    """Yield the rows of `values` (N, K), in order, in blocks of at most `CPU_BLOCK` numbers, at least one row each, or
-    `GPU_BLOCK` where the `device` that computes, that of `values` if not given, is no CPU."""
-    block = CPU_BLOCK if (device or values.device).type == "cpu" else GPU_BLOCK
-    rows = max(block // max(values.shape[1], 1), 1)
-    for start in range(0, len(values), rows):
-        yield slice(start, min(start + rows, len(values)))
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,8 +47,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BI
     for rows in row_blocks(logits):
         confidence, prediction = (logits[rows].double() / temperature).softmax(dim=1).max(dim=1)
         correct = (prediction == labels[rows]).double()
-        which = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
-        gaps.index_add_(0, which, correct - confidence)
+        gaps.index_add_(0, bin_of(confidence, bins), correct - confidence)
     return 100 * float(gaps.abs().sum()) / len(labels)
 
 
@@ -69,8 +56,9 @@ def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndar
 
     `class_counts` (K,) are the training images of each class, which make the groups `many`, `medium` and `few`
     (`shot_groups`; Liu et al., CVPR 2019). `all` counts images; the groups are means over classes, None where a group
-    is empty. A class without an evaluated image has accuracy None and is in no mean. Macro F1 (Sokolova and Lapalme,
-    2009) is over the classes that have one.
+    is empty, and so are the measures of `class_measures`. A class without an evaluated image has accuracy None and is
+    in no mean. Macro F1 (Sokolova and Lapalme, 2009) is over the classes that have one. `test_images` says how the
+    images are spread over the classes (`describe_test_images`).
     """
     labels = labels.to(predictions.device)
     hits, actual, predicted = (  # images a class; the confusion matrix (K, K) would have 66 million cells at K = 8142
@@ -84,17 +72,20 @@ def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndar
     for name, members in shot_groups(class_counts).items():
         report[name] = float(accuracy[members & present].mean()) if (members & present).any() else None
     report["macro_f1"] = float(f1[present].mean())
+    report |= class_measures(accuracy)
+    report["test_images"] = describe_test_images(actual)
     report["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in accuracy]
     return report
 
 
 def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
-    """Return `prediction_report` of the largest of logits (N, K) for labels (N,), and `ece`, all in percent.
+    """Return `prediction_report` of the largest of logits (N, K) for labels (N,), with `top_5`, the images whose class
+    is among the five largest in percent, and what the probabilities are worth (`probability_scores`).
 
-    `ece` is `calibration_error` (Guo et al., ICML 2017); `class_counts` (K,) are the training images of each class.
+    `class_counts` (K,) are the training images of each class. Calibration is that of Guo et al., ICML 2017.
     """
     report = prediction_report(logits.argmax(dim=1), labels, class_counts)
-    return {**report, "ece": calibration_error(logits, labels)}
+    return {**report, "top_5": top_accuracy(logits, labels), **probability_scores(logits, labels)}
 
 
 def class_balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -102,9 +93,7 @@ def class_balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
 
     Brodersen et al., "The Balanced Accuracy and Its Posterior Distribution", ICPR 2010.
     """
-    report = prediction_report(logits.argmax(dim=1), labels, np.zeros(logits.shape[1], dtype=np.int64))
-    values = [value for value in report["per_class_accuracy"] if value is not None]
-    return sum(values) / len(values)
+    return prediction_report(logits.argmax(dim=1), labels, np.zeros(logits.shape[1], dtype=np.int64))["class_balanced"]
 
 
 def column_means(logits: Tensor) -> Tensor:
@@ -155,37 +144,49 @@ def rebalanced_predictions(logits: Tensor, means: Tensor, tau: float) -> Tensor:
     return predictions
 
 
+def excess(logits: Tensor, labels: Tensor, inverse: float) -> float:
+    """Return the mean over classes of the mean over its images of the expected minus the true logit, at 1 / T =
+    `inverse`: the derivative of the class-balanced cross-entropy by 1 / T, times the number of classes present."""
+    labels = labels.to(logits.device)
+    weight = 1 / torch.bincount(labels, minlength=logits.shape[1]).double()[labels]
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for rows in row_blocks(logits):
+        values = logits[rows].double()
+        true = values.gather(1, labels[rows, None]).squeeze(1)
+        expected = torch.linalg.vecdot((values * inverse).softmax(dim=1), values)
+        total += weight[rows] @ (expected - true)
+    return float(total)
+
+
 @torch.no_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """Return the T > 0 that minimises the cross-entropy of softmax(z / T), all classes weighing alike.
 
     z are logits (N, K), with labels (N,) (Guo et al., ICML 2017, whose classes weigh as many images as they have).
     The loss is convex in 1 / T, so its derivative, the expected minus the true logit, is bisected between 1e-4 and 1e4.
-    None where the best T is not among them: 0 where no image is misclassified, infinity where the logits mislead.
+    None where the best T is not among them: 0 where no image is misclassified, infinity where the logits mislead
+    (`why_no_temperature`).
     """
-    labels = labels.to(logits.device)
-    count = torch.bincount(labels, minlength=logits.shape[1]).double()
-    weight = 1 / count[labels]
-
-    def excess(inverse: float) -> Tensor:
-        """Return the weighted sum over images of the expected minus the true logit at 1 / T = `inverse`."""
-        total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for rows in row_blocks(logits):
-            values = logits[rows].double()
-            true = values.gather(1, labels[rows, None]).squeeze(1)
-            expected = torch.linalg.vecdot((values * inverse).softmax(dim=1), values)
-            total += weight[rows] @ (expected - true)
-        return total
-
     low, high = -math.log(TEMPERATURES.high), -math.log(TEMPERATURES.low)  # of 1 / T
     for _ in range(50):
         middle = (low + high) / 2
-        if float(excess(math.exp(middle))) > 0:
+        if excess(logits, labels, math.exp(middle)) > 0:
             high = middle
         else:
             low = middle
     temperature = math.exp(-(low + high) / 2)
     return temperature if 1.001 * TEMPERATURES.low < temperature < 0.999 * TEMPERATURES.high else None
+
+
+@torch.no_grad()
+def why_no_temperature(logits: Tensor, labels: Tensor) -> str:
+    """Return in words why `fit_temperature` finds none for the logits (N, K) of held-out images with labels (N,)."""
+    labels = labels.to(logits.device)
+    if bool((logits.argmax(dim=1) == labels).all()):
+        return f"all {len(labels)} held-out images are right, and the likelihood grows as the temperature falls to 0"
+    if excess(logits, labels, 1 / TEMPERATURES.high) > 0:
+        return f"the logits of the {len(labels)} held-out images mislead, so that the best temperature is infinite"
+    return f"the best one for the {len(labels)} held-out images is not {TEMPERATURES}"
 
 
 def finite_or_none(value: float) -> float | None:

@@ -10,15 +10,19 @@ import numpy as np
 import pandas as pd
 
 from datasets.identity.content import CONTENT
+from evaluation.class_accuracies import MEASURES as CLASS_MEASURES
 from evaluation.logits_magnitude import summarise
 from evaluation.measure import logits_summary
 from evaluation.metrics import SHOTS
+from evaluation.probabilities import SCORES
 from evaluation.text_tables import headline
 from utils.errors import UserError
 from utils.files import read_json
 from utils.text import printable, shown
 
 GROUPS = ("all", *SHOTS)
+# What a report holds beside `GROUPS`, macro F1 and ECE; those of earlier versions lack it, and rows have None there.
+FURTHER = (*CLASS_MEASURES, "top_5", *(name for name in SCORES if name != "ece"))
 WAYS = [(checkpoint, way) for checkpoint in ("last", "best") for way in ("plain", "flip")]
 
 # The columns that hold text, where the others hold numbers.
@@ -109,7 +113,7 @@ def accuracy_columns(metrics: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for checkpoint, way in WAYS:
         report = metrics[checkpoint][way] or {}
-        row |= {f"{checkpoint}_{way}_{group}": report.get(group) for group in (*GROUPS, "macro_f1", "ece")}
+        row |= {f"{checkpoint}_{way}_{name}": report.get(name) for name in (*GROUPS, "macro_f1", "ece", *FURTHER)}
         row[f"{checkpoint}_epoch"] = metrics[checkpoint]["epoch"]
     return {**row, "holdout_class_balanced": (metrics["holdout"] or {}).get("class_balanced_accuracy")}
 
@@ -135,16 +139,16 @@ def logits_columns(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def correction_columns(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return what a temperature makes of the calibration error, and re-balancing of the predictions."""
-    calibration = metrics.get("calibration") or {"temperature": None, "plain": {"ece_after": None}}
+    calibration = metrics.get("calibration") or {"temperature": None, "plain": {}}
     rebalanced = metrics.get("rebalanced") or {"tau": None, "transductive": {"plain": None, "flip": None}}
     row: dict[str, Any] = {
         "temperature": calibration["temperature"],
-        "last_plain_ece_after": calibration["plain"]["ece_after"],
+        **{f"last_plain_{name}_after": calibration["plain"].get(f"{name}_after") for name in SCORES},
         "rebalance_tau": rebalanced["tau"],
     }
     for way in ("plain", "flip"):
         report = rebalanced["transductive"][way] or {}
-        row |= {f"rebalanced_{way}_{group}": report.get(group) for group in GROUPS}
+        row |= {f"rebalanced_{way}_{group}": report.get(group) for group in (*GROUPS, *CLASS_MEASURES)}
     return row
 
 
@@ -207,36 +211,6 @@ def refuse_mixed(rows: pd.DataFrame) -> None:
 def best_column(rows: pd.DataFrame) -> tuple[str, str]:
     """Return which `best` is shown: flip-averaged, plain for a data set whose images are not mirrored."""
     return "best", "flip" if rows["best_flip_all"].notna().any() else "plain"
-
-
-def short_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the table that people read: all / many / medium / few a checkpoint and way of testing.
-
-    Rows that differ in the seed alone become one, with the mean and, after a plus-minus sign, the sample deviation.
-    Where all of them started from one stage 1, the seeds are stage 2's and the column says so. Runs on other data of
-    the same name, and repetitions of one seed, are no repeats: each has a line of its own, which says why.
-    """
-    table = []
-    data = rows.groupby(SETTINGS, dropna=False)["data_sha256"].transform("nunique")
-    once = [*SETTINGS, "data_sha256", "seed", "stage1_sha256"]
-    rows = rows.assign(data_sets=data, repetition=rows.groupby(once, dropna=False).cumcount())
-    for _, runs in rows.groupby([*SETTINGS, "data_sha256", "repetition"], sort=False, dropna=False):
-        first = runs.iloc[0]
-        name = first["name"] + (
-            f", data {first['data_sha256'].removeprefix(BY_NAMES)[:8]}" if first["data_sets"] > 1 else ""
-        )
-        name += f", run {first['repetition'] + 1}" if first["repetition"] else ""
-        seeds = ", ".join(str(seed) for seed in runs["seed"])
-        one_stage1 = len(runs) > 1 and runs["stage1_sha256"].nunique() == 1
-        cells = {"run": name, "protocol": first["protocol"], "seeds": f"{'stage 2: ' * one_stage1}{seeds}"}
-        for checkpoint, way in WAYS:
-            columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
-            if runs[columns[0]].notna().all():
-                cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(runs[column], 1) for column in columns)
-        cells["LoMa"] = mean_cell(runs["loma_mean"], 2)
-        cells["seconds"] = mean_cell(runs["train_seconds"], 0)
-        table.append(cells)
-    return pd.DataFrame(table)
 
 
 def mean_cell(values: pd.Series, digits: int) -> str:

@@ -12,10 +12,30 @@ import pandas as pd
 from torch import Tensor
 
 from datasets.long_tail import LongTailedData
-from evaluation.metrics import SHOTS, row_blocks
+from evaluation.blocks import row_blocks
+from evaluation.metrics import SHOTS
+from evaluation.probabilities import SCORES
+from utils.text import shown
 
 REFERENCE_NORM = 100  # mean squared norm of the features that the published rates are for, in round numbers
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
+# Everything that a report on test images may hold, as it is called on the screen; in percent but for the last two.
+MEASURES = {
+    "all": "all",
+    **{name: name for name in SHOTS},
+    "class_balanced": "class-balanced",
+    "harmonic": "harmonic mean",
+    "geometric": "geometric mean",
+    "worst": "worst class",
+    "worst_10": "worst 10 classes",
+    "worst_10_percent": "worst 10 % of classes",
+    "top_5": "top-5",
+    "macro_f1": "macro F1",
+    "ece": "ECE",
+    "classwise_ece": "class-wise ECE",
+    "brier": "Brier score",
+    "nll": "NLL",
+}
 END_CLASSES = 50  # classes at each end of a table that is too long to be printed
 
 
@@ -37,34 +57,63 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     return metrics[checkpoint][way] or metrics[checkpoint]["plain"]
 
 
+def measure_table(reports: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Return reports side by side, a column each, a row for each of the measures `names` that any of them has."""
+    rows = [
+        {"": words, **{title: report.get(name) for title, report in reports.items()}}
+        for name, words in names.items()
+        if any(name in report for report in reports.values())
+    ]
+    return to_text(rows)
+
+
 def report_table(records: dict[str, dict[str, Any]], protocol: str) -> str:
-    """Return the table of all / many / medium / few, a row a checkpoint and test, the headline starred."""
+    """Return the table of everything that is measured of the test images, a column a checkpoint and way of testing, the
+    headline starred, and what has to be known to read it."""
     starred = HEADLINE[protocol]
     if not any(record["flip"] for record in records.values()):
         starred = (starred[0], "plain")
-    rows = []
+    columns: dict[str, dict[str, Any]] = {}
     for name, record in records.items():
         for way in ("plain", "flip"):
             if record[way] is not None:
-                star = "*" if (name, way) == starred else ""
-                values = {key: record[way][key] for key in ("all", *SHOTS, "macro_f1", "ece")}
-                rows.append({"": star, "checkpoint": name, "epoch": record.get("epoch"), "test": way, **values})
-    note = f"* the headline of the {protocol} protocol" if any(row[""] for row in rows) else ""
-    return "\n".join(part for part in (to_text(rows), note) if part)
+                title = f"{name}, {way}{'*' * ((name, way) == starred)}"
+                columns[title] = {"epoch": record.get("epoch"), **record[way]}
+    notes = [f"* the headline of the {protocol} protocol"] if any(title.endswith("*") for title in columns) else []
+    notes += balance_notes(next(iter(columns.values())).get("test_images"))
+    return "\n".join([measure_table(columns, {"epoch": "epoch", **MEASURES}), *notes])
+
+
+def balance_notes(images: dict[str, int] | None) -> list[str]:
+    """Return what is said where the test images are not as many of each class, from `test_images` of a report, which
+    those of earlier versions lack."""
+    if images is None:
+        return []
+    smallest, largest, absent = (images[name] for name in ("smallest_class", "largest_class", "absent_classes"))
+    notes = []
+    if smallest != largest:
+        notes.append(
+            f"the test images are not balanced, {smallest} to {largest} of a class: in 'all' every image weighs the "
+            "same, in 'class-balanced' every class; compare methods for rare classes by the latter"
+        )
+    if absent:
+        words = "1 class has" if absent == 1 else f"{absent} classes have"
+        notes.append(f"{words} no test image: no accuracy, and no part in any mean over classes")
+    return notes
 
 
 def rebalanced_table(report: dict[str, Any]) -> str:
     """Return the table of `rebalanced_report`, with what each of its forms supposes."""
-    means_over = {"transductive": "the test images themselves", "inductive": "held-out images"}
-    rows = []
-    for form, images in means_over.items():
-        for way in ("plain", "flip"):
-            if report[form] and report[form][way]:
-                values = {key: report[form][way][key] for key in ("all", *SHOTS, "macro_f1")}
-                rows.append({"re-balanced": form, "test": way, **values, "over": images})
+    columns = {
+        f"{form}, {way}": report[form][way]
+        for form in ("transductive", "inductive")
+        for way in ("plain", "flip")
+        if report[form] and report[form][way]
+    }
     return (
-        f"{to_text(rows)}\n(probabilities divided by their mean over images to the power tau = {report['tau']:g}; "
-        "transductive: the test images are supposed balanced; inductive: one image at a time)"
+        f"re-balanced predictions:\n{measure_table(columns, MEASURES)}\n"
+        f"(probabilities divided by their mean over images to the power tau = {report['tau']:g}; transductive: over "
+        "the test images themselves, supposed balanced; inductive: over held-out images, one image at a time)"
     )
 
 
@@ -80,17 +129,19 @@ def logits_table(summary: dict[str, Any]) -> str:
     return to_text(rows)
 
 
-def calibration_line(report: dict[str, Any] | None) -> str:
-    """Return one line on calibration before and after the temperature."""
+def calibration_text(report: dict[str, Any] | None) -> str:
+    """Return what calibration changes: the scores of the plain test images before and after the temperature."""
     if report is None:
         return (
             "no temperature: it is fitted on held-out images (train both stages with --holdout, or give --temperature)"
         )
-    plain = report["plain"]
-    return (
-        f"temperature {report['temperature']:.4g} ({report['source']}): calibration error {plain['ece_before']:.2f} "
-        f"before, {plain['ece_after']:.2f} after (plain test images)"
+    if report["temperature"] is None:
+        return f"{shown(report['source'])}; hold more images out, or give --temperature"
+    scores = {when: {name: report["plain"].get(f"{name}_{when}") for name in SCORES} for when in ("before", "after")}
+    line = (
+        f"temperature {report['temperature']:.4g} ({shown(report['source'])}), plain test images before and after it:"
     )
+    return f"{line}\n{measure_table(scores, {name: MEASURES[name] for name in SCORES})}"
 
 
 def scale_line(features: Tensor, lr: float) -> str:
@@ -108,7 +159,7 @@ def scale_line(features: Tensor, lr: float) -> str:
 def details(record: dict[str, Any]) -> str:
     """Return what is printed below the accuracies: re-balanced predictions, logits, calibration."""
     tables = (rebalanced_table(record["rebalanced"]), "", logits_table(record["logits_summary"]))
-    return "\n".join((*tables, calibration_line(record["calibration"])))
+    return "\n".join((*tables, calibration_text(record["calibration"])))
 
 
 def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) -> str:

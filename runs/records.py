@@ -70,7 +70,7 @@ def setting_is_sound(flag: Flag, value: Any) -> bool:
         return False
     if flag.name in NAMES:
         return is_name(value) and (flag.name != "imb_type" or value in (*IMB_TYPES, NATURAL))
-    if flag.bounds is None and flag.choices is None and Facet.HYPERPARAMETER not in flag.facets:
+    if flag.bounds is None and flag.choices is None and not flag.facets & (Facet.HYPERPARAMETER | Facet.NUMBERS):
         return isinstance(value, str) or 0 <= value < 2**32
     if flag.name in COMPUTED and value == 0:
         return True

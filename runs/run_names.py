@@ -42,6 +42,8 @@ def tag(name: str, value: Any) -> str:
     """Return a setting as it stands in a folder's name; of a file its name alone."""
     if name == "weights":
         value = f"-{plain_name(Path(value).stem)}"
+    if Facet.NUMBERS in FLAGS[name].facets:
+        value = value.replace(",", "-")  # no comma can be part of a name
     return name if value is True else f"{name}{value:g}" if isinstance(value, float) else f"{name}{value}"
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from datasets.augment.normalisation import constants_text, read_constants
 from methods.recipes import check_smoothing
 from settings.declare import EVALUATE, STAGE1, Facet
 from settings.fields import FLAGS, Settings, with_facet
@@ -39,6 +40,7 @@ def check_domains(settings: Settings) -> None:
     known = {name: value for name, value in values.items() if value is not None}
     for name, value in known.items():
         check_value(name, value)
+    read_constants(settings.mean, settings.std)
     check_training(settings)
     check_stage2_views(settings)
     if settings.resize is not None and settings.resize < (settings.image_size or 0):
@@ -54,6 +56,8 @@ def check_value(name: str, value: Any) -> None:
         raise UserError(f"unknown --{name} '{value}'; known: {', '.join(flag.choices)}")
     if Facet.HYPERPARAMETER in flag.facets:
         check_parameter(name, value)
+    if Facet.NUMBERS in flag.facets and constants_text([value]) != value:
+        raise UserError(f"--{name} '{value}' is not what the numbers of a command line become")
     if flag.bounds is not None and value not in flag.bounds:
         shown = f"{value:g}" if isinstance(value, float) else value  # an integer may be too large for a float
         raise UserError(f"--{name} must be {flag.bounds}, not {shown}")

@@ -9,15 +9,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from datasets.augment.normalisation import constants_text
 from losses import loss_parameters
 from settings.declare import STAGE1, STAGE2, Facet, Flag, Group
 from settings.fields import FLAGS, STAGE1_LOSSES
 from settings.resolve import Command, report_unused, resolve
 from utils.arguments import CommandParser, first_and_examples
+from utils.errors import UserError
 from utils.parameters import HYPERPARAMETERS
 
 CLOSING = "Flags of the other scripts are accepted too, and named as not used; --help-all lists them."
-SHOWN_CHOICES = 26  # columns that a flag may take with its choices in place of a value; others follow the help text
+SHOWN_CHOICES = 24  # columns that a flag may take with its choices in place of a value; others follow the help text
 
 
 def seed_value(text: str) -> int | None:
@@ -73,6 +75,8 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
             arguments["action"] = "store_true"
         else:
             arguments |= {"type": seed_value if flag.name == "seed" else flag.kind, "metavar": metavar}
+        if Facet.NUMBERS in flag.facets:
+            arguments |= {"type": str, "nargs": "+", "action": Numbers}
         group = groups[group_of(flag, script)] if listed else others
         group.add_argument(f"--{flag.name}", **arguments)
         if flag.alias is not None:
@@ -81,6 +85,16 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
     groups[Group.RUN].add_argument("-h", "--help", action="help", help="print this and exit")
     groups[Group.RUN].add_argument("--help-all", action=HelpAll, script=script, help="the same with all other flags")
     return parser
+
+
+class Numbers(argparse.Action):
+    """The action of a flag that takes numbers, with commas or spaces between, or a name for them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: object) -> None:
+        try:
+            setattr(namespace, self.dest, constants_text(values))
+        except UserError as error:
+            raise UserError(f"--{self.dest}: {error}") from error
 
 
 class HelpAll(argparse.Action):

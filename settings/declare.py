@@ -44,6 +44,8 @@ class Facet(enum.Flag):
     PROTOCOL = enum.auto()  # a switch that --protocol sets
     MEASURE = enum.auto()  # enters what is measured after training: a run takes it from the command that resumes it
     ROW = enum.auto()  # a table of reproduce.py sets it, row by row
+    CONSTANTS = enum.auto()  # what an image undergoes: of the checkpoint, unless given, which is obeyed and said
+    NUMBERS = enum.auto()  # one number, three, or a name for three (`datasets.augment.normalisation`)
     HYPERPARAMETER = enum.auto()  # of some losses, heads and closed forms: `utils.parameters.HYPERPARAMETERS`
 
 

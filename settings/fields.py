@@ -49,6 +49,7 @@ IDENTITY = Facet.FROM_CHECKPOINT | Facet.ADDRESS
 DATA = Facet.FROM_FEATURES | Facet.OF_IMAGES | IDENTITY
 PROFILE = Facet.PROFILE | DATA
 SIZE = Facet.ON_DISK | Facet.OF_IMAGES | IDENTITY
+CONSTANTS = Facet.CONSTANTS | Facet.OF_IMAGES | IDENTITY
 BOTH_STEPS = Facet.STAGE1_STEPS | Facet.STAGE2_STEPS
 
 
@@ -172,7 +173,7 @@ class _BeforeHyperparameters:
     identity: str = option(
         "content",
         Group.DATA,
-        "images on disk: told apart by what is in the files or, weaker, by their names",
+        "images on disk: told apart by content or, weaker, by names",
         facets=Facet.ON_DISK | Facet.OF_IMAGES,
         choices=["content", "names"],
     )
@@ -409,6 +410,30 @@ class Settings(_Hyperparameters):
         Group.NETWORK,
         "take the averaged (EMA) weights of a file that has them beside others",
         facets=Facet.OF_IMAGES | Facet.ADDRESS,
+        named_by=TRAINING,
+    )
+    mean: str | None = option(
+        None,
+        Group.DATA,
+        "mean of the pixels: 3 numbers, 1, cifar or imagenet [data set's]",
+        facets=CONSTANTS | Facet.NUMBERS,
+        named_by=TRAINING,
+        metavar="X",
+    )
+    std: str | None = option(
+        None,
+        Group.DATA,
+        "their standard deviation, 3 numbers or 1 [data set's]",
+        facets=CONSTANTS | Facet.NUMBERS,
+        named_by=TRAINING,
+        metavar="X",
+    )
+    mirror: str | None = option(
+        None,
+        Group.DATA,
+        "whether a mirrored image shows its class [data set's]",
+        facets=CONSTANTS,
+        choices=["on", "off"],
         named_by=TRAINING,
     )
 

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+from datasets.augment.normalisation import describe_constants
 from datasets.decode import decoder_reason
+from datasets.features import holds_features
 from datasets.on_disk.listed_split import ListedSplit
 from evaluation.metrics import shot_groups
 from losses.los import optimal_gap
 from methods.plan import Plan, describe_parameters
 from runs.run_record import decode_options, image_sizes
 from runs.session import LoadedModel, Session
+from settings.declare import Facet
+from settings.fields import with_facet
 from stages.data import loader_processes
 from utils.distributed import process_count
 from utils.text import shown, tell
@@ -34,10 +38,23 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
             f"processes, crops of {size} pixels (evaluation: shorter side {resize}), "
             f"{decode_options(settings).words()}, {decoder_reason()}"
         )
+    if not holds_features(data):
+        tell(f"pixels: {pixels(loaded)}")
     if process_count() > 1:
         tell(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
     words = f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}"
     tell(f"{words}; run folder: {folder}", flush=True)
+
+
+def pixels(loaded: LoadedModel) -> str:
+    """Return what normalises the images and whether they are mirrored, and where that is from."""
+    settings = loaded.settings
+    given = [f"--{name}" for name in with_facet(Facet.CONSTANTS) if getattr(settings, name) is not None]
+    text = f"{describe_constants(loaded.data.augmentation)}; {' '.join(given) or 'those of the data set'}"
+    source = loaded.source
+    if source is not None and source.content is None:
+        text += f"; {source.path.name} does not say what it was trained with: --mean and --std do"
+    return text
 
 
 def announce_method(session: Session, plan: Plan) -> None:

@@ -24,10 +24,12 @@ from utils.text import tell
 
 # What a file of features settles, and of a checkpoint of ours is always recorded.
 FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
+# What images undergo: a flag is obeyed beside a checkpoint that says otherwise.
+CONSTANTS = with_facet(Facet.CONSTANTS)
 # What a checkpoint of ours settles beside, with what it was before it became a setting.
-SINCE_THEN = {name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "test_seed")} | vars(
-    BEFORE_OPTIONS
-)
+SINCE_THEN = {
+    name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "test_seed", *CONSTANTS)
+} | vars(BEFORE_OPTIONS)
 # Where images on disk are.
 PLACES = with_facet(Facet.PLACE)
 # What stage 2 can do with the features of images as they are, and nothing else.
@@ -40,7 +42,8 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
         return without_idle_flags(command, command.settings.dataset)
     trained = {**SINCE_THEN, **checkpoint.settings()}
     command = without_idle_flags(command, trained.get("dataset"))
-    known = with_facet(Facet.FROM_CHECKPOINT)
+    given = given_constants(command, checkpoint)
+    known = [name for name in with_facet(Facet.FROM_CHECKPOINT) if name not in given]
     lacking = [name for name in (*known, "seed", "epochs") if name not in trained]
     if lacking:
         raise UserError(f"{checkpoint.path} does not say its {', '.join(lacking)}: another version wrote it")
@@ -104,6 +107,16 @@ def as_begun(command: Command) -> Command:
     if not (settings.resume or settings.reuse) or not file.is_file():
         return command
     return as_before_options(command, read_config(file).get("settings", {}), str(file.parent))
+
+
+def given_constants(command: Command, checkpoint: Checkpoint) -> set[str]:
+    """Return which of the constants of images a command line settles, whatever the checkpoint says: what was given, and
+    a mean with its deviation. None has a use where the checkpoint holds features."""
+    given = set(CONSTANTS) & set(command.given)
+    if checkpoint.features is not None:
+        report_unused(command.script, [f"--{name}" for name in sorted(given)], " with a file of features")
+        return set()
+    return given | ({"mean", "std"} if given & {"mean", "std"} else set())
 
 
 def open_features(command: Command) -> tuple[Command, Checkpoint]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import load_dataset
+from datasets.augment.normalisation import describe_constants, recorded_constants, with_given
 from datasets.device_images import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
 from datasets.identity.content import relabelled, with_identity
@@ -56,6 +57,7 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
             **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
         )
         data = load_dataset(settings.dataset, profile, settings.data_dir, list_files(vars(settings)))
+        data = replace(data, augmentation=with_given(data.augmentation, settings.mean, settings.std, settings.mirror))
         if is_main():
             data = with_written_lists(data, Path(settings.out))
         tell_notes(data.notes)
@@ -211,6 +213,20 @@ def report_other_test(checkpoint: Checkpoint, data: LongTailedData) -> None:
     found = [] if identities is None else identity_differences(*identities, parts=("test",))
     if found:
         tell(f"note: {checkpoint.path} was tested on another test set: {', '.join(found)}", file=sys.stderr)
+
+
+def report_other_constants(checkpoint: Checkpoint, data: LongTailedData, whose: str) -> None:
+    """Say where images undergo something else than those that a checkpoint of ours, `whose` file it is, learned from.
+
+    Checkpoints of earlier versions, and of features, do not say what that was.
+    """
+    learned = recorded_constants(checkpoint.config.get("images"))
+    if learned is None or checkpoint.features is not None or holds_features(data):
+        return
+    here = replace(data.augmentation, padding=learned.padding)
+    if learned != here:
+        text = f"learned from images of {describe_constants(learned)}; here they are of {describe_constants(here)}"
+        tell(f"note: {whose} {text}", file=sys.stderr)
 
 
 def device_images(data: LongTailedData, execution: Execution, settings: Settings, augment: str = "crop") -> Images:

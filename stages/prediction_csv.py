@@ -18,6 +18,7 @@ from datasets.decoding.errors import reason_alone
 from datasets.decoding.options import EXIF, IGNORE, DecodeOptions
 from datasets.on_disk.listed_split import ListedSplit
 from evaluation.csv_files import guarded
+from evaluation.measure import HELD_OUT, Temperature, missing_reason
 from runs.checkpoint import Checkpoint
 from stages.prediction import Predictor
 from utils.errors import UserError
@@ -133,6 +134,25 @@ def write_to(target: str, output: TextIO, write: Callable[[TextIO], Summary]) ->
     return summaries[0]
 
 
+def why_uncalibrated(checkpoint: Checkpoint) -> str:
+    """Return in words why a checkpoint has no temperature, and what to do about it.
+
+    Earlier versions did not record why: of a run with held-out images it is known that they gave none.
+    """
+    content = checkpoint.content or {}
+    source = content.get("temperature_source")
+    if reason := missing_reason(Temperature(None, source if isinstance(source, str) else None)):
+        return f"{shown(reason)}; hold more images out, or give --temperature"
+    if (checkpoint.settings().get("holdout") or 0) > 0:
+        if source == HELD_OUT:
+            return "its held-out images ask for no finite temperature; hold more images out, or give --temperature"
+        return "this checkpoint has no temperature, which is kept with the last epoch (last.pth); or give --temperature"
+    return (
+        "the checkpoint has no temperature; train both stages with --holdout 0.1, which fits one on held-out images, "
+        "or give --temperature"
+    )
+
+
 def source_lines(predictor: Predictor, checkpoint: Checkpoint, options: DecodeOptions, flip: bool) -> list[str]:
     """Return what is said before predicting: the network, its images, where the probabilities come from."""
     trained, config = checkpoint.settings(), checkpoint.config
@@ -149,9 +169,8 @@ def source_lines(predictor: Predictor, checkpoint: Checkpoint, options: DecodeOp
     if predictor.source is None:
         return [
             *lines,
-            "temperature: 1, NOT CALIBRATED: the checkpoint has no temperature, so that these probabilities are what "
-            "the loss made of them (those of label over-smoothing are flat by design); train both stages with "
-            "--holdout 0.1, which fits one on held-out images, or give --temperature",
+            f"temperature: 1, NOT CALIBRATED: {why_uncalibrated(checkpoint)}; these probabilities are what the loss "
+            "made of them (those of label over-smoothing are flat by design)",
         ]
     return [*lines, f"temperature: {predictor.temperature:.6g} ({predictor.source})"]
 

@@ -30,7 +30,15 @@ from settings.resolve import Command, report_unused
 from settings.stage2_plan import plan_of
 from stages.announcement import announce
 from stages.checkpoints import as_begun, name_backbone
-from stages.data import device_images, in_order_of, load_data, refuse_other_images, report_overlaps, stage1_seed
+from stages.data import (
+    device_images,
+    in_order_of,
+    load_data,
+    refuse_other_images,
+    report_other_constants,
+    report_overlaps,
+    stage1_seed,
+)
 from utils.device import Execution, choose_execution
 from utils.distributed import connect, launch_of, process_count
 from utils.errors import UserError
@@ -95,6 +103,7 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
     if checkpoint is not None:
         data = in_order_of(checkpoint, data, settings)
         refuse_other_images(checkpoint, data, warn=command.script == EVALUATE)
+        report_other_constants(checkpoint, data, str(checkpoint.path))
     if command.script != EVALUATE:
         report_overlaps(data)
     augment = settings.augment if command.script == STAGE1 else "crop"
@@ -104,6 +113,8 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
     weights = None
     if checkpoint is None:
         weights = load_weights_file(model, settings)
+        if weights is not None:
+            report_other_constants(weights.checkpoint, data, f"--weights {settings.weights}")
     elif checkpoint.state:
         if checkpoint.config.get("method"):
             attach_head(model, checkpoint.config["method"])

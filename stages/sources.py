@@ -140,4 +140,10 @@ def describe_source(source: Source) -> dict[str, Any]:
         card |= {key: settings[key] for key in ("dataset", "imb_type", "imb_ratio", "network", "width")}
         card |= {"subset": config["subset"], "stage": source.stage, "method": config["method"]}
         card |= {"seed": settings["seed"], "stage1": config["stage1"], "source": config.get("source")}
-    return {**card, "command": config["command"], "environment": config["environment"], "license": "MIT"}
+    return {
+        **card,
+        "images": config.get("images"),
+        "command": config["command"],
+        "environment": config["environment"],
+        "license": "MIT",
+    }

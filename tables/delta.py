@@ -5,7 +5,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.plots import COLOURS
-from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, refuse_mixed
+from evaluation.run_rows import GROUPS, csv_row, mean_cell, refuse_mixed
+from evaluation.shown_tables import Line, logits_cells, report_tables
 from losses.los import optimal_gap, torch_target
 from tables.request import Request, write_results
 from tables.rows import Measured, Row, measure_rows, open_context, stage1_name
@@ -32,8 +33,8 @@ def make_table(request: Request) -> None:
             raise UserError(f"no row of the table has a number: {' '.join(failed)}")
         table = pd.DataFrame([delta_row(row) for row in measured if row["metrics"] is not None])
         refuse_mixed(table)
-        shown = pd.DataFrame([line(s, runs) for s, runs in table.groupby("smoothing", sort=True)])
-        write_results(request, f"delta_{stage1_name(context)}", table, [shown], {"": draw(table)}, "\n".join(failed))
+        shown = report_tables([line(s, runs) for s, runs in table.groupby("smoothing", sort=True)])
+        write_results(request, f"delta_{stage1_name(context)}", table, shown, {"": draw(table)}, "\n".join(failed))
 
 
 def delta_row(row: Measured) -> dict[str, object]:
@@ -43,20 +44,15 @@ def delta_row(row: Measured) -> dict[str, object]:
     return {"smoothing": smoothing, "optimal_gap": gap, **csv_row(row["metrics"], row["config"])}
 
 
-def line(smoothing: float, runs: pd.DataFrame) -> dict[str, str]:
-    """Return one line of the table that people read."""
-    cells = {"s": f"{smoothing:g}", "seeds": ", ".join(str(seed) for seed in runs["seed"])}
-    for checkpoint, way in (("last", "plain"), best_column(runs)):
-        cells[f"{checkpoint}, {way}"] = " / ".join(
-            mean_cell(runs[f"{checkpoint}_{way}_{group}"], 1) for group in GROUPS
-        )
-    cells["optimal gap"] = f"{runs['optimal_gap'].iloc[0]:.2f}"
-    cells["LoMa, training images"] = mean_cell(runs["train_loma_mean"], 2)
-    cells["LoMa, test images"] = mean_cell(runs["loma_mean"], 2)
-    cells["LoMa sd/mean"] = mean_cell(runs["loma_variation"], 2)
-    cells["RSD true, median"] = mean_cell(runs["rsd_true_median"], 2)
-    cells["seconds, share"] = mean_cell(runs["train_seconds"], 1)
-    return cells
+def line(smoothing: float, runs: pd.DataFrame) -> Line:
+    """Return the line of a smoothing in the tables that people read."""
+    about = {
+        "seeds": ", ".join(str(seed) for seed in runs["seed"]),
+        "optimal gap": f"{runs['optimal_gap'].iloc[0]:.2f}",
+    }
+    about["LoMa, training images"] = mean_cell(runs["train_loma_mean"], 2)
+    about["LoMa, test images"] = mean_cell(runs["loma_mean"], 2)
+    return Line({"s": f"{smoothing:g}"}, runs, more={"The gap of the logits": about, **logits_cells(runs)})
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -22,6 +22,7 @@ from evaluation.measure import SplitLogits, logits_by_way, training_fit
 from evaluation.metrics import classification_report, feature_variance_ratio
 from evaluation.plots import COLOURS
 from evaluation.run_rows import GROUPS, mean_cell
+from evaluation.text_tables import MEASURES
 from losses.los import ONE_HOT
 from methods.plan import build_losses, start_head
 from methods.recipes import Recipe, find_recipe
@@ -62,7 +63,7 @@ def make_table(request: Request) -> None:
             "views, which the steps and L-BFGS minimise."
         )
         name = f"path_{stage1_name(context)}{request.suffix()}"
-        write_results(request, name, table, [short(table)], {"": draw(table)}, notes)
+        write_results(request, name, table, {"The path": short(table)}, {"": draw(table)}, notes)
 
 
 def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
@@ -253,7 +254,7 @@ def measure_head(
     values: dict[str, Any] = {"method": method, "learning_rate": rate, "steps": steps}
     for way, own in logits.items():
         report = classification_report(own, labels, context.data.class_counts)
-        values |= {f"{way}_{group}": report[group] for group in GROUPS}
+        values |= {f"{way}_{name}": report[name] for name in MEASURES}
     features, labels_of_views = all_views(context)
     views = SplitLogits(lambda split, mirrored: features, head)
     values["objective"] = mean_loss(loss, views.blocks("views"), labels_of_views)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from evaluation.csv_files import csv_text
 from evaluation.plots import save_figure
-from evaluation.run_rows import BY_NAMES, to_markdown
+from evaluation.run_rows import BY_NAMES
+from evaluation.shown_tables import Tables, tables_markdown, tables_text
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.declare import STAGE1, STAGE2, Facet
@@ -125,7 +126,7 @@ def write_results(
     request: Request,
     name: str,
     rows: pd.DataFrame,
-    tables: Sequence[pd.DataFrame],
+    tables: Tables,
     figures: dict[str, Figure],
     notes: str = "",
 ) -> None:
@@ -135,12 +136,10 @@ def write_results(
     target = within(request.results, request.results / name)
     done = "replaced" if target.with_name(f"{name}.csv").exists() else "written to"
     write_text(target.with_name(f"{name}.csv"), csv_text(rows, "%.6g"))
-    how = f"Cells read all / many / medium / few, in percent. {request.repeats()} Made by `{request.command}`."
-    parts = [how + "\n", *(to_markdown(table) for table in tables), notes]
+    how = f"{request.repeats()} Made by `{request.command}`."
+    parts = [how + "\n", tables_markdown(tables), notes]
     write_text(target.with_name(f"{name}.md"), "\n".join(part for part in parts if part))
     for kind, figure in figures.items():
         save_figure(target.with_name(f"{name}_{kind}.png" if kind else f"{name}.png"), figure)
-    for table in tables:
-        tell()
-        tell(table.fillna("-").to_string(index=False))
+    tell(f"\n{tables_text(tables)}")
     tell(f"\n{how}\n{notes}\n{done} {target}.csv, .md and {len(figures)} figures")

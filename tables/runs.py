@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.plots import COLOURS
-from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, read_run, refuse_mixed
+from evaluation.run_rows import GROUPS, csv_row, read_run, refuse_mixed
+from evaluation.shown_tables import Line, logits_cells, rebalanced_cells, report_tables
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1, STAGE2, Settings
@@ -24,6 +25,8 @@ from tables.published import cell, sources
 from tables.request import Request, write_results
 from utils.errors import DivergedError, UserError
 from utils.text import tell
+
+PUBLISHED = "Published figures, all / many / medium / few in percent, not measured here"
 
 
 @dataclass(frozen=True)
@@ -128,18 +131,17 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
         measured["command_of_table"] = request.command
         refuse_mixed(measured)
         rows.append(measured)
-        lines.append(line(run, measured))
-        if rebalanced and measured["failure"].isna().all():
-            lines.append(rebalanced_line(run, measured))
+        lines.append(line(run, measured, rebalanced=rebalanced))
     together = pd.concat(rows)
     if together["failure"].notna().all():
         raise UserError(f"no row of the table has a number: {together['failure'].iloc[0]}")
-    shown = pd.DataFrame(lines)
+    shown = report_tables(lines)
     first = together.iloc[0]
     width = "" if pd.isna(first["width"]) else f"w{first['width']:.0f}"
     ratios = "" if request.imb_ratios is None else "_IF" + "-".join(f"{ratio:g}" for ratio in request.imb_ratios)
     name = f"{table}_{first['dataset']}_{first['network']}{width}{ratios}{request.suffix()}"
-    write_results(request, name, together, [shown], {"": draw(together)}, sources(list(shown["published"])))
+    cited = sources([cell for cells in shown[PUBLISHED].drop(columns=["IF", "row"]).to_numpy() for cell in cells])
+    write_results(request, name, together, shown, {"": draw(together)}, cited)
 
 
 def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
@@ -168,37 +170,22 @@ def failed_row(settings: Settings, error: DivergedError) -> dict[str, Any]:
     return {**known, "failure": str(error)}
 
 
-def line(run: Run, measured: pd.DataFrame) -> dict[str, str]:
-    """Return one line of the table that people read."""
+def line(run: Run, measured: pd.DataFrame, *, rebalanced: bool) -> Line:
+    """Return the line of a row in the tables that people read."""
     first = measured.iloc[0]
-    cells = {
-        "IF": f"{first['imb_ratio']:g}",
-        "row": run.name,
-        "seeds": ", ".join(str(seed) for seed in measured["seed"]),
-    }
+    label = {"IF": f"{first['imb_ratio']:g}", "row": run.name}
+    seeds = ", ".join(str(seed) for seed in measured["seed"])
+    about = {"seeds": seeds, "published": cell(first["dataset"], float(first["imb_ratio"]), run.published)}
     if measured["failure"].notna().any():
-        failure = measured["failure"].dropna().iloc[0]
-        return {**cells, "last, plain": f"failed: {failure}", "published": "-"}
-    for checkpoint, way in (("last", "plain"), best_column(measured)):
-        columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
-        cells[f"{checkpoint}, {way}"] = " / ".join(mean_cell(measured[column], 1) for column in columns)
-    cells["LoMa"] = mean_cell(measured["loma_mean"], 2)
-    cells["RSD true, median"] = mean_cell(measured["rsd_true_median"], 2)
-    cells["seconds"] = mean_cell(measured["train_seconds"], 0)
-    cells["published"] = cell(first["dataset"], float(first["imb_ratio"]), run.published)
-    return cells
-
-
-def rebalanced_line(run: Run, measured: pd.DataFrame) -> dict[str, str]:
-    """Return the line of the same runs with re-balanced predictions, of the last epoch and transductive."""
-    first = measured.iloc[0]
-    cells = {
-        "IF": f"{first['imb_ratio']:g}",
-        "row": f"{run.name}, re-balanced over the test set, tau {first['rebalance_tau']:g}",
-        "last, plain": " / ".join(mean_cell(measured[f"rebalanced_plain_{group}"], 1) for group in GROUPS),
-        "published": cell(first["dataset"], float(first["imb_ratio"]), f"{run.published} re-balanced"),
-    }
-    return cells
+        about |= {"published": "-", "failure": measured["failure"].dropna().iloc[0]}
+        return Line(label, measured, failed=True, more={PUBLISHED: about})
+    more = {PUBLISHED: about, **logits_cells(measured, seconds=0)}
+    if rebalanced:
+        about["published, re-balanced"] = cell(
+            first["dataset"], float(first["imb_ratio"]), f"{run.published} re-balanced"
+        )
+        more |= rebalanced_cells(measured)
+    return Line(label, measured, more=more)
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from engine.many_heads import Trained, chunks, train_heads
-from evaluation.measure import held_out_temperature
+from evaluation.measure import find_temperature
 from evaluation.metrics import class_balanced_accuracy
 from methods.plan import Plan, plan_key
 from methods.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
@@ -182,7 +182,7 @@ def outcome(context: TableContext, result: Trained) -> Tried:
     value = score(context, result)
     if math.isnan(value):
         return Tried(None, None)
-    return Tried(value, held_out_temperature(context.logits_of(result.head), context.images))
+    return Tried(value, find_temperature(context.logits_of(result.head), context.images).value)
 
 
 @torch.no_grad()

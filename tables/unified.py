@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from evaluation.csv_files import csv_text, read_csv
-from evaluation.run_rows import GROUPS, best_column, csv_row, mean_cell, refuse_mixed
+from evaluation.run_rows import csv_row, refuse_mixed
+from evaluation.shown_tables import Line, logits_cells, rebalanced_cells, report_tables
 from methods.recipes import RECIPES
 from runs.dependencies import class_differences, describe_data
 from runs.run_record import git_revision
@@ -29,9 +30,8 @@ from utils.text import tell
 
 SHARED, SELECTED = "shared", "selected"
 NOTES = (
-    "LoMa, RSD: column reading, test images, over the classes. ECE: raw -> with the temperature fitted on the held-out "
-    "images of the splits. Re-balanced: over the test images themselves. Seconds: an equal share of the time that the "
-    "heads trained in together, without the features."
+    "Temperatures are fitted on the held-out images of the splits. Seconds: an equal share of the time that the heads "
+    "trained in together, without the features."
 )
 
 
@@ -82,6 +82,15 @@ def temperatures(choices: pd.DataFrame | None) -> dict[str, float]:
         return {}
     known = choices[choices["temperature"].notna()]
     return dict(zip(known["flags"], known["temperature"], strict=True))
+
+
+def temperature_notes(choices: pd.DataFrame | None) -> list[str]:
+    """Return what is said of the choices whose held-out images ask for no finite temperature on any split."""
+    if choices is None:
+        return []
+    without = choices.loc[choices["chosen"] & choices["temperature"].isna(), "method"]
+    words = ", ".join(str(name).removeprefix("shared budget: ") for name in dict.fromkeys(without))
+    return [f"No finite temperature, so that nothing follows it: {words}."] if words else []
 
 
 def find_choices(request: Request, name: str, methods: Sequence[str], context: TableContext) -> pd.DataFrame | None:
@@ -211,38 +220,20 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
     refuse_mixed(rows)
     numbers = {} if choices is None else dict(zip(choices["flags"], choices["mean"], strict=True))
     rows["held_out_mean"] = pd.to_numeric(pd.Series([numbers.get(flags) for flags in rows["flags"]], index=rows.index))
-    accuracy: list[dict[str, Any]] = []
-    logits: list[dict[str, str]] = []
-    failures: list[str] = []
-    for method in dict.fromkeys(rows["method"]):
-        of_method = rows[rows["method"] == method]
-        line: dict[str, Any] = {"method": method}
-        for budget in dict.fromkeys(rows["budget"]):
-            runs = of_method[of_method["budget"] == budget]
-            if runs.empty:
-                continue
-            bad = runs["failure"].dropna()
-            for checkpoint, way in (("last", "plain"), best_column(rows)):
-                columns = [f"{checkpoint}_{way}_{group}" for group in GROUPS]
-                shown = " / ".join(mean_cell(runs[column], 1) for column in columns)
-                if len(bad):
-                    failures.append(f"{method}, {budget} budget: {bad.iloc[0]}.")
-                    shown = "failed, see below"
-                if len(bad) or runs[columns[0]].notna().all():
-                    line[f"{budget}: {checkpoint}, {way}"] = shown
-            if budget == SELECTED:
-                line["chosen"] = chosen_words(runs["flags"].iloc[0])
-            if len(bad) == 0:
-                logits.append(logits_line(method, budget, runs))
-        line["published"] = cell(rows["dataset"].iloc[0], float(rows["imb_ratio"].iloc[0]), method)
-        accuracy.append(line)
-    tables = [pd.DataFrame(accuracy), pd.DataFrame(logits)]
-    notes = "\n".join(
-        [*dict.fromkeys(failures), NOTES, *correlations(rows), sources([line["published"] for line in accuracy])]
-    )
+    published = {
+        method: cell(rows["dataset"].iloc[0], float(rows["imb_ratio"].iloc[0]), method) for method in rows["method"]
+    }
+    groups = rows.groupby(["budget", "method"], sort=False)
+    lines = [line_of(budget, method, runs, published[method]) for (budget, method), runs in groups]
+    failures = [
+        f"{line.label['method']}, {line.label['budget']} budget: {line.runs['failure'].dropna().iloc[0]}."
+        for line in lines
+        if line.failed
+    ]
+    notes = [*failures, NOTES, *temperature_notes(choices), *correlations(rows), sources(list(published.values()))]
     titles = {SHARED: "shared budget", SELECTED: "chosen on held-out images"}
     figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
-    write_results(request, name, rows, tables, figures, notes)
+    write_results(request, name, rows, report_tables(lines), figures, "\n".join(notes))
 
 
 FEWEST = 8  # methods whose order says something
@@ -289,24 +280,11 @@ def table_row(row: Measured) -> dict[str, Any]:
     return {**common, "failure": None, **{k: v for k, v in csv_row(row["metrics"], config).items() if k not in common}}
 
 
-def logits_line(method: str, budget: str, runs: pd.DataFrame) -> dict[str, str]:
-    """Return a row of the second table: what the logits look like."""
-    calibrated = (
-        f" -> {mean_cell(runs['last_plain_ece_after'], 1)}" if runs["last_plain_ece_after"].notna().all() else ""
-    )
-    rebalanced = [mean_cell(runs[f"rebalanced_plain_{group}"], 1) for group in ("all", "few")]
-    return {
-        "method": method,
-        "budget": budget,
-        "LoMa": mean_cell(runs["loma_mean"], 2),
-        "LoMa sd/mean": mean_cell(runs["loma_variation"], 2),
-        "RSD true, median": mean_cell(runs["rsd_true_median"], 2),
-        "RSD other, median": mean_cell(runs["rsd_other_median"], 2),
-        "LoMa, row": mean_cell(runs["row_loma_mean"], 2),
-        "LoMa, training": mean_cell(runs["train_loma_mean"], 2),
-        "weight norm sd/mean": mean_cell(runs["weight_norm_variation"], 2),
-        "macro F1": mean_cell(runs["last_plain_macro_f1"], 1),
-        "ECE": f"{mean_cell(runs['last_plain_ece'], 1)}{calibrated}",
-        "re-balanced (transductive), all / few": " / ".join(rebalanced),
-        "seconds, share": mean_cell(runs["train_seconds"], 1),
-    }
+def line_of(budget: str, method: str, runs: pd.DataFrame, published: str) -> Line:
+    """Return the line of a method in the tables that people read."""
+    chosen = chosen_words(runs["flags"].iloc[0]) if budget == SELECTED else "-"
+    more = {"Numbers chosen on held-out images, and published accuracies": {"chosen": chosen, "published": published}}
+    failed = bool(runs["failure"].notna().any())
+    if not failed:
+        more |= {**logits_cells(runs), **rebalanced_cells(runs)}
+    return Line({"method": method, "budget": budget}, runs, failed, more)

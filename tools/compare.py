@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 from evaluation.csv_files import csv_text
 from evaluation.plots import COLOURS, save_figure
-from evaluation.run_rows import GROUPS, SETTINGS, csv_row, read_run, run_name, short_table, to_markdown
-from evaluation.text_tables import headline
+from evaluation.run_rows import GROUPS, SETTINGS, csv_row, read_run, run_name
+from evaluation.shown_tables import compared_tables, tables_markdown, tables_text
+from evaluation.text_tables import balance_notes, headline
 from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import write_text
@@ -82,15 +83,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     runs = read_once(arguments.runs)
     rows = pd.DataFrame([csv_row(*run) for run in runs])
-    table = short_table(rows)
+    tables = compared_tables(rows)
     if (rows.groupby(SETTINGS, dropna=False)["data_sha256"].nunique() > 1).any():
         say("runs of one name are of different data: they are told apart by its sha256, and not averaged")
-    tell("all / many / medium / few, in percent")
-    tell(table.fillna("-").to_string(index=False))
+    for line in dict.fromkeys(
+        note for metrics, _ in runs for note in balance_notes(headline(metrics).get("test_images"))
+    ):
+        say(line)
+    tell(tables_text(tables))
     if arguments.csv:
         write_text(arguments.csv, csv_text(rows))
     if arguments.markdown:
-        write_text(arguments.markdown, to_markdown(table))
+        write_text(arguments.markdown, tables_markdown(tables))
     if arguments.figure:
         save_figure(arguments.figure, draw_comparison(runs))
 

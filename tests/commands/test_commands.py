@@ -98,11 +98,12 @@ def test_each_line_reports_the_run_before_it(lines: tuple[Path, list[Outcome]]) 
     for trained_line, evaluated_line, name in ((0, 1, "stage1"), (2, 3, "stage2_los")):
         metrics = read(folder / name / "metrics.json")
         for outcome in (outcomes[trained_line], outcomes[evaluated_line]):
-            table = [row.split() for row in outcome.out.partition("macro_f1")[2].splitlines()[1:5]]
-            for record in ("last", "best"):
-                for way in ("plain", "flip"):
-                    row = next(row for row in table if row[1 if row[0] == "*" else 0] == record and way in row)
-                    assert row[-6] == f"{metrics[record][way]['all']:.2f}"
+            shown = outcome.out.splitlines()
+            ways = [(record, way) for record in ("last", "best") for way in ("plain", "flip")]
+            titles = next(row for row in shown if "last, plain" in row)
+            assert titles.replace("*", "").split() == " ".join(f"{record}, {way}" for record, way in ways).split()
+            row = next(row.split() for row in shown[shown.index(titles) :] if row.split()[0] == "all")
+            assert row[1:] == [f"{metrics[record][way]['all']:.2f}" for record, way in ways]
 
 
 def test_metrics_hold_both_checkpoints_plain_and_flip_averaged(lines: tuple[Path, list[Outcome]]) -> None:
@@ -675,9 +676,8 @@ def test_bn_mode_train_alone_starts_from_the_last_epoch(runs: Path) -> None:
 def test_the_headline_is_the_protocols(trained: Path) -> None:
     for protocol, record in (("honest", "last"), ("released", "best")):
         out = succeed("evaluate", "--dataset", "digits", "--out", trained, "--protocol", protocol).out
-        starred = [row.split() for row in out.splitlines() if row.startswith("*")]
-        assert starred[0][1] == record
-        assert protocol in starred[1]
+        assert f"{record}, plain*" in out and out.count("plain*") == 1
+        assert f"\n* the headline of the {protocol} protocol\n" in out
 
 
 @pytest.mark.parametrize("arguments", [("--views", 1), ("--protocol", "released")])

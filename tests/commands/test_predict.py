@@ -23,6 +23,7 @@ from datasets.cifar import AUGMENTATION as CIFAR
 from datasets.long_tail import Profile
 from datasets.on_disk.long_tailed import AUGMENTATION
 from datasets.on_disk.walk import ENDING, HIDDEN, LOOP
+from evaluation.measure import NO_FINITE
 from models import build_model
 from models.heads import build_head
 from runs.checkpoint import save_checkpoint
@@ -169,10 +170,27 @@ def test_the_temperature_is_the_checkpoints_unless_one_is_given(
     outcome = succeed("predict", "--pretrained_pth", path, "--images", *files, "--temperature", 7, "--csv", "b.csv")
     check_rows(rows_of(Path("b.csv").read_text()), logits, 7)
     assert "temperature: 7 (given)" in outcome.out
-    path = changed(runs["stage1"], tmp_path / "without.pth", temperature=None)
+    settings = {**content_of(runs["stage1"])["config"]["settings"], "holdout": 0.0}
+    path = changed(runs["stage1"], tmp_path / "without.pth", {"settings": settings}, temperature=None)
     outcome = succeed("predict", "--pretrained_pth", path, "--images", *files, "--csv", "c.csv")
     check_rows(rows_of(Path("c.csv").read_text()), logits, 1)
     assert "NOT CALIBRATED" in outcome.out and "--holdout 0.1" in outcome.out and "--temperature" in outcome.out
+
+
+def test_a_run_with_held_out_images_is_not_told_to_hold_some_out(
+    runs: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    """Neither where they gave no finite temperature, in this version's words and before, nor beside last.pth."""
+    image = next((photos / "test" / "red").iterdir())
+    why = f"{NO_FINITE}all 9 held-out images are right"
+    for entries, words in (
+        ({"temperature_source": why}, why),
+        ({"temperature_source": "held-out images"}, "its held-out images ask for no finite temperature"),
+        ({"temperature_source": None}, "kept with the last epoch (last.pth)"),
+    ):
+        path = changed(runs["stage1"], tmp_path / "other.pth", temperature=None, **entries)
+        out = succeed("predict", "--pretrained_pth", path, "--images", image, "--overwrite", "--workers", 0).out
+        assert "NOT CALIBRATED" in out and words in out and "give --temperature" in out and "--holdout" not in out
 
 
 def test_the_most_probable_classes_in_their_order(runs: dict[str, Path], photos: Path) -> None:

@@ -106,6 +106,30 @@ def test_stage_2_trains_the_missing_classifier_first_and_uses_it_again() -> None
     )
 
 
+def test_held_out_images_without_a_finite_temperature_are_named_as_the_reason() -> None:
+    """Where all of them are right, the best temperature is 0: 'train with --holdout' would be no help."""
+    arrays = clusters()
+    for split in ("train", "holdout"):
+        arrays[f"{split}_features"] = 9 * np.eye(16, dtype=np.float32)[arrays[f"{split}_labels"]]
+    file = write(arrays)
+    out = succeed("main_stage2", "--features", file, *SHORT).out
+    report = succeed("evaluate", "--features", file, "--cur_stage", "stage2", "--json", "report.json").out
+    why = "no finite temperature: all 20 held-out images are right, and the likelihood grows as the temperature falls"
+    assert out.count(why) == 2  # of the stage 1 that it trains first, too
+    assert report.count(why) == 2  # of the last epoch and the best
+    assert "train both stages" not in out + report and "give --temperature" in report
+    found = read(made("stage2") / "metrics.json")["calibration"]
+    assert found["temperature"] is None and found["source"].startswith(why) and found["plain"]["nll_after"] is None
+    assert found["plain"]["nll_before"] == read(Path("report.json"))["checkpoints"]["last"]["plain"]["nll"]
+    content = torch.load(made("stage2") / "last.pth", weights_only=True)
+    assert content["temperature"] is None and content["temperature_source"] == found["source"]
+    given = succeed("evaluate", "--features", file, "--cur_stage", "stage2", "--temperature", 2).out
+    assert "temperature 2 (given)" in given and why not in given
+    compare.main([str(made("stage2")), "--csv", "runs.csv"])
+    row = pd.read_csv("runs.csv").iloc[0]
+    assert pd.isna(row["temperature"]) and pd.isna(row["last_plain_brier_after"]) and row["last_plain_brier"] < 1
+
+
 def test_stage_1_alone_its_weight_decay_and_its_folder() -> None:
     file = write(clusters())
     succeed("main_stage1", "--features", file, "--wd", 0.1)

@@ -21,6 +21,7 @@ from evaluation.metrics import (
     fit_temperature,
     rebalance,
     shot_groups,
+    why_no_temperature,
 )
 from tests.formulas import loop_magnitude
 
@@ -431,9 +432,13 @@ def test_no_temperature_is_best_where_all_are_right_or_the_logits_mislead() -> N
     assert fit_temperature(3 * right, labels) is None
     assert fit_temperature(-3 * right, labels) is None
     assert fit_temperature(torch.zeros(30, CLASSES), labels) is None
+    assert "all 30 held-out images are right" in why_no_temperature(3 * right, labels)
+    assert "mislead" in why_no_temperature(-3 * right, labels)
     wrong = right.clone()
     wrong[0] = right[1]
     assert fit_temperature(3 * wrong, labels) is not None
+    assert fit_temperature(1e-6 * wrong, labels) is None
+    assert "is not at least 0.0001 and at most 10000" in why_no_temperature(1e-6 * wrong, labels)
 
 
 def test_a_fitted_temperature_lowers_the_calibration_error() -> None:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from datasets.long_tail import Augmentation
+from evaluation import blocks
 from evaluation import measure as evaluation
-from evaluation import metrics
+from evaluation.blocks import row_blocks
 from evaluation.logits_magnitude import MagnitudeStatistics, logits_magnitude
 from evaluation.measure import SplitLogits, logits_report, rebalanced_report, training_fit
 from evaluation.metrics import (
@@ -27,9 +28,9 @@ from evaluation.metrics import (
     prediction_report,
     rebalance,
     rebalanced_predictions,
-    row_blocks,
 )
 from evaluation.plots import accuracy_per_class, draw_plots, logits_per_class, training_curves
+from evaluation.probabilities import SCORES, probability_scores, top_accuracy
 from evaluation.text_tables import END_CLASSES, logits_table, per_class_table, report_table, scale_line
 from models.heads import Cosine
 
@@ -85,7 +86,7 @@ def assert_same(found: Any, expected: Any, rel: float = 1e-9) -> None:
 
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
-    monkeypatch.setattr(metrics, "CPU_BLOCK", numbers)
+    monkeypatch.setattr(blocks, "CPU_BLOCK", numbers)
 
 
 # LoMa and RSD in one pass
@@ -200,7 +201,8 @@ def test_a_report_of_predictions_is_that_of_logits_without_calibration() -> None
     logits, labels = unbalanced()
     counts = np.array([500, 200, 101, 100, 60, 20, 20, 19, 5, 2, 2, 1])
     report = classification_report(logits, labels, counts)
-    assert report.pop("ece") == calibration_error(logits, labels)
+    assert {name: report.pop(name) for name in SCORES} == probability_scores(logits, labels)
+    assert report.pop("top_5") == top_accuracy(logits, labels)
     assert prediction_report(logits.argmax(dim=1), labels, counts) == report
     assert report["all"] == pytest.approx(100 * float((logits.argmax(dim=1) == labels).double().mean()))
 
@@ -354,7 +356,8 @@ def test_rebalanced_report_is_of_the_largest_scores(setting: Setting) -> None:
     for way, values in logits.items():
         for form, means in (("transductive", column_means(values)), ("inductive", held_out)):
             expected = classification_report(rebalance(values, means, 0.7), labels, setting.data.class_counts)
-            del expected["ece"]
+            for name in ("top_5", *SCORES):  # of probabilities, which scores are not
+                del expected[name]
             assert report[form][way] == expected
     assert report["transductive"]["plain"] != report["inductive"]["plain"]
 
@@ -369,10 +372,20 @@ def accuracies(**more: Any) -> dict[str, Any]:
 def test_an_empty_shot_group_is_a_dash() -> None:
     record = {"epoch": 3, "plain": accuracies(), "flip": None}
     text = report_table({"last": record}, "honest")
-    assert text.splitlines()[1].split() == ["*", "last", "3", "plain", "50.00", "-", "61.23", "-", "40.00", "3.00"]
+    assert [line.split() for line in text.splitlines()] == [
+        ["last,", "plain*"],
+        ["epoch", "3"],
+        ["all", "50.00"],
+        ["many", "-"],
+        ["medium", "61.23"],
+        ["few", "-"],
+        ["macro", "F1", "40.00"],
+        ["ECE", "3.00"],
+        ["*", "the", "headline", "of", "the", "honest", "protocol"],
+    ]
     both = report_table({"last": record, "best": {**record, "epoch": None, "plain": accuracies(few=1.0)}}, "honest")
     assert "None" not in both and "nan" not in both.lower()
-    assert [line.split()[-3] for line in both.splitlines()[1:3]] == ["-", "1.00"]
+    assert ["few", "-", "1.00"] in [line.split() for line in both.splitlines()]
     nothing = {"mean": None, "deviation": None, "variation": None, "median": None, "count": 0}
     table = logits_table({"test": {"column": dict.fromkeys(("loma", "rsd_true", "rsd_other"), nothing)}})
     assert table.splitlines()[1].split() == ["test", "column", *["-"] * 7]

@@ -48,6 +48,8 @@ PUBLIC = {
         "rebalanced_predictions",
         "shot_groups",
     ],
+    "evaluation.class_accuracies": ["class_measures"],
+    "evaluation.probabilities": ["probability_scores", "top_accuracy"],
     "evaluation.logits_magnitude": ["MagnitudeStatistics", "logits_magnitude", "summarise"],
     "utils.errors": ["UserError"],
 }
@@ -119,7 +121,10 @@ def test_a_program_of_its_own_runs_without_a_warning(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(everything + USER_FILE)
     outcome = run_python("-W", "error", "program.py", folder=tmp_path)
     assert outcome.returncode == 0 and outcome.stderr == "", outcome.stderr
-    assert outcome.stdout.startswith("['all', 'ece', ") and "['column', 'row', 'uncentred']" in outcome.stdout
+    assert (
+        outcome.stdout.startswith("['all', 'brier', 'class_balanced', ")
+        and "['column', 'row', 'uncentred']" in outcome.stdout
+    )
 
 
 def test_a_program_of_its_own_is_checked_by_mypy(tmp_path: Path) -> None:

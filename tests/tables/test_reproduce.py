@@ -29,6 +29,7 @@ from tables.request import SPLITS
 from tables.selection import trials
 from tests.helpers import EXPERIMENT, contents, read, run, stage1
 from tests.table_runs import SMALL, is_refusal, make, spoil, table
+from tools.result_tables import markdown_tables, read_markdown_table
 from utils.files import sha256_file
 
 NAME = f"unified_{EXPERIMENT}w4_epochs6"
@@ -123,12 +124,15 @@ def test_unified_writes_its_files_and_prints_what_it_measured(out: Path) -> None
     assert rows["failure"].isna().all()
     markdown = markdown_of(out, "ce", "tau_norm")
     first = markdown.splitlines()[0]
-    assert first.startswith("Cells read all / many / medium / few, in percent. Seed 0. Made by `python reproduce.py ")
+    assert first.startswith("Seed 0. Made by `python reproduce.py ")
     assert first.endswith("--methods ce tau_norm`.") and first in outcome.out
-    assert "| shared: best, plain |" in markdown and "flip" not in markdown  # a mirrored digit is none
+    assert "Accuracy in percent, best epoch, plain:" in markdown and "flip" not in markdown  # a mirrored digit is none
+    tables = [read_markdown_table(table) for table in markdown_tables(markdown)]
+    assert all(len(table.columns) <= 6 for table in tables)
     for _, row in rows.iterrows():
-        shown = " / ".join(f"{row[f'last_plain_{group}']:.1f}" for group in GROUPS)
-        assert shown in outcome.out and shown in markdown
+        numbers = [row[f"last_plain_{group}"] for group in GROUPS]
+        cells = [row["method"], "shared", *("-" if pd.isna(number) else f"{number:.1f}" for number in numbers)]
+        assert f"| {' | '.join(cells)} |" in markdown and cells in [line.split() for line in outcome.out.splitlines()]
     wanted = ["loma_mean", "loma_deviation", "rsd_true_median", "last_plain_macro_f1", "last_plain_ece"]
     assert rows[[*wanted, "train_seconds"]].notna().all(axis=None)
     assert rows[["command", "device", "torch", "stage1_sha256", "citation"]].notna().all(axis=None)
@@ -364,7 +368,8 @@ def test_select_fills_the_second_column(out: Path, few_trials: None, trained: li
     known = dict(zip(choices["flags"], choices["temperature"], strict=True))
     np.testing.assert_allclose(rows["temperature"], [known[flags] for flags in rows["flags"]], rtol=1e-4)
     assert rows["last_plain_ece_after"].notna().all()
-    assert "selected: last, plain" in outcome.out and "epoch 1, lr" in outcome.out
+    assert " selected " in outcome.out and "epoch 1, lr" in outcome.out
+    assert "Probabilities with the temperature, last epoch, plain:" in outcome.out
 
     trained.clear()
     before = contents(out / "results")

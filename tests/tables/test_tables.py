@@ -23,6 +23,7 @@ from tables.rows import Measured, TableContext
 from tables.runs import Run
 from tests.helpers import EXPERIMENT, read, stage1
 from tests.table_runs import SMALL, is_refusal, make, spoil, table
+from tools.result_tables import markdown_tables, read_markdown_table
 from utils.errors import DivergedError
 
 WIDTH = "w4"
@@ -72,10 +73,15 @@ def test_delta_has_the_gap_that_the_target_asks_for(out: Path) -> None:
     assert f"{one.mean():.1f} ± {one.std():.1f}" in outcome.out
     assert drawn(out / "results" / f"delta_{NAME}.png")
     lines = (out / "results" / f"delta_{NAME}.md").read_text().splitlines()
-    assert lines[0].startswith("Cells read all / many / medium / few") and lines[1] == ""
+    assert lines[1] == ""
     assert "over seeds 0, 1, each with its own stage 1. Made by `python reproduce.py delta " in lines[0]
-    assert "| last, plain | best, plain |" in lines[2]
-    assert len(lines) == 4 + len(smoothings)
+    tables = [read_markdown_table(table) for table in markdown_tables("\n".join(lines) + "\n")]
+    assert lines[2] == "Accuracy in percent, last epoch, plain:"
+    assert all(len(table.columns) <= 6 and len(table) == len(smoothings) for table in tables)
+    titles = {title for table in tables for title in table.columns}
+    assert {"harmonic mean", "worst 10 classes", "NLL", "class-wise ECE", "optimal gap", "LoMa sd/mean"} <= titles
+    wanted = [f"last_plain_{name}" for name in ("harmonic", "worst_10_percent", "classwise_ece", "brier", "nll")]
+    assert rows[wanted].notna().all(axis=None)
 
 
 def test_delta_without_smoothing_is_cross_entropy(out: Path) -> None:
@@ -285,9 +291,11 @@ def test_gala_has_both_readings_with_and_without_rebalancing(out: Path) -> None:
     made = {(c["gala_margin"], c["gala_accumulation"], c["lambda1"], c["lambda2"]) for c in configs}
     pairs = ((1, 1), (1.2, 0.9))
     assert made == {(margin, accumulation, *pair) for _, margin, accumulation in readings for pair in pairs}
+    title = "Accuracy in percent, last epoch, plain, re-balanced over the test images, tau 1:"
+    table = outcome.out[outcome.out.index(title) :].split("\n\n")[0]
     for row in rows.to_dict("records"):
-        assert f"{row['rebalanced_plain_all']:.1f} / {row['rebalanced_plain_many']:.1f}" in outcome.out
-    assert outcome.out.count("re-balanced over the test set, tau 1") == 4
+        cells = [f"{row[f'rebalanced_plain_{group}']:.1f}" for group in ("all", "many")]
+        assert " ".join([*row["name"].split(), *cells]) in " ".join(table.split())
     assert drawn(out / "results" / f"gala_digits_resnet8{WIDTH}_IF25.png")
 
 
@@ -315,8 +323,9 @@ def test_a_row_that_diverges_is_shown_and_the_others_go_on(out: Path) -> None:
     rows = pd.read_csv(path).set_index("name")
     assert rows["last_plain_all"].notna().to_dict() == {"stage 1": True, "wb": False, "tau_norm": True}
     assert rows["failure"].notna().to_dict() == {"stage 1": False, "wb": True, "tau_norm": False}
-    shown = f"failed: {rows.loc['wb', 'failure']}"
+    shown = rows.loc["wb", "failure"]
     assert shown in outcome.out and shown in path.with_suffix(".md").read_text()
+    assert "| 25 | wb | failed | failed |" in path.with_suffix(".md").read_text()
 
 
 def test_runs_without_a_number_are_one_line_and_no_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

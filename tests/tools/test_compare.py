@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.run_rows import csv_row, data_sha256, read_run, refuse_mixed, short_table
+from evaluation.run_rows import csv_row, data_sha256, read_run, refuse_mixed
+from evaluation.shown_tables import compared_tables
 from tables.request import name_for
 from tests.helpers import folder_of, read, stage1
 from tools import compare
@@ -42,10 +43,11 @@ def varied(run: Path, place: Path, seed: int = 0, accuracy: float | None = None,
 
 
 def shown(capsys: pytest.CaptureFixture[str], *folders: Path) -> tuple[list[str], str]:
-    """The lines of the table, and the notes."""
+    """The lines of the runs, those of their accuracies in the last epoch behind them, and the notes."""
     compare.main([str(folder) for folder in folders])
     said = capsys.readouterr()
-    return said.out.splitlines()[2:], said.err
+    runs, accuracies, *_ = (table.splitlines()[2:] for table in said.out.split("\n\n"))
+    return [f"{run} | {own}" for run, own in zip(runs, accuracies, strict=True)], said.err
 
 
 def test_repeats_are_averaged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,10 +70,35 @@ def test_other_data_of_one_name_are_not_averaged(
         ]
         lines, notes = shown(capsys, *folders)
         assert len(lines) == 2 and all(", data " in line and "±" not in line for line in lines)
-        assert "80.0 /" in lines[0] and "100.0 /" in lines[1]
+        assert " 80.0 " in lines[0] and " 100.0 " in lines[1]
         assert notes == (
             "note: runs of one name are of different data: they are told apart by its sha256, and not averaged\n"
         )
+
+
+def test_the_fields_report_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs of earlier versions lack most of it, which is shown empty."""
+    old = varied(run, tmp_path / "old", tags=["epochs2"])
+    metrics = read(old / "metrics.json")
+    kept = ("all", "many", "medium", "few", "macro_f1", "ece", "per_class_accuracy")
+    for checkpoint in ("last", "best"):
+        metrics[checkpoint]["plain"] = {name: metrics[checkpoint]["plain"][name] for name in kept}
+    report = metrics["rebalanced"]["transductive"]
+    report["plain"] = {name: report["plain"][name] for name in kept if name != "ece"}
+    write_json(old / "metrics.json", metrics)
+    files = {f"--{kind}": tmp_path / f"a.{kind}" for kind in ("csv", "markdown")}
+    compare.main([str(run), str(old), *(str(word) for pair in files.items() for word in pair)])
+    text, markdown = capsys.readouterr().out, files["--markdown"].read_text()
+    new, before = pd.read_csv(files["--csv"]).to_dict("records")
+    report = read(run / "metrics.json")["last"]["plain"]
+    for name in ("harmonic", "geometric", "worst", "worst_10", "worst_10_percent", "top_5", "classwise_ece", "nll"):
+        assert new[f"last_plain_{name}"] == pytest.approx(report[name])
+        assert pd.isna(before[f"last_plain_{name}"])
+    assert pd.notna(before["last_plain_ece"])
+    for title in ("How even the classes are", "Probabilities, last epoch"):
+        table = text[text.index(title) :].split("\n\n")[0].splitlines()
+        assert len(table) == 4 and table[3].split().count("-") >= 3 and "-" not in table[2].split()
+    assert f"| {report['brier']:.3f} | {report['nll']:.3f} |" in markdown
 
 
 def test_a_run_named_twice_counts_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +155,10 @@ def test_a_mean_is_over_seeds_of_one_data_set(run: Path, chosen: list[tuple[int,
         own, of = copy.deepcopy(metrics), {**config, "test": {"content_sha256": str(data)}}
         own["seed"], own["last"]["plain"]["all"] = seed, accuracy + 0.0
         rows.append({**csv_row(own, of), "data": data})
-    table = short_table(pd.DataFrame(rows))
-    lines = [(line["seeds"].split(", "), line["last, plain"].split(" / ")[0]) for line in table.to_dict("records")]
+    tables = compared_tables(pd.DataFrame(rows))
+    accuracies = tables["Accuracy in percent, last epoch, plain"]
+    lines = list(zip((seeds.split(", ") for seeds in tables["Runs"]["seeds"]), accuracies["all"], strict=True))
+    assert all(len(table.columns) <= 6 and "/" not in table.to_string(header=False) for table in tables.values())
     assert all(len(set(seeds)) == len(seeds) for seeds, _ in lines)
     assert sum(len(seeds) for seeds, _ in lines) == len(rows)
     for data in {row["data"] for row in rows}:

@@ -215,7 +215,9 @@ class _BeforeHyperparameters:
         "crop", "crop and mirror, jitter (colours too), autoaugment (Cutout too)", choices=AUGMENTATIONS
     )
     schedule: str = of_stage1(
-        "cosine", "of the learning rate: cosine, warmup_cosine (halves epoch 1)", choices=list(SCHEDULES)
+        "cosine",
+        "of the learning rate: cosine, warmup_cosine (halves epoch 1), cosine_to_zero (0 in the last)",
+        choices=list(SCHEDULES),
     )
     warmup_epochs: int = of_stage1(0, "epochs before the schedule, in which the rate rises to --lr", bounds=COUNT)
     clip_grad: float | None = of_stage1(
@@ -244,6 +246,7 @@ def _hyperparameter(name: str, declared: Hyperparameter) -> tuple[str, Any, Any]
         facets=Facet.HYPERPARAMETER | Facet.STAGE1_STEPS | Facet.ROW,
         named_by=TRAINING,
         choices=choices,
+        before=declared.before,
     )
     return name, (float if choices is None else str) | None, setting
 
@@ -346,6 +349,9 @@ class Settings(_Hyperparameters):
         facets=Facet.OF_IMAGES,
     )
     json: str | None = option(None, Group.REPORT, "write the report to this file", (EVALUATE,), metavar="FILE")
+    finetune_schedule: str | None = of_stage2(
+        None, "of the learning rate [the method's]", choices=list(SCHEDULES), before="cosine"
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -106,7 +106,7 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
         weights = load_weights_file(model, settings)
     elif checkpoint.state:
         if checkpoint.config.get("method"):
-            attach_head(model, checkpoint.config["method"])
+            attach_head(model, checkpoint.config["method"], checkpoint.state)
         load_weights(model, checkpoint)
     return LoadedModel(command, execution, data, images, model, checkpoint, weights)
 

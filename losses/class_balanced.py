@@ -40,7 +40,7 @@ def weight_of_batch(weights: Tensor, labels: Tensor) -> Tensor:
 
 class ClassBalancedCrossEntropy(Loss):
     """Sum over the batch of w_y * cross-entropy, w from `effective_number_weights` (Cui et al., CVPR 2019), divided by
-    the number of its samples ("batch"; their code) or by the sum of its w_y ("weights"; the code of LDAM-DRW, Cao et
+    the number of its samples ("batch"; their code) or by the sum of its w_y ("weight"; the code of LDAM-DRW, Cao et
     al., NeurIPS 2019), as `cb_mean` says."""
 
     plain_logits: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class ClassBalancedCrossEntropy(Loss):
     def __init__(self, class_counts: Sequence[int], *, beta: float = 0.9999, cb_mean: str = "batch") -> None:
         super().__init__()
         # The choice is a number too, so that instances that differ in it can be stacked.
-        by_weights = float(cb_mean == "weights")
+        by_weights = float(cb_mean == "weight")
         add_constants(self, weights=effective_number_weights(class_counts, beta), by_weights=by_weights)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

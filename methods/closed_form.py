@@ -23,17 +23,17 @@ def tau_norm(
     class_counts: Tensor | Sequence[int],
     *,
     tau: float = 1.9,
-    norm_bias: str = "kept",
+    norm_bias: str = "keep",
 ) -> Linear:
     """Return the linear head (K, d) of rows w_k / ||w_k||^tau (Kang et al., ICLR 2020, section 4.2).
 
     Both defaults are Weight Balancing's, for its tuned features (Alshammari et al., CVPR 2022, table 1): its code
-    leaves the bias as it is. With `norm_bias` "dropped" there is none, as in the code of Kang et al. A row of zeros
+    leaves the bias as it is. With `norm_bias` "drop" there is none, as in the code of Kang et al. A row of zeros
     stays one."""
     head = Linear(linear)
     with torch.no_grad():
         head.weight.div_(nonzero_norms(head.weight).pow(tau))
-        if norm_bias == "dropped":
+        if norm_bias == "drop":
             head.bias.zero_()
     return head
 
@@ -44,7 +44,7 @@ def l2_norm(
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
-    norm_bias: str = "kept",
+    norm_bias: str = "keep",
 ) -> Linear:
     """Return the linear head (K, d) of rows of norm 1: tau-normalisation with tau = 1 (Kang et al., ICLR 2020; a
     baseline of Weight Balancing, Alshammari et al., CVPR 2022, table 1, which keeps the bias)."""

@@ -350,7 +350,7 @@ class Settings(_Hyperparameters):
     )
     json: str | None = option(None, Group.REPORT, "write the report to this file", (EVALUATE,), metavar="FILE")
     finetune_schedule: str | None = of_stage2(
-        None, "of the learning rate [the method's]", choices=list(SCHEDULES), before="cosine"
+        None, "cosine, warmup_cosine, cosine_to_zero [the method's]", choices=list(SCHEDULES), before="cosine"
     )
 
 

@@ -65,14 +65,10 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "lambda2": Hyperparameter("weight of GALA's margin for the true class", Range(0, 100)),
     "gala_margin": Hyperparameter("GALA's margins: paper (of other classes), released (of all)", ("paper", "released")),
     "gala_accumulation": Hyperparameter("GALA's gradients: single (sums), double (sums of sums)", ("single", "double")),
-    "cb_mean": Hyperparameter("cb_ce's mean: over the batch (Cui), its weights (LDAM-DRW)", ("batch", "weights")),
+    "cb_mean": Hyperparameter("cb_ce's mean: over batch (Cui) or weight (LDAM)", ("batch", "weight")),
     "las_target": Hyperparameter("las: eps / (K - 1) (paper), eps / K (released)", ("paper", "released"), "paper"),
-    "gcl_loss": Hyperparameter(
-        "GCL: clouds alone (paper), margin and focal factor too (released)", ("paper", "released"), "paper"
-    ),
-    "norm_bias": Hyperparameter(
-        "bias of normalised rows: kept (Weight Balancing), dropped (Kang)", ("kept", "dropped"), "dropped"
-    ),
+    "gcl_loss": Hyperparameter("GCL: paper (clouds), released (margin, focus too)", ("paper", "released"), "paper"),
+    "norm_bias": Hyperparameter("bias of normalised rows: keep (WB), drop (Kang)", ("keep", "drop"), "drop"),
 }
 
 

@@ -39,7 +39,6 @@ from stages.announcement import announce_method
 from stages.session import open_session
 from stages.start import find_start
 from utils.command import run_command
-from utils.schedules import cosine_lr
 from utils.text import tell
 
 
@@ -85,10 +84,7 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
             max_norm_(model.fc, limit)
         return result
 
-    def lr_of_epoch(epoch: int) -> float:
-        return cosine_lr(plan.lr, epoch, plan.epochs)
-
-    return Training(train_one_epoch, optimizer, lr_of_epoch, plan.epochs, lambda: frozen.seconds_once(plan.epochs))
+    return Training(train_one_epoch, optimizer, plan.rate, plan.epochs, lambda: frozen.seconds_once(plan.epochs))
 
 
 if __name__ == "__main__":

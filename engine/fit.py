@@ -56,9 +56,22 @@ class History:
 
 def make_sgd(module: nn.Module, momentum: float, weight_decay: float, nesterov: bool) -> Optimizer:
     """Return SGD with weight decay on every parameter that is trained, batch norm and biases included, as released."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused = True if trained[0].is_cuda else None  # one kernel for all parameters; None is PyTorch's own choice
-    return SGD(trained, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+    groups = rate_groups(module)
+    fused = True if groups[0]["params"][0].is_cuda else None  # one kernel for all; None is PyTorch's own choice
+    return SGD(groups, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+
+
+def rate_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Return what an optimiser takes: the trained parameters of a module, those of one `rate_factor` together.
+
+    A head names its own in `rate_factors`; that of the others is 1.
+    """
+    factors: dict[str, float] = getattr(module, "rate_factors", {})
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factors.get(name, 1.0), []).append(parameter)
+    return [{"params": parameters, "rate_factor": factor} for factor, parameters in groups.items()]
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -163,7 +176,7 @@ def train_one(session: Session, training: Training, history: History, epoch: int
     """Train an epoch (from 0) and return its row of log.csv; a loss that is not finite raises DivergedError."""
     lr = training.lr_of_epoch(epoch)
     for group in training.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate_factor", 1.0)  # which earlier optimisers did not save
     torch.manual_seed(mix64(session.run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
     started = time.perf_counter()
     result = training.train_epoch(epoch)  # reads counters from the device at its end: the clock sees all its work

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from datasets.image_source import steps_per_epoch
 from engine.epoch import EpochOptions, EpochResult, train_epoch
+from engine.fit import rate_groups
 from engine.frozen_features import FrozenFeatures, feature_batches
 from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
 from methods.plan import Plan, build_losses, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
 from utils.device import Execution
 from utils.hashing import mix64
-from utils.schedules import cosine_lr
 
 MOST_STACKED = 96  # heads: more gain no speed, and their logits on a batch take memory
 
@@ -122,17 +122,14 @@ def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: Aft
     losses = [stack_losses([loss.to(device) for loss in phase]) for phase in (early, late)]
     if first.recipe.late_loss is None:
         losses[1] = losses[0]  # one loss, which goes on with what it has gathered
-    trained = [parameter for parameter in stacked.parameters() if parameter.requires_grad]
-    decay, rates = (
-        torch.tensor(values, device=device) for values in zip(*((p.weight_decay, p.lr) for p in plans), strict=True)
-    )
-    optimizer = StackedSGD(trained, trainer.momentum, decay)
+    decay = torch.tensor([plan.weight_decay for plan in plans], device=device)
+    optimizer = StackedSGD(rate_groups(stacked), trainer.momentum, decay)
     limits = [row_norm_limit(plan, trainer.linear) for plan in plans]
     unlimited = torch.tensor(torch.inf, device=device)
     limit = torch.stack([unlimited if value is None else value for value in limits])
     steps = steps_per_epoch(len(trainer.labels), trainer.batch_size)
     for epoch in range(first.epochs):
-        optimizer.lr = rates * cosine_lr(1.0, epoch, first.epochs)
+        optimizer.lr = torch.tensor([plan.rate(epoch) for plan in plans], device=device)
         torch.manual_seed(mix64(trainer.seed) ^ epoch)  # for losses that draw
         view = trainer.frozen.training_view(epoch)
         started = time.perf_counter()

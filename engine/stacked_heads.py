@@ -7,6 +7,7 @@ al., 2023). Each head ends where it would have ended alone, up to rounding.
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class StackedModules(nn.Module):
         self.stacked_buffers = buffers
         self.template = [copy.deepcopy(modules[0]).to("meta")]  # in a list: its parameters are not the stack's
         self.input_dims = input_dims
+        self.rate_factors = getattr(modules[0], "rate_factors", {})
 
     def forward(self, *inputs: Tensor) -> Tensor:
         def one(state: dict[str, Tensor], *own: Tensor) -> Tensor:
@@ -60,10 +62,15 @@ def stack_losses(losses: Sequence[nn.Module]) -> StackedModules:
 
 
 class StackedSGD(Optimizer):
-    """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head."""
+    """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head.
 
-    def __init__(self, parameters: Iterable[nn.Parameter], momentum: float, weight_decay: Tensor) -> None:
-        super().__init__(parameters, {})
+    A group of parameters trains at `rate_factor` times the rate.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], momentum: float, weight_decay: Tensor
+    ) -> None:
+        super().__init__(parameters, {"rate_factor": 1.0})
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.lr = torch.zeros_like(weight_decay)
@@ -81,4 +88,4 @@ class StackedSGD(Optimizer):
                     state["velocity"] = gradient
                 else:
                     state["velocity"].mul_(self.momentum).add_(gradient)
-                parameter.addcmul_(state["velocity"], -self.lr.view(each_head))
+                parameter.addcmul_(state["velocity"], -(group["rate_factor"] * self.lr).view(each_head))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from losses.class_balanced import ClassBalancedBinary, ClassBalancedCrossEntropy, InverseFrequencyCrossEntropy
 from losses.focal import Focal
+from losses.functional import Loss, check_batch
 from losses.gala import GALA
 from losses.gcl import GaussianClouded
 from losses.label_aware_smoothing import LabelAwareSmoothing
@@ -45,7 +46,7 @@ def build_loss(
     `class_counts` (K,) are the training images of each class, for the losses that need them. `target` is what the true
     class and each other class should get: `losses.los` softens it. `parameters` are hyper-parameters of the loss;
     `loss_parameters` tells which it has. Move the module to the device of the logits. What doesn't fit is refused with
-    a `UserError`.
+    a `UserError`. Labels follow the rule of `losses.functional.Loss`: -100 is left out, others are classes.
     """
     wanted = constructor_parameters("loss", name, LOSSES)
     check_counts(class_counts)
@@ -56,6 +57,8 @@ def build_loss(
     shared = {key: value for key, value in zip(SHARED, (class_counts, target), strict=True) if key in wanted}
     loss = LOSSES[name](**shared, **parameters)
     loss.register_forward_pre_hook(partial(_check_columns, len(class_counts)))
+    if not isinstance(loss, Loss):  # a module of its own kind: its labels are checked all the same
+        loss.register_forward_pre_hook(check_batch)
     return loss
 
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from losses.functional import add_constants, log_rest, of_label, true_class
+from losses.functional import IGNORED, Loss, add_constants, known_labels, log_rest, mean_of, of_label, true_class
 from utils.distributed import process_count, sum_over_processes
 
 
@@ -23,19 +23,42 @@ def effective_number_weights(class_counts: Sequence[int], beta: float) -> Tensor
     return len(counts) * weights / weights.sum()
 
 
-class ClassBalancedCrossEntropy(nn.Module):
-    """Mean over the batch of w_y * cross-entropy, w from `effective_number_weights` (Cui et al., CVPR 2019)."""
+def weight_of_batch(weights: Tensor, labels: Tensor) -> Tensor:
+    """Return what the sum of w_y times a loss over labels (B,) is divided by to be the mean of their weights (K,).
+
+    Of a batch that many processes share, the sum of w_y is that of all: the mean of their losses, each weighted by its
+    number of labelled samples, is the loss of the whole batch.
+    """
+    known, labels = known_labels(labels)
+    here = torch.where(known, weights.gather(0, labels), 0).sum()
+    if process_count() == 1:
+        return here
+    count = known.sum().to(here)
+    weight, every = sum_over_processes(torch.stack([here, count]))
+    return weight * count / every
+
+
+class ClassBalancedCrossEntropy(Loss):
+    """Sum over the batch of w_y * cross-entropy, w from `effective_number_weights` (Cui et al., CVPR 2019), divided by
+    the number of its samples ("batch"; their code) or by the sum of its w_y ("weight"; the code of LDAM-DRW, Cao et
+    al., NeurIPS 2019), as `cb_mean` says."""
 
     plain_logits: ClassVar[bool] = True
     weights: Tensor
+    by_weights: Tensor
 
-    def __init__(self, class_counts: Sequence[int], *, beta: float = 0.9999) -> None:
+    def __init__(self, class_counts: Sequence[int], *, beta: float = 0.9999, cb_mean: str = "batch") -> None:
         super().__init__()
-        add_constants(self, weights=effective_number_weights(class_counts, beta))
+        # The choice is a number too, so that instances that differ in it can be stacked.
+        by_weights = float(cb_mean == "weight")
+        add_constants(self, weights=effective_number_weights(class_counts, beta), by_weights=by_weights)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,) to a scalar in nats."""
-        return F.cross_entropy(logits, labels, self.weights.to(logits.dtype), reduction="none").mean()
+        weights = self.weights.to(logits.dtype)
+        losses = F.cross_entropy(logits, labels, weights, reduction="none")
+        weight = weight_of_batch(weights, labels)
+        return losses.sum() / torch.where(self.by_weights > 0, weight, (labels != IGNORED).sum())
 
 
 def inverse_frequency_weights(class_counts: Sequence[int], rho: float) -> Tensor:
@@ -47,7 +70,7 @@ def inverse_frequency_weights(class_counts: Sequence[int], rho: float) -> Tensor
     return (len(logs) * logs.softmax(dim=0)).clamp(min=1e-30)
 
 
-class InverseFrequencyCrossEntropy(nn.Module):
+class InverseFrequencyCrossEntropy(Loss):
     """Sum over the batch of w_y * cross-entropy over the sum of its w_y, w from `inverse_frequency_weights`.
 
     The generalised re-weighting of DisAlign (Zhang et al., CVPR 2021), which MARC (Wang et al., ACML 2022) shares.
@@ -61,20 +84,12 @@ class InverseFrequencyCrossEntropy(nn.Module):
         add_constants(self, weights=inverse_frequency_weights(class_counts, rho))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Map logits (B, K) and labels (B,) to a scalar in nats.
-
-        Of a batch that many processes share, the sum of w_y is that of all: the mean of their losses, each weighted by
-        its number of samples, is the loss of the whole batch.
-        """
+        """Map logits (B, K) and labels (B,) to a scalar in nats."""
         weights = self.weights.to(logits.dtype)
-        if process_count() == 1:
-            return F.cross_entropy(logits, labels, weights)
-        here = weights[labels].sum()
-        weight, count = sum_over_processes(torch.stack([here, here.new_tensor(len(labels))]))
-        return F.cross_entropy(logits, labels, weights, reduction="sum") * count / (weight * len(labels))
+        return F.cross_entropy(logits, labels, weights, reduction="sum") / weight_of_batch(weights, labels)
 
 
-class ClassBalancedBinary(nn.Module):
+class ClassBalancedBinary(Loss):
     """Weight Balancing's class-balanced loss, as its code computes it (Alshammari et al., CVPR 2022).
 
     The K softmax outputs of a sample are taken as K yes-or-no answers: binary cross-entropy of each, times w_y of the
@@ -96,5 +111,6 @@ class ClassBalancedBinary(nn.Module):
         top = true_class(logits, logits.argmax(dim=1))
         small = log_probability.exp().masked_fill(top, 0)
         log_no = torch.where(top, log_rest(log_probability, top), torch.log1p(-small))
-        weights = of_label(self.weights.to(logits.dtype), true)
-        return -(weights * torch.where(true, log_probability, log_no)).mean()
+        known, labels = known_labels(labels)
+        weights = of_label(self.weights.to(logits.dtype), labels)
+        return mean_of(-(weights * torch.where(true, log_probability, log_no)).mean(dim=1), known)

@@ -2,12 +2,12 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from losses.functional import add_constants, log_rest, true_class
+from losses.functional import Loss, add_constants, known_labels, log_rest, mean_of, true_class
 
 
-class Focal(nn.Module):
+class Focal(Loss):
     """Mean of -(1 - p_y)^gamma log p_y (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4).
 
     p is the softmax of the logits, as in the long-tailed literature; the paper itself is about one sigmoid.
@@ -23,7 +23,8 @@ class Focal(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,) to a scalar in nats."""
         log_probability = logits.log_softmax(dim=1)
+        known, labels = known_labels(labels)
         # exp(gamma log(1 - p)): the power of 1 - p itself has an infinite slope at p = 1 for gamma < 1.
         rest = log_rest(log_probability, true_class(logits, labels))
         factor = (self.gamma.to(logits.dtype) * rest).exp()
-        return -(factor * log_probability.gather(1, labels[:, None])).mean()
+        return mean_of(-(factor * log_probability.gather(1, labels[:, None]))[:, 0], known)

@@ -5,16 +5,16 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from losses.functional import add_constants, of_label, true_class
+from losses.functional import Loss, add_constants, known_labels, of_label, true_class
 from utils.distributed import sum_over_processes
 
 # Keeps the logarithms finite before a class was seen: an absolute floor on sums of batch means, the released code's.
 FLOOR = 1e-3
 
 
-class GALA(nn.Module):
+class GALA(Loss):
     """Cross-entropy of z_j + lambda1 log(theta_j) - lambda2 log(phi_y) for the classes j != y of a sample of class y.
 
     Gradient-aware logit adjustment (GALA), arXiv 2403.09036, ICASSP 2024.
@@ -62,27 +62,32 @@ class GALA(nn.Module):
         if not self.training:
             return F.cross_entropy(logits, labels)
         true = true_class(logits, labels)
-        adjusted = logits + self.margins(true).to(logits.dtype)
-        self.gather(adjusted.detach(), true)
+        known, at = known_labels(labels)
+        adjusted = logits + self.margins(true, at).to(logits.dtype)
+        self.gather(adjusted.detach(), true, known)
         return F.cross_entropy(adjusted, labels)
 
-    def margins(self, true: Tensor) -> Tensor:
-        """Return what is added to the logits (B, K) of samples whose true classes the mask `true` (B, K) marks."""
+    def margins(self, true: Tensor, labels: Tensor) -> Tensor:
+        """Return what is added to the logits (B, K) of samples with labels (B,), which the mask `true` (B, K) marks."""
         drawn = self.lambda1 * (self.theta + FLOOR).log()
         pushed = self.lambda2 * (self.phi + FLOOR).log()
-        margins = drawn - of_label(pushed, true)
+        margins = drawn - of_label(pushed, labels)
         return torch.where(true, self.on_target.to(margins.dtype) * margins, margins)
 
     @torch.no_grad()
-    def gather(self, adjusted: Tensor, true: Tensor) -> None:
-        """Add the gradients of a batch with logits `adjusted` (B, K) to the statistics, in place."""
+    def gather(self, adjusted: Tensor, true: Tensor, known: Tensor) -> None:
+        """Add the gradients of a batch with logits `adjusted` (B, K) to the statistics, in place.
+
+        Samples that `known` (B,) does not mark are none of it; a batch of such alone changes nothing.
+        """
         probability = adjusted.float().softmax(dim=1)
         theta = ((1 - probability) * true).sum(dim=0)
         phi = (probability.masked_fill(true, 0).sum(dim=1, keepdim=True) * true).sum(dim=0)
-        size = torch.full_like(theta[:1], len(true))
+        size = known.sum()[None].to(theta)
         # One collective a step; the sums of all processes over the batch of all processes.
         total = sum_over_processes(torch.cat([theta, phi, size]))
-        theta, phi = (total[:-1] / total[-1]).chunk(2)
+        theta, phi = (total[:-1] / total[-1].clamp(min=1)).chunk(2)
         for accumulated, running, batch in ((self.theta, self.theta_sum, theta), (self.phi, self.phi_sum, phi)):
             running.add_(batch)
-            accumulated.mul_(self.carried.to(accumulated.dtype)).add_(running)
+            carried = self.carried.to(accumulated.dtype) * accumulated + running
+            accumulated.copy_(torch.where(total[-1] > 0, carried, accumulated))

@@ -5,32 +5,47 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from losses.functional import add_constants, of_label, true_class
+from losses.functional import Loss, add_constants, known_labels, mean_of, of_label, true_class
 
 
-class LabelAwareSmoothing(nn.Module):
+class LabelAwareSmoothing(Loss):
     """Cross-entropy against 1 - eps_y for the true class and eps_y / (K - 1) for each other one (Zhong et al.,
     "Improving Calibration for Long-Tailed Recognition", MiSLAS, CVPR 2021, its concave form).
 
     eps_j = smooth_tail + (smooth_head - smooth_tail) sin(pi / 2 * (n_j - n_min) / (n_max - n_min)). Where all classes
     have the same count each is as large as the largest: eps = smooth_head.
+
+    `las_target`: "paper" is that; "released" gives each of the K classes eps_y / K, the true one too, as the released
+    code does: 1 - eps_y + eps_y / K and eps_y / K.
     """
 
     plain_logits: ClassVar[bool] = True
     smoothing: Tensor
+    released: Tensor
 
-    def __init__(self, class_counts: Sequence[int], *, smooth_head: float = 0.4, smooth_tail: float = 0.1) -> None:
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        *,
+        smooth_head: float = 0.4,
+        smooth_tail: float = 0.1,
+        las_target: str = "paper",
+    ) -> None:
         super().__init__()
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
         span = counts.max() - counts.min()
         position = (counts - counts.min()) / span if span > 0 else torch.ones_like(counts)
-        add_constants(self, smoothing=smooth_tail + (smooth_head - smooth_tail) * (math.pi / 2 * position).sin())
+        smoothing = smooth_tail + (smooth_head - smooth_tail) * (math.pi / 2 * position).sin()
+        # The choice is a number too, so that instances that differ in it can be stacked.
+        add_constants(self, smoothing=smoothing, released=float(las_target == "released"))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,) to a scalar in nats."""
-        true = true_class(logits, labels)
-        smoothing = of_label(self.smoothing.to(logits.dtype), true)
-        target = torch.where(true, 1 - smoothing, smoothing / (logits.shape[1] - 1))
-        return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+        known, labels = known_labels(labels)
+        smoothing = of_label(self.smoothing.to(logits.dtype), labels)
+        classes, released = logits.shape[1], self.released.to(logits.dtype)
+        other = smoothing / (classes - 1 + released)
+        target = torch.where(true_class(logits, labels), 1 - smoothing + released * other, other)
+        return mean_of(-(target * logits.log_softmax(dim=1)).sum(dim=1), known)

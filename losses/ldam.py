@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from losses.class_balanced import effective_number_weights
-from losses.functional import add_constants, true_class
+from losses.functional import Loss, add_constants, true_class
 
 
-class LDAM(nn.Module):
+class LDAM(Loss):
     """Cross-entropy with scale * Delta_y taken off the true class's logit (Cao et al., "Learning Imbalanced Datasets
     with Label-Distribution-Aware Margin Loss", NeurIPS 2019).
 

@@ -26,7 +26,7 @@ class LogitAdjustment(CrossEntropy):
         add_constants(self, shift=tau * class_prior(class_counts).log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        """Map logits (B, K) and labels (B,), or probabilities (B, K), to a scalar in nats."""
         return super().forward(logits + self.shift.to(logits.dtype), labels)
 
 
@@ -41,5 +41,5 @@ class BalancedSoftmax(CrossEntropy):
         add_constants(self, shift=torch.as_tensor(class_counts, dtype=torch.float64).log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        """Map logits (B, K) and labels (B,), or probabilities (B, K), to a scalar in nats."""
         return super().forward(logits + self.shift.to(logits.dtype), labels)

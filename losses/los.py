@@ -46,9 +46,9 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from losses.functional import add_constants
+from losses.functional import Loss, add_constants, known_labels, mean_of
 from utils.errors import UserError
 from utils.parameters import Range
 
@@ -108,15 +108,17 @@ def smoothing_for_gap(gap: float, num_classes: int, convention: str = "torch") -
     return smoothing if convention == "torch" else smoothing * (num_classes - 1) / num_classes
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Loss):
     """Mean over the batch of -y_true log p_y - y_other sum_{j != y} log p_j; p is the softmax of the logits.
 
     It is LOS (Sun et al., ICLR 2025) with a target of `torch_target` or `rest_target` at a large smoothing, label
     smoothing (Szegedy et al., CVPR 2016) at a small one, and plain cross-entropy with ONE_HOT. With
-    `torch_target(s, K)` it equals `nn.CrossEntropyLoss(label_smoothing=s)`, value and gradient.
+    `torch_target(s, K)` it equals `nn.CrossEntropyLoss(label_smoothing=s)`, value and gradient. Of labels that are
+    probabilities (B, K) it takes the mixture, sum_y t_y times the loss of class y, as that does.
     """
 
     plain_logits: ClassVar[bool] = True
+    soft_labels: ClassVar[bool] = True
     true: Tensor
     other: Tensor
 
@@ -126,10 +128,14 @@ class CrossEntropy(nn.Module):
         add_constants(self, true=true, other=other)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        """Map logits (B, K) and labels (B,), or probabilities (B, K), to a scalar in nats."""
         log_probability = logits.log_softmax(dim=1)
         true, other = self.true.to(logits.dtype), self.other.to(logits.dtype)
         # Written as (y_other - y_true) log p_y - y_other sum_j log p_j, with the sum over all classes.
         # One-hot labels leave the sum out: for a logit of minus infinity it is infinite, and 0 * inf would be NaN.
-        everything = torch.where(other > 0, log_probability.sum(dim=1).mean(), 0)
-        return (other - true) * log_probability.gather(1, labels[:, None]).mean() - other * everything
+        everything = torch.where(other > 0, log_probability.sum(dim=1), 0)
+        if labels.is_floating_point():
+            return ((other - true) * (labels * log_probability).sum(dim=1) - other * everything).mean()
+        known, labels = known_labels(labels)
+        log_true = log_probability.gather(1, labels[:, None])[:, 0]
+        return mean_of((other - true) * log_true - other * everything, known)

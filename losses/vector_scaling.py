@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from losses.functional import add_constants
+from losses.functional import Loss, add_constants
 from losses.logit_adjustment import class_prior
 
 
-class VectorScaling(nn.Module):
+class VectorScaling(Loss):
     """Cross-entropy of (n_j / n_max)^gamma z_j + tau log pi_j (Kini et al., "Label-Imbalanced and Group-Sensitive
     Classification under Overparameterization", NeurIPS 2021; pi is the class prior).
 
@@ -19,6 +19,7 @@ class VectorScaling(nn.Module):
     """
 
     plain_logits: ClassVar[bool] = True
+    soft_labels: ClassVar[bool] = True
     factor: Tensor
     shift: Tensor
 
@@ -28,5 +29,5 @@ class VectorScaling(nn.Module):
         add_constants(self, factor=(counts / counts.max()) ** gamma, shift=tau * class_prior(class_counts).log())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Map logits (B, K) and labels (B,) to a scalar in nats."""
+        """Map logits (B, K) and labels (B,), or probabilities (B, K), to a scalar in nats."""
         return F.cross_entropy(self.factor.to(logits.dtype) * logits + self.shift.to(logits.dtype), labels)

@@ -17,22 +17,38 @@ BLOCK = 8192  # feature vectors that are added up together: all of them may not 
 
 
 def tau_norm(
-    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.9
+    linear: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    class_counts: Tensor | Sequence[int],
+    *,
+    tau: float = 1.9,
+    norm_bias: str = "keep",
 ) -> Linear:
-    """Return the linear head (K, d) of rows w_k / ||w_k||^tau without bias (Kang et al., ICLR 2020, section 4.2, whose
-    code drops the bias). The default is that of Weight Balancing's tuned features (Alshammari et al., CVPR 2022,
-    table 1). A row of zeros stays one."""
+    """Return the linear head (K, d) of rows w_k / ||w_k||^tau (Kang et al., ICLR 2020, section 4.2).
+
+    Both defaults are Weight Balancing's, for its tuned features (Alshammari et al., CVPR 2022, table 1): its code
+    leaves the bias as it is. With `norm_bias` "drop" there is none, as in the code of Kang et al. A row of zeros
+    stays one."""
     head = Linear(linear)
     with torch.no_grad():
         head.weight.div_(nonzero_norms(head.weight).pow(tau))
-        head.bias.zero_()
+        if norm_bias == "drop":
+            head.bias.zero_()
     return head
 
 
-def l2_norm(linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]) -> Linear:
-    """Return the linear head (K, d) of rows of norm 1 without bias: tau-normalisation with tau = 1 (Kang et al., ICLR
-    2020; a baseline of Weight Balancing, Alshammari et al., CVPR 2022, table 1)."""
-    return tau_norm(linear, features, labels, class_counts, tau=1.0)
+def l2_norm(
+    linear: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    class_counts: Tensor | Sequence[int],
+    *,
+    norm_bias: str = "keep",
+) -> Linear:
+    """Return the linear head (K, d) of rows of norm 1: tau-normalisation with tau = 1 (Kang et al., ICLR 2020; a
+    baseline of Weight Balancing, Alshammari et al., CVPR 2022, table 1, which keeps the bias)."""
+    return tau_norm(linear, features, labels, class_counts, tau=1.0, norm_bias=norm_bias)
 
 
 def ncm(

@@ -4,7 +4,7 @@ A `Plan` is a `Recipe` with every number settled. `main_stage2.py` makes one fro
 `engine.many_heads` makes many and trains them together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from methods.closed_form import build_closed_form, closed_form_parameters
 from methods.recipes import LATE_FROM, Recipe, Value, find_recipe, resolve_target
 from models.heads import build_head, head_parameters, max_norm_threshold
 from models.network import Network
+from utils.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Plan:
     max_norm: float | None
     reinit: bool
     parameters: Mapping[str, Value] = field(default_factory=dict)
+    schedule: str = "cosine"
 
     @property
     def recipe(self) -> Recipe:
@@ -43,13 +45,20 @@ class Plan:
         """Return (y_true, y_other)."""
         return resolve_target(self.recipe, self.label_smooth, num_classes)
 
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of `epoch` (from 0)."""
+        return SCHEDULES[self.schedule](self.lr, epoch, self.epochs)
+
 
 def plan_key(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values, by which a table finds a row that it has kept.
 
-    Files that are kept know the smoothing as `smoothing`: this name stays.
+    Files that are kept know the smoothing as `smoothing`: this name stays. Those made before there was a choice of
+    schedules had `cosine`, and do not name it.
     """
     key = asdict(plan)
+    if plan.schedule == "cosine":
+        del key["schedule"]
     return {"smoothing": key.pop("label_smooth"), **key}
 
 
@@ -58,6 +67,7 @@ def describe_parameters(plan: Plan) -> str:
     own = [f"{name} {value}" for name, value in plan.parameters.items()]
     own += [f"{plan.sampler} sampling"] if plan.sampler != "instance" else []
     own += [f"MaxNorm {plan.max_norm:g}"] if plan.max_norm is not None else []
+    own += [f"schedule {plan.schedule}"] if plan.schedule != "cosine" else []
     return ", ".join(own)
 
 
@@ -85,9 +95,17 @@ def compute_head(plan: Plan, linear: nn.Linear, features: Tensor, labels: Tensor
     return build_closed_form(name, linear, features, labels, class_counts, **own)
 
 
-def attach_head(model: Network, method: str) -> None:
-    """Give a network the kind of classifier that `method` leaves, so that its checkpoint can be loaded."""
-    model.fc = build_head(find_recipe(method).head, model.fc)
+def attach_head(model: Network, method: str, state: Collection[str] | None = None) -> None:
+    """Give a network the kind of classifier that `method` leaves, so that its checkpoint can be loaded.
+
+    `state` are the names in the checkpoint: one that was made before the method had its kind of classifier has that of
+    then.
+    """
+    recipe, linear = find_recipe(method), model.fc
+    model.fc = build_head(recipe.head, linear)
+    own = {f"fc.{name}" for name in model.fc.state_dict()}
+    if state is not None and recipe.earlier_head is not None and not own <= set(state):
+        model.fc = build_head(recipe.earlier_head, linear)
 
 
 def build_losses(plan: Plan, class_counts: list[int]) -> tuple[nn.Module, nn.Module]:

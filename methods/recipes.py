@@ -29,10 +29,12 @@ class Recipe:
     of `datasets.sampling.SAMPLERS`; `max_norm` the share s of Weight Balancing's constraint, which holds every weight
     row to min + s (max - min) of the norms of stage 1, projected after every epoch. `closed_form`, a key of
     `methods.closed_form.CLOSED_FORM`, computes the classifier instead of training it. `parameters` are the method's own
-    hyper-parameters where they differ from the loss's and the head's defaults. Epochs, learning rate and weight decay
-    are the published ones of stage 2 (learning rates for larger batches scaled in proportion to one of 64 images),
-    LOS's where a method was not published for stage 2. `tuned` is the flag of the own parameter that a search
-    varies, and its values.
+    hyper-parameters where they differ from the loss's and the head's defaults. Epochs, learning rate, its `schedule` (a
+    key of `utils.schedules.SCHEDULES`) and weight decay are the published ones of stage 2 (learning rates for larger
+    batches scaled in proportion to one of 64 images), LOS's where a method was not published for stage 2. Where paper
+    and released stage 2 differ, the row is the released one, and a parameter has the paper's form: docs/methods.md
+    compares them all. `tuned` is the flag of the own parameter that a search varies, and its values. `earlier_head` is
+    the head of runs that were made before the row had its own.
     """
 
     title: str
@@ -50,7 +52,9 @@ class Recipe:
     epochs: int = 20
     lr: float = 5e-4
     weight_decay: float = 0.0
+    schedule: str = "cosine"
     tuned: tuple[str, Sequence[float]] | None = None
+    earlier_head: str | None = None
 
     @property
     def own_budget(self) -> bool:
@@ -111,7 +115,17 @@ RECIPES = {
     "cb_ce": Recipe(
         "class-balanced cross-entropy", "Cui et al., CVPR 2019, arXiv 1901.05555", loss="cb_ce", tuned=BETAS
     ),
-    "wb_cb": Recipe("class-balanced BCE on softmax", WEIGHT_BALANCING, loss="wb_cb", epochs=10, lr=0.01, tuned=BETAS),
+    # Weight Balancing's numbers are those of its `demo2_second-stage-training.py`: batch 64, CosineAnnealingLR over 10
+    # epochs with PyTorch 1.7.1, stepped before each epoch (`utils/trainval.py`): 0.00976 ... 0.
+    "wb_cb": Recipe(
+        "class-balanced BCE on softmax",
+        WEIGHT_BALANCING,
+        loss="wb_cb",
+        epochs=10,
+        lr=0.01,
+        schedule="cosine_to_zero",
+        tuned=BETAS,
+    ),
     "wb_wd": Recipe(
         "the same with weight decay",
         WEIGHT_BALANCING,
@@ -119,6 +133,7 @@ RECIPES = {
         epochs=10,
         lr=0.01,
         weight_decay=0.1,
+        schedule="cosine_to_zero",
         tuned=DECAYS,
     ),
     "wb_maxnorm": Recipe(
@@ -128,6 +143,7 @@ RECIPES = {
         epochs=10,
         lr=0.01,
         max_norm=0.1,
+        schedule="cosine_to_zero",
         tuned=("max_norm", (0.05, 0.1, 0.5)),
     ),
     "wb": Recipe(
@@ -138,6 +154,7 @@ RECIPES = {
         epochs=10,
         lr=0.01,
         weight_decay=0.1,
+        schedule="cosine_to_zero",
         tuned=DECAYS,
     ),
     "balanced_softmax": Recipe(
@@ -157,7 +174,12 @@ RECIPES = {
         "label-aware smoothing",
         "Zhong et al. (MiSLAS), CVPR 2021, arXiv 2104.00466",
         loss="las",
+        head="scaled_linear",
+        earlier_head="linear",
         sampler="class_balanced",
+        parameters={"las_target": "released"},
+        # `config/cifar100/cifar100_imb001_stage2_mislas.yaml`: 10 epochs, decay 2e-4, batch 128, and a rate of 0.1 for
+        # the scale and 0.2 of it for the classifier, which at batch 64 is 0.01.
         epochs=10,
         lr=0.01,
         weight_decay=2e-4,
@@ -170,9 +192,11 @@ RECIPES = {
         loss="gcl",
         head="normed",
         sampler="class_balanced",
-        parameters={"scale": 20.0},
+        # `cifar_train_classifier.py`: s = 20, noise_mul = 0.5, m = 0.1, gamma = 1, batch 64, 30 epochs, decay 2e-4. Its
+        # `adjust_learning_rate` makes 0.1 * 0.1 * 0.2 = 0.002 of --lr 0.1; its first version made 0.008 of --lr 0.2.
+        parameters={"scale": 20.0, "gcl_loss": "released"},
         epochs=30,
-        lr=0.008,
+        lr=0.002,
         weight_decay=2e-4,
         tuned=("noise", (0.25, 0.5, 1.0)),
     ),

@@ -6,6 +6,7 @@ keys of a checkpoint stay `fc.weight` and `fc.bias`, followed by the head's own.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,11 @@ def nonzero_norms(rows: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """A copy of a linear classifier (K, d), on its device and in its dtype. The base of all other heads.
 
-    Like every head it maps features (B, d) to logits (B, K) in nats.
+    Like every head it maps features (B, d) to logits (B, K) in nats. `rate_factors` names parameters that train at a
+    multiple of the learning rate.
     """
+
+    rate_factors: ClassVar[dict[str, float]] = {}
 
     def __init__(self, linear: nn.Linear) -> None:
         like = linear.weight
@@ -116,6 +120,28 @@ class LearnableWeightScaling(Linear):
         return self.scale * super().forward(features)
 
 
+class ScaledLinear(Linear):
+    """z_k = s_k (w_k f + b_k) with weight (K, d), bias and s (K,) all trained, s from 1 (Zhong et al., MiSLAS, CVPR
+    2021, section 3.3: a classifier between re-training and learnable weight scaling).
+
+    s has 5 times the learning rate of the rest, as in the released CIFAR-100-LT configuration (`lr_factor` 0.2).
+    """
+
+    rate_factors: ClassVar[dict[str, float]] = {"scale": 5.0}
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.scale = nn.Parameter(self.full(1.0, self.out_features))
+
+    def effective_weight(self) -> Tensor | None:
+        """Return the rows (K, d), each times its s_k."""
+        return self.scale[:, None] * self.weight
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, d) to logits (B, K)."""
+        return self.scale * super().forward(features)
+
+
 class DisAlign(Linear):
     """z_k = c (s_k z0_k + m_k) + (1 - c) z0_k with the confidence c = sigmoid(v f + u) of the sample and the linear
     logits z0 (Zhang et al., "Distribution Alignment", CVPR 2021, section 3.3); s, m (K,), v (d,) and u are trained.
@@ -175,6 +201,7 @@ HEADS: dict[str, Callable[..., Linear]] = {
     "lws": LearnableWeightScaling,
     "disalign": DisAlign,
     "marc": MarginCalibration,
+    "scaled_linear": ScaledLinear,
 }
 FROZEN_WEIGHT = ("lws", "disalign", "marc")  # heads that train something else than the linear classifier's weights
 

@@ -231,7 +231,10 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     # A file of weights may be named by another path: its sha256 decides.
     keys = [name for name in weighty if name != "weights" and script in FLAGS[name].read_by]
     old, new = before.get("settings", {}), now["settings"]
-    # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name.
+    # A setting that did not exist yet when the run was begun had its default, as it has in the folder's name, or what
+    # was done before there was a choice.
+    unrecorded = {key: FLAGS[key].before for key in keys if FLAGS[key].before is not None and new[key] is not None}
+    old = {**unrecorded, **old}
     differing = [f"--{key} {old[key]} there, {new[key]} now" for key in keys if key in old and old[key] != new[key]]
     if (before.get("weights") or {}).get("sha256") != (now.get("weights") or {}).get("sha256"):
         differing.append("another file of --weights")

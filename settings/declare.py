@@ -54,7 +54,8 @@ class Flag:
     """A setting and its flag.
 
     `kind` is the type of its value, `optional` whether None is one too. `read_by` are the scripts that use it,
-    `named_by` those whose run folders name it where it is not the default.
+    `named_by` those whose run folders name it where it is not the default. `before` is what it was in runs that do not
+    record it, being older than it, where that is not what it is by default today.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Flag:
     alias: str | None
     metavar: str
     facets: Facet
+    before: Any = None
 
     @property
     def types(self) -> tuple[type, ...]:
@@ -90,6 +92,7 @@ def option(
     bounds: Range | None = None,
     alias: str | None = None,
     metavar: str = "",
+    before: Any = None,
 ) -> Any:
     """Declare a setting; the annotation of the field gives its type, and `bool` makes it a switch without a value."""
     declared = {
@@ -102,6 +105,7 @@ def option(
         "alias": alias,
         "metavar": metavar,
         "facets": facets,
+        "before": before,
     }
     return dataclasses.field(default=default, metadata=declared)
 

@@ -221,7 +221,9 @@ class _BeforeHyperparameters:
         "crop", "crop and mirror, jitter (colours too), autoaugment (Cutout too)", choices=AUGMENTATIONS
     )
     schedule: str = of_stage1(
-        "cosine", "of the learning rate: cosine, warmup_cosine (halves epoch 1)", choices=list(SCHEDULES)
+        "cosine",
+        "of the learning rate: cosine, warmup_cosine (halves epoch 1), cosine_to_zero (0 in the last)",
+        choices=list(SCHEDULES),
     )
     warmup_epochs: int = of_stage1(0, "epochs before the schedule, in which the rate rises to --lr", bounds=COUNT)
     clip_grad: float | None = of_stage1(
@@ -250,6 +252,7 @@ def _hyperparameter(name: str, declared: Hyperparameter) -> tuple[str, Any, Any]
         facets=Facet.HYPERPARAMETER | Facet.STAGE1_STEPS | Facet.ROW,
         named_by=TRAINING,
         choices=choices,
+        before=declared.before,
     )
     return name, (float if choices is None else str) | None, setting
 
@@ -435,6 +438,9 @@ class Settings(_Hyperparameters):
         facets=CONSTANTS,
         choices=["on", "off"],
         named_by=TRAINING,
+    )
+    finetune_schedule: str | None = of_stage2(
+        None, "cosine, warmup_cosine, cosine_to_zero [the method's]", choices=list(SCHEDULES), before="cosine"
     )
 
 

@@ -153,6 +153,7 @@ def fill_method_values(settings: Settings, script: str) -> Settings:
         "finetune_wd": recipe.weight_decay,
         "sampler": recipe.sampler,
         "max_norm": recipe.max_norm,
+        "finetune_schedule": recipe.schedule if recipe.trains else None,
     }
     given = {name: getattr(settings, name) for name in usual if getattr(settings, name) is not None}
     own: dict[str, Any] = {}

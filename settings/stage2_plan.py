@@ -26,4 +26,5 @@ def plan_of(settings: Settings, num_classes: int) -> Plan:
         max_norm=settings.max_norm,
         reinit=settings.reinit_classifier or recipe.fresh,
         parameters={name: value for name, value in own.items() if value is not None},
+        schedule=settings.finetune_schedule or recipe.schedule,
     )

@@ -229,7 +229,7 @@ def restore_network(checkpoint: Checkpoint, num_classes: int) -> Network:
         raise UserError(f"{checkpoint.path} does not say which network it is: another version wrote it")
     model = build_model(name, num_classes, stem, width)
     if method:
-        attach_head(model, str(method))
+        attach_head(model, str(method), checkpoint.state)
     load_weights(model, checkpoint)
     model.eval()
     return model

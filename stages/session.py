@@ -117,7 +117,7 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
             report_other_constants(weights.checkpoint, data, f"--weights {settings.weights}")
     elif checkpoint.state:
         if checkpoint.config.get("method"):
-            attach_head(model, checkpoint.config["method"])
+            attach_head(model, checkpoint.config["method"], checkpoint.state)
         load_start(model, checkpoint, linear=command.script == STAGE2)
     return LoadedModel(command, execution, data, images, model, checkpoint, weights)
 

@@ -1,4 +1,5 @@
-"""Every re-training method on one frozen feature, with a shared budget and with numbers chosen on held-out images."""
+"""Every re-training method on one frozen feature: with a shared budget, with the numbers that it was published with,
+and with numbers chosen on held-out images."""
 
 import json
 import shlex
@@ -26,9 +27,10 @@ from tables.unified_figures import draw_bars, draw_per_class
 from utils.device import device_name
 from utils.errors import UserError
 from utils.files import write_text
+from utils.parameters import HYPERPARAMETERS
 from utils.text import tell
 
-SHARED, SELECTED = "shared", "selected"
+SHARED, OWN, SELECTED = "shared", "own", "selected"
 NOTES = (
     "Temperatures are fitted on the held-out images of the splits. Seconds: an equal share of the time that the heads "
     "trained in together, without the features."
@@ -52,21 +54,27 @@ def make_table(request: Request) -> None:
 
 
 def shared_flags(method: str, dataset: str) -> Flags:
-    """Return the flags of a method under the shared budget: epochs and learning rate of LOS on this data set.
+    """Return the flags of a method under the shared budget: epochs, learning rate and its schedule of LOS on this data
+    set.
 
     Weight decay is a method's own where it is the method.
     """
     if not RECIPES[method].trains:
         return "--method", method
     usual = parse_command(STAGE2, "", [*preset_flags(dataset), "--method", "los"]).settings
-    budget = ("--finetune_epoch", str(usual.finetune_epoch), "--finetune_lr", f"{usual.finetune_lr:g}")
+    budget: Flags = ("--finetune_epoch", str(usual.finetune_epoch), "--finetune_lr", f"{usual.finetune_lr:g}")
+    if RECIPES[method].schedule != usual.finetune_schedule:
+        budget += ("--finetune_schedule", str(usual.finetune_schedule))
     decay = RECIPES[method].weight_decay if method.startswith("wb") else 0
     return "--method", method, *budget, "--finetune_wd", f"{decay:g}"
 
 
 def rows_of(methods: Sequence[str], dataset: str, choices: pd.DataFrame | None) -> list[Row]:
-    """Return the rows: each method under the shared budget and, where it was chosen for, with its own numbers."""
+    """Return the rows: each method under the shared budget, with the numbers of its stage 2 where it was published with
+    such, and with chosen ones where there are."""
     rows = [Row({"method": method, "budget": SHARED}, shared_flags(method, dataset)) for method in methods]
+    own = [method for method in methods if RECIPES[method].trains and RECIPES[method].own_budget]
+    rows += [Row({"method": method, "budget": OWN}, ("--method", method)) for method in own]
     if choices is not None:
         chosen = choices[choices["chosen"] & choices["method"].isin(methods)]
         rows += [
@@ -111,6 +119,7 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
         tell(f"{path} was chosen on other data ({', '.join(other_data(known, context))}): it is not used")
         known = None
     if request.select:
+        known = None if known is None else without_earlier_forms(path, known, list(RECIPES))
         contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
         for split in contexts:
             refuse_other_recipe(split, context)
@@ -135,14 +144,57 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
             }
             for column, value in made.items():  # of all trials alike: said once, in the first row
                 trials[column] = [value] + [None] * (len(trials) - 1)
+            trials["form"] = trials["method"].map(lambda method: form_of(method.removeprefix("shared budget: ")))
             known = trials if known is None else pd.concat([known, trials])
             write_text(path, csv_text(known, "%.6g"))
             tell(f"written to {path}")
+    known = None if known is None else without_earlier_forms(path, known, methods)
     if known is None:
         tell("no selection yet: --select chooses each method's numbers on held-out images")
         return None
     tell(f"numbers chosen on held-out images: {path}")
     return known
+
+
+def form_of(method: str) -> str:
+    """Return what a method is beside its numbers, as a selection records it: its head, its schedule, its words."""
+    recipe = RECIPES[method]
+    words = [f"{name} {value}" for name, value in recipe.own_parameters().items() if isinstance(value, str)]
+    return ", ".join([recipe.head, recipe.schedule, *words])
+
+
+def has_earlier_form(method: str) -> bool:
+    """Tell whether a method was another one in selections that record no form, being older than its choices."""
+    recipe = RECIPES[method]
+    words = {name: HYPERPARAMETERS[name].before for name in recipe.own_parameters()}
+    changed = any(words[name] not in (None, value) for name, value in recipe.own_parameters().items())
+    return changed or recipe.earlier_head is not None or recipe.schedule != FLAGS["finetune_schedule"].before
+
+
+def without_earlier_forms(path: Path, known: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame | None:
+    """Return the trials of a selection without those of methods that were other ones then, and say which these are."""
+    forms = known["form"] if "form" in known else pd.Series(None, index=known.index, dtype=object)
+    of = known["method"].str.removeprefix("shared budget: ")
+    other = pd.Series(
+        [
+            method in RECIPES and (form != form_of(method) if isinstance(form, str) else has_earlier_form(method))
+            for method, form in zip(of, forms, strict=True)
+        ],
+        index=known.index,
+    )
+    named = [method for method in dict.fromkeys(of[other]) if method in methods]
+    if named:
+        tell(f"{path} was chosen for earlier forms of {', '.join(named)}: not used for them")
+    # What all trials have in common stands in the first row of a selection: it stays, whatever row is first.
+    kept = known[~other].copy()
+    if kept.empty:
+        return None
+    common = ["conditions", "data_sha256", "splits_sha256", "data", "command", "device", "git_revision"]
+    for column in [*common, "seconds_of_all"]:
+        if column in known and pd.isna(kept[column].iloc[0]):
+            kept[column] = kept[column].astype(object)
+            kept.iloc[0, kept.columns.get_loc(column)] = known[column].iloc[0]
+    return kept
 
 
 def selection_data(context: TableContext) -> dict[str, Any]:
@@ -231,7 +283,7 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
         if line.failed
     ]
     notes = [*failures, NOTES, *temperature_notes(choices), *correlations(rows), sources(list(published.values()))]
-    titles = {SHARED: "shared budget", SELECTED: "chosen on held-out images"}
+    titles = {SHARED: "shared budget", OWN: "own, as published", SELECTED: "chosen on held-out images"}
     figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
     write_results(request, name, rows, report_tables(lines), figures, "\n".join(notes))
 

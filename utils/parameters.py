@@ -38,10 +38,14 @@ class Range(NamedTuple):
 
 
 class Hyperparameter(NamedTuple):
-    """A hyper-parameter: what it is, in words, and the values that it may take, a range or a choice of words."""
+    """A hyper-parameter: what it is, in words, and the values that it may take, a range or a choice of words.
+
+    `before` is what it was in runs that do not record it, being older than it; None where that is its default.
+    """
 
     help: str
     values: Range | tuple[str, ...]
+    before: str | None = None
 
 
 # Every hyper-parameter of losses, heads and closed forms, declared once: setting, flag, help and check follow from its
@@ -61,6 +65,10 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "lambda2": Hyperparameter("weight of GALA's margin for the true class", Range(0, 100)),
     "gala_margin": Hyperparameter("GALA's margins: paper (of other classes), released (of all)", ("paper", "released")),
     "gala_accumulation": Hyperparameter("GALA's gradients: single (sums), double (sums of sums)", ("single", "double")),
+    "cb_mean": Hyperparameter("cb_ce's mean: over batch (Cui) or weight (LDAM)", ("batch", "weight")),
+    "las_target": Hyperparameter("las: eps / (K - 1) (paper), eps / K (released)", ("paper", "released"), "paper"),
+    "gcl_loss": Hyperparameter("GCL: paper (clouds), released (margin, focus too)", ("paper", "released"), "paper"),
+    "norm_bias": Hyperparameter("bias of normalised rows: keep (WB), drop (Kang)", ("keep", "drop"), "drop"),
 }
 
 

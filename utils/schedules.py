@@ -16,6 +16,14 @@ def warmup_cosine_lr(base: float, epoch: int, epochs: int) -> float:
     return base * (1 + math.cos(math.pi * (epoch - 1) / max(epochs - 2, 1))) / 2
 
 
+def cosine_to_zero_lr(base: float, epoch: int, epochs: int) -> float:
+    """Return the rate that `cosine_lr` has an epoch later: 0 in the last one.
+
+    It is PyTorch's CosineAnnealingLR over `epochs`, where it is stepped before each epoch (Weight Balancing's code).
+    """
+    return cosine_lr(base, epoch + 1, epochs)
+
+
 def with_warmup(
     schedule: Callable[[float, int, int], float], warmup: int, base: float, epoch: int, epochs: int
 ) -> float:
@@ -25,4 +33,8 @@ def with_warmup(
     return schedule(base, epoch - warmup, epochs - warmup)
 
 
-SCHEDULES: dict[str, Callable[[float, int, int], float]] = {"cosine": cosine_lr, "warmup_cosine": warmup_cosine_lr}
+SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
+    "cosine": cosine_lr,
+    "warmup_cosine": warmup_cosine_lr,
+    "cosine_to_zero": cosine_to_zero_lr,
+}

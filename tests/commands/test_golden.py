@@ -49,7 +49,7 @@ STAGE2 = ("--finetune_epoch", 3, "--finetune_lr", 0.02, "--finetune_wd", 0.02, "
 # A soft target, clouds that are drawn, a fresh classifier on images that are drawn, batch norm that moves.
 STAGE2_FLAGS = {
     "los": ("--method", "los"),
-    "gcl": ("--method", "gcl"),
+    "gcl": ("--method", "gcl", "--gcl_loss", "paper"),
     "crt": ("--method", "crt"),
     "released": ("--method", "ldam_drw", "--protocol", "released", "--views", "fresh"),
 }

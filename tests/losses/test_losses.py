@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from losses import LOSSES, build_loss, loss_parameters
 from losses.class_balanced import effective_number_weights, inverse_frequency_weights
 from losses.los import ONE_HOT, CrossEntropy, Target, optimal_gap, rest_target, smoothing_for_gap, torch_target
+from methods.closed_form import CLOSED_FORM, closed_form_parameters
 from methods.recipes import RECIPES, find_recipe, resolve_smoothing, resolve_target
 from tests.formulas import FORMULAS, ce_formula, effective_weights, ldam_formula, value_and_gradient
 from utils.errors import UserError
@@ -448,9 +449,9 @@ def gcl_clouds(counts: Sequence[int], batch: int, **parameters: float) -> Tensor
     seen = []
     original = F.cross_entropy
 
-    def spy(logits: Tensor, labels: Tensor) -> Tensor:
+    def spy(logits: Tensor, labels: Tensor, **more: str) -> Tensor:
         seen.append(logits)
-        return original(logits, labels)
+        return original(logits, labels, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "cross_entropy", spy)
@@ -501,16 +502,16 @@ def test_gcl_is_the_cross_entropy_of_its_clouded_logits() -> None:
 STACKS: dict[str, list[dict[str, float | str]]] = {
     "ce": [{}, {}, {}],
     "focal": [{"gamma": 0.0}, {"gamma": 0.5}, {"gamma": 3.0}],
-    "cb_ce": [{"beta": 0.0}, {"beta": 0.9}, {"beta": 0.9999}],
+    "cb_ce": [{"beta": 0.0}, {"beta": 0.9}, {"beta": 0.9, "cb_mean": "weight"}],
     "wb_cb": [{"beta": 0.0}, {"beta": 0.9}, {"beta": 0.9999}],
     "reweighted_ce": [{"rho": 0.0}, {"rho": 0.8}, {}],
     "logit_adjust": [{"tau": 0.0}, {"tau": 1.0}, {"tau": 1.5}],
     "balanced_softmax": [{}, {}, {}],
     "ldam": [{"max_margin": 0.1}, {"scale": 5.0}, {"max_margin": 1.0}],
     "ldam_weighted": [{"beta": 0.0}, {"beta": 0.99}, {"max_margin": 0.1}],
-    "las": [{"smooth_head": 0.2}, {"smooth_tail": 0.0}, {}],
+    "las": [{"smooth_head": 0.2}, {"smooth_tail": 0.0, "las_target": "released"}, {}],
     "vs": [{"gamma": 0.0}, {"tau": 2.0}, {}],
-    "gcl": [{"noise": 0.0}, {"noise": 1.0}, {"scale": 4.0}],
+    "gcl": [{"noise": 0.0}, {"noise": 1.0, "gcl_loss": "released"}, {"scale": 4.0}],
     "gala": [{"lambda1": 0.5}, {"gala_margin": "released"}, {"gala_accumulation": "double"}],
 }
 
@@ -596,6 +597,7 @@ def test_a_parameter_of_another_loss_is_refused(name: str) -> None:
 
 def test_every_parameter_has_a_domain_that_its_default_is_in() -> None:
     used = {(name, *item) for name in LOSSES for item in loss_parameters(name).items()}
+    used |= {(name, *item) for name in CLOSED_FORM for item in closed_form_parameters(name).items()}
     assert {parameter for _, parameter, _ in used} == {*PARAMETER_RANGES, *PARAMETER_CHOICES}
     for _, parameter, default in used:
         check_parameter(parameter, default)
@@ -641,8 +643,11 @@ def test_a_value_outside_its_range_is_refused(parameter: str) -> None:
 @pytest.mark.parametrize("parameter", PARAMETER_CHOICES)
 def test_a_value_outside_its_choices_is_refused(parameter: str) -> None:
     for value in ("", "Paper", 1.0, math.nan, None):
-        message = refusal(lambda value=value: build_loss("gala", COUNTS, **{parameter: value}))
+        message = refusal(lambda value=value: check_parameter(parameter, value))
         assert message.startswith(f"--{parameter} must be one of")
+        for name in LOSSES:
+            if parameter in loss_parameters(name):
+                assert message == refusal(lambda value=value, name=name: build_loss(name, COUNTS, **{parameter: value}))
         assert all(choice in message for choice in PARAMETER_CHOICES[parameter])
 
 

@@ -142,6 +142,8 @@ def test_the_defaults_of_a_row_are_those_of_a_bare_command_line(method: str) -> 
     recipe, settings = RECIPES[method], parse_command(STAGE2, "", ["--method", method]).settings
     plan = plan_of(settings, 100)
     assert (plan.sampler, plan.max_norm, plan.reinit) == (recipe.sampler, recipe.max_norm, recipe.fresh)
+    assert plan.schedule == recipe.schedule
+    assert settings.finetune_schedule == (recipe.schedule if recipe.trains else None)
     assert plan.label_smooth == recipe.label_smooth and plan.parameters == recipe.own_parameters()
     assert (plan.epochs, plan.lr, plan.weight_decay) == (
         recipe.epochs if recipe.trains else 0,
@@ -212,11 +214,22 @@ def test_every_parameter_of_the_command_line_is_one_of_a_method() -> None:
     assert set(STAGE1_LOSSES) <= set(LOSSES)
 
 
+# Of each parameter that is a word, one that no row has.
+WORDS = {
+    "gala_margin": "released",
+    "gala_accumulation": "double",
+    "cb_mean": "weight",
+    "las_target": "paper",
+    "gcl_loss": "paper",
+    "norm_bias": "drop",
+}
+
+
 @pytest.mark.parametrize("method", RECIPES)
 def test_a_parameter_of_another_method_is_refused(method: str) -> None:
     own = RECIPES[method].own_parameters()
     for name in HYPERPARAMETERS:
-        value: Any = {"gala_margin": "released", "gala_accumulation": "double"}.get(name, 0.5)
+        value: Any = WORDS.get(name, 0.5)
         if name in own:
             assert resolve_parameters(method, {name: value})[name] == value
             continue
@@ -226,7 +239,7 @@ def test_a_parameter_of_another_method_is_refused(method: str) -> None:
         assert str(caught.value).endswith(f"it belongs to {', '.join(users)}") and f"--{name}" in str(caught.value)
 
 
-OTHER: dict[str, Any] = {"gala_margin": "released", "gala_accumulation": "double", "tau": 0.3, "scale": 3.0}
+OTHER: dict[str, Any] = {**WORDS, "tau": 0.3, "scale": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +249,10 @@ def test_every_own_parameter_has_an_effect(method: str, name: str) -> None:
     """Another value gives another head, or another loss after a few steps (GALA's margins begin at nothing)."""
     recipe = RECIPES[method]
     generator = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(24, 6, generator=generator), torch.arange(24) % 4
+    features, labels = (
+        torch.randn(24, 6, generator=generator),
+        torch.arange(4).repeat_interleave(torch.tensor([10, 8, 4, 2])),
+    )
     linear = nn.Linear(6, 4)
     with torch.no_grad():
         linear.weight.copy_(torch.randn(4, 6, generator=generator))

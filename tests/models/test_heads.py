@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 BATCH, DIM, CLASSES = 7, 5, 4
 COUNTS = [40, 20, 5, 1]
-CALIBRATED = ["lws", "disalign", "marc"]  # those that start at the linear classifier's logits
+CALIBRATED = ["lws", "disalign", "marc", "scaled_linear"]  # those that start at the linear classifier's logits
 OWN_KEYS = {
     "linear": [],
     "cosine": ["scale"],
@@ -23,8 +23,15 @@ OWN_KEYS = {
     "lws": ["scale"],
     "disalign": ["scale", "shift", "confidence_weight", "confidence_bias"],
     "marc": ["scale", "shift"],
+    "scaled_linear": ["scale"],
 }
-TRAINED = {**OWN_KEYS, "linear": ["weight", "bias"], "cosine": ["weight", "scale"], "normed": ["weight"]}
+TRAINED = {
+    **OWN_KEYS,
+    "linear": ["weight", "bias"],
+    "cosine": ["weight", "scale"],
+    "normed": ["weight"],
+    "scaled_linear": ["weight", "bias", "scale"],
+}
 
 every_head = pytest.mark.parametrize("name", HEADS)
 
@@ -63,7 +70,7 @@ def transcribed_logit(name: str, head: nn.Linear, sample: list[float], k: int) -
         return product + b
     if name in ("cosine", "normed"):
         return state["scale"] * product / norm / math.sqrt(sum(x * x for x in sample))
-    if name == "lws":
+    if name in ("lws", "scaled_linear"):
         return state["scale"][k] * (product + b)
     if name == "marc":
         return state["scale"][k] * (product + b) + state["shift"][k] * norm
@@ -204,8 +211,8 @@ def test_published_defaults() -> None:
         "normed": {"scale": 30.0},
     }
     assert {name: closed_form_parameters(name) for name in CLOSED_FORM} == {
-        "tau_norm": {"tau": 1.9},
-        "l2_norm": {},
+        "tau_norm": {"tau": 1.9, "norm_bias": "keep"},
+        "l2_norm": {"norm_bias": "keep"},
         "ncm": {"scale": 30.0},
         "logit_adjust_posthoc": {"tau": 1.0},
     }
@@ -254,8 +261,17 @@ def test_tau_norm_divides_rows_by_a_power_of_their_length(tau: float) -> None:
     for ours, row in zip(head.weight.tolist(), linear.weight.tolist(), strict=True):
         length = math.sqrt(sum(value * value for value in row))
         assert ours == pytest.approx([value / length**tau for value in row], rel=1e-12)
-    assert (head.bias == 0).all()
+    assert torch.equal(head.bias, linear.bias) and head.bias.all()
     assert torch.equal(linear.weight, make_linear().weight)
+
+
+@pytest.mark.parametrize("name", ["tau_norm", "l2_norm"])
+def test_the_bias_of_normalised_rows_is_kept_or_dropped(name: str) -> None:
+    """Weight Balancing's code scales the rows alone, that of Kang et al. multiplies features by them alone."""
+    kept, dropped = closed_form(name), closed_form(name, norm_bias="drop")
+    assert torch.equal(kept.bias, make_linear().bias) and kept.bias.all()
+    assert not dropped.bias.any() and torch.equal(kept.weight, dropped.weight)
+    assert torch.equal(closed_form(name, norm_bias="keep").bias, kept.bias)
 
 
 def test_l2_norm_is_tau_norm_at_one() -> None:

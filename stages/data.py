@@ -8,7 +8,8 @@ from pathlib import Path
 from datasets import load_dataset
 from datasets.device_images import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
-from datasets.identity.content import relabelled, with_identity
+from datasets.identity.content import CONTENT, relabelled, with_identity
+from datasets.identity.early_look import EarlyLook, images_root, looking_early
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.layouts import ListFiles
 from datasets.on_disk.listed_split import ListedSplit, without_rows
@@ -47,29 +48,37 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
     Where a `checkpoint` holds the features of its images these are the data set. Raises UserError where `--num_class`
     does not fit it.
     """
-    if checkpoint is not None and checkpoint.features is not None:
-        data = load_features(checkpoint)
-    else:
-        profile = Profile(
-            **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
-        )
-        files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
-        data = load_dataset(settings.dataset, profile, settings.data_dir, files)
-        if settings.skip_bad > 0:
-            data = from_main(without_bad(data, settings) if is_main() else data)
-    if settings.num_class is not None and settings.num_class != data.num_classes:
-        raise UserError(
-            f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
-            "leave it out"
-        )
-    return identified(data, settings)
+    files = ListFiles(settings.train_list, settings.val_list, settings.test_list, settings.image_root)
+    hashed = is_main() and settings.identity == CONTENT and (checkpoint is None or checkpoint.features is None)
+    root = images_root(settings.dataset, settings.data_dir, files) if hashed else None
+    with looking_early(identity_folder(settings), root) as early:
+        if checkpoint is not None and checkpoint.features is not None:
+            data = load_features(checkpoint)
+        else:
+            profile = Profile(
+                **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
+            )
+            data = load_dataset(settings.dataset, profile, settings.data_dir, files)
+            if settings.skip_bad > 0:
+                data = from_main(without_bad(data, settings) if is_main() else data)
+        if settings.num_class is not None and settings.num_class != data.num_classes:
+            raise UserError(
+                f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
+                "leave it out"
+            )
+        return identified(data, settings, early)
 
 
-def identified(data: LongTailedData, settings: Settings) -> LongTailedData:
+def identity_folder(settings: Settings) -> Path:
+    """Return where what identities cost is kept."""
+    return Path(settings.out) / "identity"
+
+
+def identified(data: LongTailedData, settings: Settings, early: EarlyLook | None = None) -> LongTailedData:
     """Return a data set with its identity; of many processes the first one reads the files for all."""
     if is_main():
-        folder = Path(settings.out) / "identity"
-        data = with_identity(data, settings.identity, folder, held_out_share=settings.holdout > 0)
+        share = settings.holdout > 0
+        data = with_identity(data, settings.identity, identity_folder(settings), held_out_share=share, early=early)
     return replace(data, identity=from_main(data.identity))
 
 

@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from datasets import IN_MEMORY, load_dataset
 from datasets.decode import DecodingMemory, open_image, read_rgb
 from datasets.identity.content import CONTENT, HOW, with_identity
+from datasets.identity.early_look import images_root, looking_early
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folders import class_folders, image_files, scan
 from datasets.on_disk.layouts import LAYOUTS, Facts, ListFiles, find_lists
@@ -308,8 +309,11 @@ def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path]
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
     name, data_dir = arguments.dataset, arguments.data_dir
     files = ListFiles(arguments.train_list, arguments.val_list, arguments.test_list, arguments.image_root)
-    data = load_dataset(name, Profile(imb_ratio=arguments.imb_ratio), data_dir, files)
-    data = with_identity(data, arguments.identity, Path(arguments.out) / "identity")
+    folder = Path(arguments.out) / "identity"
+    root = images_root(name, data_dir, files) if arguments.identity == CONTENT else None
+    with looking_early(folder, root) as early:
+        data = load_dataset(name, Profile(imb_ratio=arguments.imb_ratio), data_dir, files)
+        data = with_identity(data, arguments.identity, folder, early=early)
     if name in LAYOUTS:
         return data, find_lists(LAYOUTS[name], data_dir, files), LAYOUTS[name].facts
     return data, {}, None

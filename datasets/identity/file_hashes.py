@@ -31,18 +31,11 @@ TRIES = 5  # of reading a file that is being written
 ABSENT = bytes(DIGEST)  # the hash of what is no readable file: training says what is wrong with it
 
 
-def file_digests(
-    split: ListedSplit,
-    folder: Path | None = None,
-    early: EarlyLook | None = None,
-    *,
-    save_seconds: float = SAVE_SECONDS,
-    worth_seconds: float = WORTH_SECONDS,
-) -> np.ndarray:
+def file_digests(split: ListedSplit, folder: Path | None = None, early: EarlyLook | None = None) -> np.ndarray:
     """Return the sha256 (N, 32) uint8 of a split's files, zeros where there is no readable file.
 
-    Hashes are kept in `folder` (None: nowhere), in a file for each folder of images: those that took `worth_seconds` or
-    more, and on the way every `save_seconds`. An `early` look at them saves another. A file that changes while it is
+    Hashes are kept in `folder` (None: nowhere), in a file for each folder of images: those that took `WORTH_SECONDS`
+    or more, and on the way every `SAVE_SECONDS`. An `early` look at them saves another. A file that changes while it is
     read is read again. Raises UserError for one that never stops changing.
     """
     place = None if folder is None else kept_file(folder, split.root)
@@ -63,10 +56,10 @@ def file_digests(
     started = saved = time.monotonic()
     for rows, found, after in hash_chunks(split, todo):
         digests[rows], states[rows] = found, after
-        if place is not None and time.monotonic() - saved > save_seconds:
+        if place is not None and time.monotonic() - saved > SAVE_SECONDS:
             save(place, kept, split.images, states, digests)
             saved = time.monotonic()
-    if place is not None and time.monotonic() - started >= worth_seconds:
+    if place is not None and time.monotonic() - started >= WORTH_SECONDS:
         save(place, kept, split.images, states, digests)
     return digests
 

@@ -222,6 +222,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(file_hashes, "hash_file", noted)
     monkeypatch.setattr(kept_hashes, "UNSETTLED_NS", 0)
+    monkeypatch.setattr(file_hashes, "WORTH_SECONDS", 0)
     return read
 
 
@@ -231,9 +232,9 @@ def tree_of(root: Path, count: int) -> ListedSplit:
     return split_of(root, [(name, 0) for name in contents])
 
 
-def keep(split: ListedSplit, folder: Path, **more: Any) -> np.ndarray:
+def keep(split: ListedSplit, folder: Path) -> np.ndarray:
     time.sleep(0.01)  # a tick of the file system's clock
-    return file_digests(split, folder, **{"worth_seconds": 0, **more})
+    return file_digests(split, folder)
 
 
 def plain(split: ListedSplit) -> np.ndarray:
@@ -270,9 +271,10 @@ def test_a_changed_file_is_read_again(way: str, tmp_path: Path, hashed: list[str
     assert hashed == ["00002.jpg"]
 
 
-def test_a_file_that_changed_just_now_is_not_trusted(tmp_path: Path) -> None:
+def test_a_file_that_changed_just_now_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = tree_of(tmp_path / "images", 3)
-    file_digests(split, tmp_path / "kept", worth_seconds=0)
+    monkeypatch.setattr(file_hashes, "WORTH_SECONDS", 0)
+    file_digests(split, tmp_path / "kept")
     assert not kept_file(tmp_path / "kept", split.root).exists()
 
 
@@ -310,8 +312,9 @@ def test_a_kill_loses_what_came_after_the_last_save(
 
     with monkeypatch.context() as patch:
         patch.setattr(file_hashes, "hash_file", killed)
+        patch.setattr(file_hashes, "SAVE_SECONDS", 0)
         with pytest.raises(UserError, match="killed"):
-            keep(split, tmp_path / "kept", save_seconds=0)
+            keep(split, tmp_path / "kept")
     done = len(read_kept(kept_file(tmp_path / "kept", split.root)).paths)
     assert done == 12
     hashed.clear()

@@ -60,6 +60,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(early_look, "WORTH_FILES", 1)
     monkeypatch.setattr(early_look, "available_cores", lambda: 2)
     monkeypatch.setattr(kept_hashes, "UNSETTLED_NS", 0)
+    monkeypatch.setattr(file_hashes, "WORTH_SECONDS", 0)
     return seen
 
 
@@ -68,7 +69,7 @@ def split(tmp_path: Path, looked_at: list[str]) -> ListedSplit:
     """Files whose hashes are kept."""
     split = write_split(tmp_path / "images")
     time.sleep(0.01)  # a tick of the file system's clock
-    file_digests(split, tmp_path / "kept", worth_seconds=0)
+    file_digests(split, tmp_path / "kept")
     looked_at.clear()
     return split
 
@@ -155,12 +156,11 @@ def test_commands_look_early(tmp_path: Path, looked_at: list[str]) -> None:
     for part, count in (("train", 3), ("test", 1)):
         for number in range(2 * count):
             write(tmp_path / "data" / part / f"class{number % 2}" / f"{number}.png", b"%d" % number)
+    time.sleep(0.01)  # a tick of the file system's clock
     flags = ["--dataset", "folder", "--data_dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     settings = parse_command(EVALUATE, "", flags).settings
     first = load_data(settings, 0)
     assert len(looked_at) == 8 and isinstance(first.train, ListedSplit) and isinstance(first.test, ListedSplit)
-    file_digests(first.train, tmp_path / "out" / "identity", worth_seconds=0)
-    file_digests(first.test, tmp_path / "out" / "identity", worth_seconds=0)
     looked_at.clear()
     assert load_data(settings, 0).identity == first.identity
     assert looked_at == []

@@ -20,6 +20,7 @@ from runs.dependencies import describe_data
 from runs.run_names import inherited_tags, run_tags
 from runs.session import LoadedModel
 from settings.fields import Settings
+from settings.image_sizes import image_sizes
 from utils.device import Execution, device_name
 from utils.distributed import process_count
 
@@ -112,14 +113,6 @@ def describe_images(settings: Settings, data: LongTailedData) -> dict[str, Any] 
     size, resize = image_sizes(settings, data)
     constants = {"mean": list(augmentation.mean), "std": list(augmentation.std), "mirror": augmentation.mirror}
     return {"size": size, "resize": resize, **constants}
-
-
-def image_sizes(settings: Settings, data: LongTailedData) -> tuple[int, int]:
-    """Return the side of what the network sees, and the shorter side that an image is resized to before its crop."""
-    if not isinstance(data.train, ListedSplit):
-        return data.train.images.shape[1], data.train.images.shape[1]
-    size = settings.image_size or 224
-    return size, settings.resize or round(size * 256 / 224)
 
 
 def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:

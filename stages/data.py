@@ -19,9 +19,9 @@ from datasets.workers import find_unreadable
 from evaluation.measure import Images
 from runs.checkpoint import Checkpoint
 from runs.dependencies import class_places, comparable, describe_data, identity_differences, unnamed
-from runs.run_record import image_sizes
 from settings.declare import Facet
 from settings.fields import Settings, with_facet
+from settings.image_sizes import image_sizes
 from utils.device import Execution
 from utils.distributed import from_main, is_main, launch_of
 from utils.errors import UserError

@@ -34,7 +34,6 @@ from runs.run_folder import read_metrics
 from runs.session import Session
 from settings.command_line import parse_command
 from settings.fields import STAGE2
-from settings.stage2_plan import plan_of
 from stages.announcement import announce_method
 from stages.session import open_session
 from stages.start import find_start
@@ -47,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     session = open_session(parse_command(STAGE2, __doc__, argv), find_start)
     if session.run.finished:
         return read_metrics(session.run)
-    plan = plan_of(session.settings, session.data.num_classes)
+    plan = session.plan
+    assert plan is not None, "a session of stage 2 has one"
     announce_method(session, plan)
     frozen = freeze(session, seed=session.settings.seed + STAGE2_DRAWS, views=session.settings.views)
     if plan.recipe.trains and session.settings.features is not None:

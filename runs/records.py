@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets.identity.content import HOW, SPLITS
 from datasets.long_tail import IMB_TYPES
 from evaluation.metrics import TEMPERATURES
 from settings.checks import check_value
@@ -62,6 +63,31 @@ def start(value: Any) -> bool:
     return isinstance(value, dict) and not faults(value, {"tags": all_of(is_name), "sha256": of(str)})
 
 
+def part_identity(value: Any) -> bool:
+    """Tell whether a value is what an identity says of one split."""
+    sums = dict.fromkeys(("content_sha256", "images_sha256", "order_sha256", "rows_sha256"), of(str))
+    return isinstance(value, dict) and not faults(value, {"images": whole, **sums})
+
+
+def identity(value: Any) -> bool:
+    """Tell whether a value is what a run records of its data (`datasets.identity.content.identity_record`)."""
+    return isinstance(value, dict) and not faults(value, IDENTITY)
+
+
+def classes_of_parts(value: Any) -> bool:
+    """Tell whether a value is a list of texts, one a class, for each of some splits."""
+    return isinstance(value, dict) and all(all_of(of(str))(classes) for classes in value.values())
+
+
+IDENTITY: dict[str, Check] = {
+    "how": one_of(*HOW),
+    "of": one_of("files", "pixels", "features"),
+    **dict.fromkeys(SPLITS, part_identity),
+    "pool_sha256": of(str),
+    "classes": classes_of_parts,
+}
+
+
 def setting_is_sound(flag: Flag, value: Any) -> bool:
     """Tell whether a setting can have had a value: by its type, its bounds and its choices, as it is declared."""
     if value is None:
@@ -98,6 +124,8 @@ CONFIG: dict[str, Check] = {
     "class_names": none_or(all_of(of(str))),
     "images": none_or(of(dict)),
     "subset": texts,
+    "test": none_or(texts),
+    "identity": none_or(identity),
     "weights": none_or(of(dict)),
     "stage1": none_or(start),
     "backbone": none_or(of(dict)),
@@ -105,6 +133,7 @@ CONFIG: dict[str, Check] = {
     "processes": whole,
     "environment": of(dict),
     "resumed": all_of(of(dict)),
+    "parts": all_of(of(dict)),
 }
 CHECKPOINT: dict[str, Check] = {
     "stage": one_of("stage1", "stage2"),

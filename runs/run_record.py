@@ -21,6 +21,7 @@ from runs.dependencies import describe_data
 from runs.run_names import inherited_tags, run_tags
 from runs.session import LoadedModel
 from settings.fields import Settings
+from settings.image_sizes import image_sizes
 from utils.device import Execution, device_name
 from utils.distributed import process_count
 
@@ -120,14 +121,6 @@ def describe_images(settings: Settings, data: LongTailedData) -> dict[str, Any] 
 def decode_options(settings: Settings) -> DecodeOptions:
     """Return how a run makes pixels of image files."""
     return DecodeOptions(settings.orientation, settings.bits, settings.max_pixels)
-
-
-def image_sizes(settings: Settings, data: LongTailedData) -> tuple[int, int]:
-    """Return the side of what the network sees, and the shorter side that an image is resized to before its crop."""
-    if not isinstance(data.train, ListedSplit):
-        return data.train.images.shape[1], data.train.images.shape[1]
-    size = settings.image_size or 224
-    return size, settings.resize or round(size * 256 / 224)
 
 
 def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:

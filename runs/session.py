@@ -8,6 +8,7 @@ from torch import nn
 from datasets.long_tail import LongTailedData
 from evaluation.measure import Images
 from losses.los import Target
+from methods.plan import Plan
 from models.network import Network
 from runs.checkpoint import Checkpoint
 from runs.run_folder import Run
@@ -55,9 +56,10 @@ class LoadedModel:
 class Session(LoadedModel):
     """An opened run: a loaded model, what it is trained towards, and its folder.
 
-    `loss` is the loss of stage 1 or, of stage 2, that of the first and that of the last epochs.
+    `loss` is the loss of stage 1 or, of stage 2, that of the first and that of the last epochs. Stage 2 has a `plan`.
     """
 
     target: Target
     loss: nn.Module
     run: Run
+    plan: Plan | None

@@ -9,10 +9,11 @@ from datasets.on_disk.listed_split import ListedSplit
 from evaluation.metrics import shot_groups
 from losses.los import optimal_gap
 from methods.plan import Plan, describe_parameters
-from runs.run_record import decode_options, image_sizes
+from runs.run_record import decode_options
 from runs.session import LoadedModel, Session
 from settings.declare import Facet
 from settings.fields import with_facet
+from settings.image_sizes import image_sizes
 from stages.data import loader_processes
 from utils.distributed import process_count
 from utils.text import shown, tell

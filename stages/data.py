@@ -10,10 +10,11 @@ from datasets import load_dataset
 from datasets.augment.normalisation import describe_constants, recorded_constants, with_given
 from datasets.device_images import DeviceImages
 from datasets.features import DeviceFeatures, features_data, holds_features
-from datasets.identity.content import relabelled, with_identity
+from datasets.identity.content import CONTENT, relabelled, with_identity
+from datasets.identity.early_look import EarlyLook, images_root, looking_early
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
-from datasets.on_disk.layouts import list_files
+from datasets.on_disk.layouts import ListFiles, list_files
 from datasets.on_disk.listed_split import ListedSplit, without_rows
 from datasets.on_disk.long_tailed import with_splits
 from datasets.streamed import StreamedImages
@@ -21,9 +22,10 @@ from datasets.workers import Reading, find_unreadable
 from evaluation.measure import Images
 from runs.checkpoint import Checkpoint
 from runs.dependencies import class_places, comparable, describe_data, identity_differences, unnamed
-from runs.run_record import decode_options, image_sizes
+from runs.run_record import decode_options
 from settings.declare import Facet
 from settings.fields import Settings, with_facet
+from settings.image_sizes import image_sizes
 from utils.device import Execution
 from utils.distributed import from_main, is_main, launch_of
 from utils.errors import UserError
@@ -50,25 +52,40 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
     Where a `checkpoint` holds the features of its images these are the data set. Raises UserError where `--num_class`
     does not fit it.
     """
-    if checkpoint is not None and checkpoint.features is not None:
-        data = load_features(checkpoint)
-    else:
-        profile = Profile(
-            **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
-        )
-        data = load_dataset(settings.dataset, profile, settings.data_dir, list_files(vars(settings)))
-        data = replace(data, augmentation=with_given(data.augmentation, settings.mean, settings.std, settings.mirror))
-        if is_main():
-            data = with_written_lists(data, Path(settings.out))
-        tell_notes(data.notes)
-        if settings.skip_bad > 0:
-            data = from_main(without_bad(data, settings) if is_main() else data)
-    if settings.num_class is not None and settings.num_class != data.num_classes:
-        raise UserError(
-            f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
-            "leave it out"
-        )
-    return identified(data, settings)
+    files = list_files(vars(settings))
+    hashed = is_main() and settings.identity == CONTENT and (checkpoint is None or checkpoint.features is None)
+    root = images_root(settings.dataset, settings.data_dir, files) if hashed else None
+    with looking_early(identity_folder(settings), root) as early:
+        if checkpoint is not None and checkpoint.features is not None:
+            data = load_features(checkpoint)
+        else:
+            data = load_images(settings, holdout_seed, files)
+        if settings.num_class is not None and settings.num_class != data.num_classes:
+            raise UserError(
+                f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
+                "leave it out"
+            )
+        return identified(data, settings, early)
+
+
+def load_images(settings: Settings, holdout_seed: int, files: ListFiles) -> LongTailedData:
+    """Load the images that the settings describe, without the bad ones that may be skipped."""
+    profile = Profile(
+        **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
+    )
+    data = load_dataset(settings.dataset, profile, settings.data_dir, files)
+    data = replace(data, augmentation=with_given(data.augmentation, settings.mean, settings.std, settings.mirror))
+    if is_main():
+        data = with_written_lists(data, Path(settings.out))
+    tell_notes(data.notes)
+    if settings.skip_bad > 0:
+        data = from_main(without_bad(data, settings) if is_main() else data)
+    return data
+
+
+def identity_folder(settings: Settings) -> Path:
+    """Return where what identities cost is kept."""
+    return Path(settings.out) / "identity"
 
 
 def tell_notes(notes: Sequence[str]) -> None:
@@ -77,11 +94,11 @@ def tell_notes(notes: Sequence[str]) -> None:
         tell(note, file=sys.stderr if note.startswith("warning") else None, flush=True)
 
 
-def identified(data: LongTailedData, settings: Settings) -> LongTailedData:
+def identified(data: LongTailedData, settings: Settings, early: EarlyLook | None = None) -> LongTailedData:
     """Return a data set with its identity; of many processes the first one reads the files for all."""
     if is_main():
-        folder = Path(settings.out) / "identity"
-        data = with_identity(data, settings.identity, folder, held_out_share=settings.holdout > 0)
+        share = settings.holdout > 0
+        data = with_identity(data, settings.identity, identity_folder(settings), held_out_share=share, early=early)
     return replace(data, identity=from_main(data.identity))
 
 

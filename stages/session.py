@@ -14,7 +14,7 @@ from datasets.on_disk.listed_split import ListedSplit
 from engine.data_parallel import with_batch_norm
 from losses import build_loss, loss_parameters
 from losses.los import Target, torch_target
-from methods.plan import attach_head, build_losses
+from methods.plan import Plan, attach_head, build_losses
 from models import build_model
 from models.given_features import GivenFeatures
 from models.network import Network
@@ -23,9 +23,10 @@ from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, with_back
 from runs.pretrained_weights import load_pretrained
 from runs.run_folder import CONTROL, open_run
 from runs.run_names import run_path
-from runs.run_record import describe, image_sizes
+from runs.run_record import describe
 from runs.session import LoadedModel, Session, WeightsFile
 from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2, Settings
+from settings.image_sizes import image_sizes
 from settings.resolve import Command, report_unused
 from settings.stage2_plan import plan_of
 from stages.announcement import announce
@@ -62,7 +63,8 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     loaded = load_model(command, settle_execution(command), find)
     settings, model, checkpoint = loaded.settings, loaded.model, loaded.checkpoint
     refuse_small_batches(loaded)
-    target, loss = objective(loaded)
+    plan = plan_of(settings, loaded.data.num_classes) if loaded.command.script == STAGE2 else None
+    target, loss = objective(loaded, plan)
     start = checkpoint if loaded.command.script == STAGE2 else None
     folder = run_path(loaded.command, start)
     config = describe(loaded, target)
@@ -70,7 +72,7 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
         config["backbone"] = name_backbone(checkpoint, folder)
     how = {name: getattr(settings, name) for name in CONTROL}
     run = open_run(folder, config, **how, given=loaded.command.given)
-    session = Session(**vars(loaded), target=target, loss=loss, run=run)
+    session = Session(**vars(loaded), target=target, loss=loss, run=run, plan=plan)
     if not run.finished:
         announce(session, folder)
         if start is None and settings.epochs > 0:
@@ -213,13 +215,12 @@ def refuse_small_batches(loaded: LoadedModel) -> None:
         check_single_image(loaded.model, image_sizes(settings, loaded.data)[0])
 
 
-def objective(loaded: LoadedModel) -> tuple[Target, nn.Module]:
-    """Return the target of a run and its loss: of stage 2 a list, for the first epochs and for the last ones."""
+def objective(loaded: LoadedModel, plan: Plan | None) -> tuple[Target, nn.Module]:
+    """Return the target of a run and its loss: of stage 2, which has a `plan`, for the first epochs and the last."""
     settings, num_classes = loaded.settings, loaded.data.num_classes
     class_counts = loaded.data.class_counts.tolist()
-    if loaded.command.script == STAGE1:
-        target = torch_target(settings.label_smooth or 0.0, num_classes)
-        own = {name: getattr(settings, name) for name in loss_parameters(settings.loss)}
-        return target, build_loss(settings.loss, class_counts, target, **own)
-    plan = plan_of(settings, num_classes)
-    return plan.target(num_classes), nn.ModuleList(build_losses(plan, class_counts))
+    if plan is not None:
+        return plan.target(num_classes), nn.ModuleList(build_losses(plan, class_counts))
+    target = torch_target(settings.label_smooth or 0.0, num_classes)
+    own = {name: getattr(settings, name) for name in loss_parameters(settings.loss)}
+    return target, build_loss(settings.loss, class_counts, target, **own)

@@ -33,6 +33,7 @@ from datasets.decoding.orientation import UPRIGHT, orientation_of
 from datasets.decoding.pil import open_image, opened_rgb
 from datasets.decoding.sixteen_bits import is_deep
 from datasets.identity.content import CONTENT, HOW, with_identity
+from datasets.identity.early_look import images_root, looking_early
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, Facts, find_lists, list_files
@@ -332,8 +333,11 @@ def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path]
         test_seed=arguments.test_seed,
         drop_empty_classes=arguments.drop_empty_classes,
     )
-    data = with_written_lists(load_dataset(name, profile, data_dir, files), Path(arguments.out))
-    data = with_identity(data, arguments.identity, Path(arguments.out) / "identity")
+    folder = Path(arguments.out) / "identity"
+    root = images_root(name, data_dir, files) if arguments.identity == CONTENT else None
+    with looking_early(folder, root) as early:
+        data = with_written_lists(load_dataset(name, profile, data_dir, files), Path(arguments.out))
+        data = with_identity(data, arguments.identity, folder, early=early)
     if name in LAYOUTS:
         return data, find_lists(LAYOUTS[name], data_dir, files), LAYOUTS[name].facts
     return data, {}, None

@@ -4,15 +4,16 @@
     python -m benchmarks.robustness.kill_and_resume --kills 5   # a rehearsal
 
 Children are real commands on tiny data: both stages, stage 2 on image files with its feature files, a table of
-`reproduce.py`, stage 1 by two processes, features and weights that are written in shards. SIGKILL meets them at a
-moment drawn uniformly over their duration, or while a certain kind of file is being written (its temporary file is
-there). Of two processes one is killed. The same command is then resumed, killed again, up to four times, and at last
-ends; what two processes began goes on with one, two or three. Its weights, metrics, logs, features and shards must be
-those of a run that nobody disturbed, bit for bit, clocks aside; where the number of processes changed, bit for bit
-until then, with all epochs and nearly the same loss at the end. After each kill every file must be readable and at most
-one epoch lost, counted from the last line that was printed. Then follow signals that ask for an end, a second run on a
-folder in use, a full disk, a read-only folder, and the memory of 200 epochs. Writes `results/kill_and_resume.csv` and
-`.md`. Exit status 1 if anything was not as it should be. `make kill-and-resume` runs it.
+`reproduce.py`, stage 1 by two processes, stage 1 on image files whose hashing takes seconds, features and weights that
+are written in shards. SIGKILL meets them at a moment drawn uniformly over their duration, or while a certain kind of
+file is being written (its temporary file is there). Of two processes one is killed. The same command is then resumed,
+killed again, up to four times, and at last ends; what two processes began goes on with one, two or three. Its weights,
+metrics, logs, features and shards must be those of a run that nobody disturbed, bit for bit, clocks aside; where the
+number of processes changed, bit for bit until then, with all epochs and nearly the same loss at the end. After each
+kill every file must be readable and at most one epoch lost, counted from the last line that was printed. Then follow
+signals that ask for an end, a second run on a folder in use, a full disk, a read-only folder, and the memory of 200
+epochs. Writes `results/kill_and_resume.csv` and `.md`. Exit status 1 if anything was not as it should be. `make
+kill-and-resume` runs it.
 """
 
 import argparse

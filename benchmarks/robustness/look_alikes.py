@@ -1,12 +1,13 @@
 """Two data sets that look alike: what each command does with what it made of the first when it meets the second.
 
     python -m benchmarks.robustness.look_alikes
-    python -m benchmarks.robustness.look_alikes --quick    # stage 2, evaluate, resume and reuse alone
+    python -m benchmarks.robustness.look_alikes --quick    # no tables
 
 The second has the same flags, folder and file names, and one thing is another: pixels, labels, order, class names, a
 single image, the test set. A cell is right where the command refuses with one line, computes anew, maps the classes
 onto those that were learned, or where the numbers that are there are right. What is right is known from elsewhere:
-`predict.py` looks at the second test set, file by file, and tables are made once more without anything kept. Writes
+`predict.py` looks at the second test set, file by file, and tables are made once more without anything kept.
+`tools.compare` meets a run of each, of two seeds: one line for both is right where only the order differs. Writes
 `results/look_alikes.csv` and `.md`; exit status 1 where a wrong number came out in silence.
 """
 
@@ -33,6 +34,7 @@ import predict
 import reproduce
 from benchmarks.command import make_own_parser
 from benchmarks.record import provenance, write_record
+from tools import compare
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import make_folder, read_json, write_text
@@ -43,8 +45,9 @@ NETWORK = ("--network", "resnet8", "--stem", "cifar", "--width", "4", "--image_s
 STAGE1 = ("--epochs", "8", "--batch_size", "4", "--lr", "0.05", "--wd", "0.0005")
 STAGE2 = ("--finetune_epoch", "2", "--views", "1")
 REFUSED, RECOMPUTED, MAPPED, SAME, SILENT = "refused", "recomputed", "mapped", "same and right", "silent"
-COMMANDS = ("stage 2", "evaluate", "predict", "resume", "reuse")
-RIGHT = (REFUSED, RECOMPUTED, MAPPED, SAME)
+TOLD_APART = "told apart"
+COMMANDS = ("stage 2", "evaluate", "predict", "resume", "reuse", "compare")
+RIGHT = (REFUSED, RECOMPUTED, MAPPED, SAME, TOLD_APART)
 
 
 @dataclass
@@ -192,8 +195,8 @@ class Bench:
         path = max((self.out / "results").glob(f"{name}_*.csv"), key=lambda file: file.stat().st_mtime_ns)
         return pd.read_csv(path).filter(regex="plain_all$").round(6).to_numpy(dtype=float).tolist()
 
-    def run(self, stage: str) -> Path:
-        [found] = self.out.glob(f"list-*/seed0/{stage}*")
+    def run(self, stage: str, seed: int = 0) -> Path:
+        [found] = self.out.glob(f"list-*/seed{seed}/{stage}*")
         return found
 
     def metrics(self, stage: str) -> float:
@@ -266,6 +269,8 @@ class Experiment:
             return self.table_cell(command, bench)
         if command == "predict":
             return self.predict_cell(bench, data, renumbering)
+        if command == "compare":
+            return self.compare_cell(bench, data)
         if command in ("resume", "reuse"):
             if command == "resume":
                 (bench.run("stage1") / "metrics.json").unlink()
@@ -294,6 +299,18 @@ class Experiment:
             return (SAME, "the same names for the same pixels") if then == now else (SILENT, f"{now}, not {then}")
         return judge(bench.report(), bench.reported(), looked_at(bench, "stage1", data, renumbering), None)
 
+    def compare_cell(self, bench: Bench, data: Shades) -> tuple[str, str]:
+        """Train on the second data set with another seed, as a repeat has, and put both runs side by side."""
+        fresh = Bench(bench.data, bench.out / "fresh")
+        trained = fresh.stage1("--seed", "1")
+        if trained.refusal:
+            raise UserError(trained.refusal)
+        runs, table = [self.first(data.names is not None).run("stage1"), fresh.run("stage1", 1)], bench.out / "table.md"
+        done = bench.call(compare.main, *(str(run) for run in runs), "--markdown", str(table))
+        lines = table.read_text().splitlines()[2:] if table.exists() else []
+        names = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+        return judge_lines(done, names, images_of(data) == images_of(original(True)))
+
     def table_cell(self, name: str, bench: Bench) -> tuple[str, str]:
         """Compare a table with one that is made of the same stage 1 with nothing kept."""
         done = bench.table(name)
@@ -318,6 +335,21 @@ def judge(done: Outcome, measured: float | None, right: float, before: float | N
     return (SAME if before == measured else RECOMPUTED), line_of(done.text)
 
 
+def images_of(data: Shades) -> tuple[object, ...]:
+    """Return what makes two data sets one to an average: the pixels and classes of both splits, in any order."""
+    splits = [sorted((seed, label) for _, label, seed in rows) for rows in (data.train, data.test)]
+    return *splits, data.turned, data.names or NAMES
+
+
+def judge_lines(done: Outcome, names: Sequence[str], one_data: bool) -> tuple[str, str]:
+    """Return the outcome of comparing two runs, where the table's lines have these names; one line needs `one_data`."""
+    if done.refusal is not None:
+        return REFUSED, done.refusal
+    if len(names) == 1:
+        return (SAME, "one line: the same images and labels") if one_data else (SILENT, "one mean of both")
+    return (TOLD_APART, line_of(done.text)) if len(set(names)) == 2 else (SILENT, f"lines of the names {names}")
+
+
 def line_of(text: str) -> str:
     """Return the lines of a command that say what is another."""
     signs = ("mapped onto", "anew", "warning: ", "note: ")
@@ -325,7 +357,7 @@ def line_of(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_own_parser("robustness.look_alikes", __doc__, quick="stage 2, evaluate, predict, resume, reuse alone")
+    parser = make_own_parser("robustness.look_alikes", __doc__, quick="no tables")
     own = parser.parse_args(argv)
     tables = () if own.quick else ("unified", "delta", "path")
     with tempfile.TemporaryDirectory() as folder:

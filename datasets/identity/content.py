@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.identity.file_hashes import DIGEST, file_digests
+from datasets.identity.early_look import EarlyLook
+from datasets.identity.file_hashes import file_digests
+from datasets.identity.kept_hashes import DIGEST
+from datasets.identity.kept_records import kept_or_made
 from datasets.long_tail import Identity, LongTailedData, Split, members_by_class, subset_identity
 from datasets.on_disk.listed_split import ListedSplit, join, path_identity
 from utils.text import shown
@@ -26,26 +29,42 @@ CLASS_DIGITS = 16  # hexadecimal digits of a class's identity: 8,142 classes are
 
 
 def with_identity(
-    data: LongTailedData, how: str = CONTENT, folder: Path | None = None, *, held_out_share: bool = False
+    data: LongTailedData,
+    how: str = CONTENT,
+    folder: Path | None = None,
+    *,
+    held_out_share: bool = False,
+    early: EarlyLook | None = None,
 ) -> LongTailedData:
-    """Return a data set with its `identity`; the hashes of files are kept in `folder`.
+    """Return a data set with its `identity`; the hashes of files, and what follows from many, are kept in `folder`.
 
     `held_out_share` says that the held-out images are a share of the training images, not a list of their own. See
-    `identity_record` for what is recorded. Warnings are made of images on disk alone (`overlaps`).
+    `identity_record` for what is recorded. Warnings are made of images on disk alone (`overlaps`). An `early` look at
+    the files saves another (`datasets.identity.early_look`).
     """
     splits = [data.train, data.holdout, data.test]
     listed = [split for split in splits if isinstance(split, ListedSplit)]
-    if listed:
-        joined = join(listed)
-        digests = file_digests(joined, folder) if how == CONTENT else name_digests(joined)
-        of = "files"
-    else:
+    if not listed:
         digests = np.concatenate([array_digests(split) for split in splits])
-        how, of = CONTENT, "features" if data.train.images.ndim == 3 else "pixels"
-    parts = np.split(digests, np.cumsum([len(split) for split in splits])[:-1])
-    record = identity_record(splits, parts, data.num_classes, held_out_share)
-    warnings = overlaps(listed, parts, how) if listed else []
-    return replace(data, identity=Identity({"how": how, "of": of, **record}, tuple(warnings)))
+        record = identity_record(splits, parts_of(digests, splits), data.num_classes, held_out_share)
+        of = "features" if data.train.images.ndim == 3 else "pixels"
+        return replace(data, identity=Identity({"how": CONTENT, "of": of, **record}))
+    joined = join(listed)
+    found = file_digests(joined, folder, early) if how == CONTENT else None
+
+    def make() -> Identity:
+        parts = parts_of(name_digests(joined) if found is None else found, splits)
+        record = identity_record(splits, parts, data.num_classes, held_out_share)
+        return Identity({"how": how, "of": "files", **record}, tuple(overlaps(listed, parts, how)))
+
+    words = [how, data.num_classes, held_out_share, [len(split) for split in splits]]
+    arrays = [joined.images, joined.labels, joined.ids, *([] if found is None else [found])]
+    return replace(data, identity=kept_or_made(folder, words, arrays, make))
+
+
+def parts_of(digests: np.ndarray, splits: Sequence[Split]) -> list[np.ndarray]:
+    """Return the hashes (n, 32) of each split out of those of all (N, 32)."""
+    return np.split(digests, np.cumsum([len(split) for split in splits])[:-1])
 
 
 def name_digests(split: ListedSplit) -> np.ndarray:

@@ -24,6 +24,10 @@ from benchmarks.robustness.kills.commands import AIMS, COMMANDS, MAX_KILLS_PER_R
 from benchmarks.robustness.kills.contents import content, contents, hashes, is_continued
 from benchmarks.robustness.kills.faults import disk_case
 from benchmarks.robustness.kills.report import is_good, kill_table
+from datasets import Profile, load_dataset
+from datasets.identity import file_hashes
+from datasets.identity.content import with_identity
+from datasets.identity.kept_hashes import kept_file, read_kept
 from tests.helpers import assert_same_run, folder_of, image_tree, run, stage1, succeed
 from utils.files import LOCK, write_json
 
@@ -83,6 +87,30 @@ def test_killed_while_a_feature_file_is_written(tmp_path: Path) -> None:
     assert not temporaries(tmp_path) and hashes(source) == before
 
 
+def test_killed_while_images_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hashed and kept before the kill is not hashed again, and the identity is that of a fresh one."""
+    tree = image_tree(tmp_path / "images", 2, 80, 4)
+    line = ["-m", "benchmarks.robustness.kills.slow_disk", "main_stage1", "--dataset", "folder", "--data_dir", tree]
+    process = start([*map(str, line), "--epochs", "1", "--out", "runs"], tmp_path)
+    assert meet(process, being_written(tmp_path, AIMS["hashes"], 2)), (tmp_path / "err").read_text()
+    process.kill()
+    process.wait()
+    kept = read_kept(kept_file(tmp_path / "runs" / "identity", tree))
+    assert len(kept.paths) > 0 and contents(tmp_path)
+    read: list[bytes] = []
+    hash_file = file_hashes.hash_file
+
+    def noted(path: bytes) -> Any:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(file_hashes, "hash_file", noted)
+    data = load_dataset("folder", Profile(imb_ratio=None), str(tree))
+    again = with_identity(data, folder=tmp_path / "runs" / "identity").identity
+    assert len(read) == len(data.train) + len(data.test) - len(kept.paths)
+    assert again == with_identity(data).identity
+
+
 # The harness
 
 
@@ -109,6 +137,23 @@ def test_a_weight_that_differs_in_one_bit_is_noticed_and_a_clock_is_not(whole: P
     weight[0] = torch.nextafter(weight[0], weight[0] + 1)
     torch.save(held, tmp_path / "bit.pth")
     assert content(tmp_path / "bit.pth") != content(whole / "last.pth")
+
+
+def test_kept_hashes_are_compared_without_the_times_of_a_copy(tmp_path: Path) -> None:
+    for name, time, digest in (("one", 1, 7), ("copy", 2, 7), ("other", 1, 8)):
+        place = tmp_path / name / "runs" / "identity" / f"{time * 'ab'}{'0' * (32 - 2 * time)}.npz"
+        place.parent.mkdir(parents=True)
+        np.savez(place, paths=np.array([b"a"]), states=np.array([[time]]), digests=np.array([[digest]], np.uint8))
+    one, copy, other = (contents(tmp_path / name) for name in ("one", "copy", "other"))
+    assert one == copy != other
+    place.write_bytes(place.read_bytes()[:50])
+    with pytest.raises(Exception, match=r".+"):
+        contents(tmp_path / "other")
+
+
+def test_two_processes_are_resumed_by_two_and_by_others() -> None:
+    several = [command for command in COMMANDS if command.processes > 1]
+    assert {command.resumed_by for command in several} == {(1, 2, 3), (2,)}
 
 
 def test_the_moments_are_those_of_the_seed() -> None:

@@ -3,7 +3,20 @@
 import pandas as pd
 import pytest
 
-from benchmarks.robustness.look_alikes import LOOK_ALIKES, MAPPED, RECOMPUTED, REFUSED, SAME, SILENT, Experiment, judge
+from benchmarks.robustness.look_alikes import (
+    COMMANDS,
+    LOOK_ALIKES,
+    MAPPED,
+    RECOMPUTED,
+    REFUSED,
+    RIGHT,
+    SAME,
+    SILENT,
+    TOLD_APART,
+    Experiment,
+    judge,
+    judge_lines,
+)
 from benchmarks.robustness.look_alikes import Outcome as Done
 from tests.helpers import ROOT
 
@@ -40,11 +53,26 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 @pytest.mark.parametrize("kind", LOOK_ALIKES)
 def test_no_command_is_silent(kind: str, experiment: Experiment) -> None:
-    rows = experiment.meet(kind)
+    rows = experiment.meet(kind, COMMANDS[:5])
     assert [row["outcome"] for row in rows] == EXPECTED[kind], rows
     resumed = next(row["words"] for row in rows if row["command"] == "resume")
     assert all(words in resumed for words in SAID[kind]), resumed
     assert "test" not in resumed.partition("other settings")[2] or any("test" in words for words in SAID[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        ("same names, other pixels", TOLD_APART),
+        ("classes renumbered, no names", TOLD_APART),
+        ("test labels only", TOLD_APART),
+        ("other order", SAME),
+    ],
+)
+def test_no_mean_is_silent(kind: str, outcome: str, experiment: Experiment) -> None:
+    [row] = experiment.meet(kind, ["compare"])
+    assert row["outcome"] == outcome, row
+    assert ("of different data" in row["words"]) == (outcome == TOLD_APART)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +96,14 @@ def test_a_wrong_number_is_seen() -> None:
     assert judge(Done("", None), 50.0, 50.0, 50.0)[0] == SAME
     assert judge(Done("", None), 50.0, 50.0, 75.0)[0] == RECOMPUTED
     assert judge(Done("", "no"), None, 50.0, None) == (REFUSED, "no")
+    assert judge_lines(Done("", None), ["stage 1"], one_data=False)[0] == SILENT
+    assert judge_lines(Done("", None), ["stage 1", "stage 1"], one_data=False)[0] == SILENT
+    assert judge_lines(Done("", None), ["stage 1, data 1", "stage 1, data 2"], one_data=False)[0] == TOLD_APART
+    assert judge_lines(Done("", None), ["stage 1"], one_data=True)[0] == SAME
 
 
 def test_the_recorded_table_has_every_cell() -> None:
     table = pd.read_csv(ROOT / "results" / "look_alikes.csv")
     assert set(table["second data set"]) == set(LOOK_ALIKES)
-    assert set(table["outcome"]) <= {REFUSED, RECOMPUTED, MAPPED, SAME}
+    assert set(table["outcome"]) <= set(RIGHT) and set(table["command"]) >= set(COMMANDS)
     assert (table.groupby("second data set")["command"].nunique() == table["command"].nunique()).all()

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import Profile, load_dataset
-from datasets.identity import file_hashes
+from datasets.identity import file_hashes, kept_hashes, states
 from datasets.identity.content import NAMES, relabelled, with_identity
-from datasets.identity.file_hashes import file_digests, kept_file, read_kept
+from datasets.identity.file_hashes import file_digests
+from datasets.identity.kept_hashes import kept_file, read_kept
 from datasets.long_tail import Augmentation, LongTailedData, Split, refuse_equal_names
 from datasets.on_disk.listed_split import ListedSplit, pack
 from runs.dependencies import class_places, describe_data, differences, key_of
@@ -215,12 +216,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     hash_file = file_hashes.hash_file
 
-    def noted(path: str) -> Any:
-        read.append(Path(path).name)
+    def noted(path: bytes) -> Any:
+        read.append(os.fsdecode(os.path.basename(path)))
         return hash_file(path)
 
     monkeypatch.setattr(file_hashes, "hash_file", noted)
-    monkeypatch.setattr(file_hashes, "UNSETTLED_NS", 0)
+    monkeypatch.setattr(kept_hashes, "UNSETTLED_NS", 0)
+    monkeypatch.setattr(file_hashes, "WORTH_SECONDS", 0)
     return read
 
 
@@ -230,9 +232,9 @@ def tree_of(root: Path, count: int) -> ListedSplit:
     return split_of(root, [(name, 0) for name in contents])
 
 
-def keep(split: ListedSplit, folder: Path, **more: Any) -> np.ndarray:
+def keep(split: ListedSplit, folder: Path) -> np.ndarray:
     time.sleep(0.01)  # a tick of the file system's clock
-    return file_digests(split, folder, **{"worth_seconds": 0, **more})
+    return file_digests(split, folder)
 
 
 def plain(split: ListedSplit) -> np.ndarray:
@@ -269,24 +271,25 @@ def test_a_changed_file_is_read_again(way: str, tmp_path: Path, hashed: list[str
     assert hashed == ["00002.jpg"]
 
 
-def test_a_file_that_changed_just_now_is_not_trusted(tmp_path: Path) -> None:
+def test_a_file_that_changed_just_now_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = tree_of(tmp_path / "images", 3)
-    file_digests(split, tmp_path / "kept", worth_seconds=0)
+    monkeypatch.setattr(file_hashes, "WORTH_SECONDS", 0)
+    file_digests(split, tmp_path / "kept")
     assert not kept_file(tmp_path / "kept", split.root).exists()
 
 
 def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = tree_of(tmp_path, 1)
-    path, digest, calls = Path(split.path(0)), hashlib.file_digest, []
+    path, hash_opened, calls = Path(split.path(0)), file_hashes.hash_opened, []
 
-    def slow(file: Any, name: Any) -> Any:
-        found = digest(file, name)
+    def slow(opened: int, size: int) -> bytes:
+        found = hash_opened(opened, size)
         calls.append(1)
         if len(calls) < changes + 1:
             path.write_bytes(b"x" * (len(calls) + 5))
         return found
 
-    monkeypatch.setattr(hashlib, "file_digest", slow)
+    monkeypatch.setattr(file_hashes, "hash_opened", slow)
     changes = 1
     assert np.array_equal(file_digests(split), plain(split)) and len(calls) == 2
     changes = 99
@@ -302,15 +305,16 @@ def test_a_kill_loses_what_came_after_the_last_save(
     split = tree_of(tmp_path / "images", 20)
     hash_file = file_hashes.hash_file
 
-    def killed(path: str) -> Any:
-        if path.endswith("00013.jpg"):
+    def killed(path: bytes) -> Any:
+        if path.endswith(b"00013.jpg"):
             raise UserError("killed")
         return hash_file(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(file_hashes, "hash_file", killed)
+        patch.setattr(file_hashes, "SAVE_SECONDS", 0)
         with pytest.raises(UserError, match="killed"):
-            keep(split, tmp_path / "kept", save_seconds=0)
+            keep(split, tmp_path / "kept")
     done = len(read_kept(kept_file(tmp_path / "kept", split.root)).paths)
     assert done == 12
     hashed.clear()
@@ -342,7 +346,7 @@ def test_what_is_no_file_has_no_hash_and_blocks_nothing(tmp_path: Path) -> None:
     reader.start()
     reader.join(20)
     assert done and done[0].any(axis=1).tolist() == [True, False, False]
-    assert file_hashes.hash_file(split.path(1)) == (file_hashes.ABSENT, file_hashes.NO_FILE)
+    assert file_hashes.hash_file(os.fsencode(split.path(1))) == (file_hashes.ABSENT, file_hashes.NO_FILE)
 
 
 def test_a_folder_that_cannot_be_written_is_said(
@@ -356,9 +360,25 @@ def test_a_folder_that_cannot_be_written_is_said(
 
 def test_many_threads_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = tree_of(tmp_path, 30)
-    one = file_hashes.look_at_all(split)
-    monkeypatch.setattr(file_hashes, "CHUNK", 4)
-    monkeypatch.setattr(file_hashes, "SLOW_DISK", -1.0)
-    assert np.array_equal(file_hashes.look_at_all(split), one)
-    assert np.array_equal(file_digests(split), plain(split))
+    paths = [os.fsencode(split.path(row)) for row in range(30)]
+    one = states.look_at_all(paths)
+    for module in (states, file_hashes):
+        monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(states, "SLOW_DISK", -1.0)
+    assert states.look_at_all(paths) == one
+    for slow in (-1.0, 99.0):
+        monkeypatch.setattr(file_hashes, "SLOW_READ", slow)
+        assert np.array_equal(file_digests(split), plain(split))
     assert np.array_equal(file_digests(replace(split, root=Path(f"{tmp_path}/."))), plain(split))
+
+
+@pytest.mark.parametrize("small", [0, 4, 2**20])
+def test_small_and_large_files_have_one_kind_of_hash(
+    small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path, {f"{size}.png": b"x" * size for size in (0, 1, 4, 5, 100)})
+    split = split_of(tmp_path, [(f"{size}.png", 0) for size in (0, 1, 4, 5, 100)])
+    monkeypatch.setattr(file_hashes, "SMALL", small)
+    assert np.array_equal(file_digests(split), plain(split))
+    with open(tmp_path / "100.png", "rb") as file:  # the size is another than was said
+        assert file_hashes.hash_opened(file.fileno(), 7) == hashlib.sha256(b"x" * 100).digest()

@@ -102,6 +102,8 @@ WRONG: dict[str, tuple[str, Any]] = {
     "method": ("method", "../x"),
     "stage1": ("stage1", {"tags": ["../x"]}),
     "subset": ("subset", {"index_sha256": 3}),
+    "identity": ("identity.test.images", -1),
+    "parts": ("parts", [3]),
 }
 
 
@@ -120,6 +122,27 @@ def test_a_wrong_entry_is_named(words: str, contents: list[dict[str, Any]], tmp_
         with pytest.raises(UserError) as caught:
             read(tmp_path / name)
         assert str(caught.value) == f"{tmp_path / name} is damaged: its {words} cannot be"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        7,
+        {"how": "hearsay"},
+        {"of": "sounds"},
+        {"train": None},
+        {"holdout": {"images": 2.5}},
+        {"test": {"content_sha256": 3}},
+        {"pool_sha256": None},
+        {"classes": ["a"]},
+        {"classes": {"train": [1]}},
+    ],
+)
+def test_an_identity_that_no_run_can_have_is_noticed(wrong: Any, contents: list[dict[str, Any]]) -> None:
+    identity = contents[0]["config"]["identity"]
+    assert config_faults({"identity": wrong if wrong == 7 else {**identity, **wrong}}) == ["identity"]
+    for older in (None, {}, identity, {name: identity[name] for name in ("how", "train")}):
+        assert config_faults({"identity": older}) == []
 
 
 @pytest.mark.parametrize("temperature", [float("nan"), 0, -1.0, float("inf"), True, "2", [1.0]])

@@ -10,6 +10,7 @@ from PIL import Image
 from utils.files import make_folder
 
 MAX_KILLS_PER_RUN = 4  # then it may end
+PROCESSES = (1, 2, 3)  # with which a run of several goes on
 DIGITS = ("--dataset", "digits", "--width", "4")
 ON_DISK = (
     *("--dataset", "folder", "--data_dir", "images", "--stem", "cifar", "--network", "resnet8", "--width", "4"),
@@ -21,7 +22,7 @@ ON_DISK = (
 class DisturbedCommand:
     """A command that is disturbed, what it starts from, the flags that it resumes with, and the files to meet it at.
 
-    What happens before the first epoch, such as hashing the images, is met by the moments that are drawn uniformly.
+    Of several `processes` one is killed, and the run goes on with one of the numbers in `resumed_by`.
     """
 
     name: str
@@ -29,7 +30,8 @@ class DisturbedCommand:
     needs: tuple[tuple[str, ...], ...] = ()
     resume_flags: tuple[str, ...] = ("--resume",)
     aims: tuple[str, ...] = ("checkpoint",)
-    processes: int = 1  # of several one is killed, and the run goes on with one, two or three
+    processes: int = 1
+    resumed_by: tuple[int, ...] = PROCESSES
 
 
 STAGE1_DIGITS = ("main_stage1.py", *DIGITS, "--epochs", "2", "--out", "start")
@@ -74,6 +76,20 @@ COMMANDS = (
         processes=2,
     ),
     DisturbedCommand(
+        "stage 1, two processes, resumed by two",
+        ("main_stage1.py", *DIGITS, "--epochs", "10", "--out", "runs"),
+        processes=2,
+        resumed_by=(2,),
+    ),
+    DisturbedCommand(
+        "stage 1 on image files, hashed slowly",
+        (
+            *("-m", "benchmarks.robustness.kills.slow_disk", "main_stage1"),
+            *(*ON_DISK, "--epochs", "4", "--out", "runs"),
+        ),
+        aims=("hashes", "hashes", "hashes"),
+    ),
+    DisturbedCommand(
         "tools.export_features",
         ("-m", "tools.export_features", DIGITS_RUN, "runs/exported.safetensors", "--part_mib", "0.03"),
         (STAGE1_DIGITS,),
@@ -87,12 +103,12 @@ COMMANDS = (
         resume_flags=(),
         aims=("shard", "shard"),
     ),
-    # A command whose images are hashed for long belongs here, with the file of its hashes in AIMS.
 )
 AIMS = {
     "checkpoint": r"\.(last|best)\.pth\.|\.log\.csv\.",
     "report": r"\.(metrics\.json|[a-z_]+\.png)\.",
     "features": r".*\.npy\.",
+    "hashes": r"\.[0-9a-f]{32}\.npz\.",
     "shard": r"\.(exported|released)(-\d+-of-\d+)?\.(safetensors|json)\.",
     "table": r"\.[a-z_]+_[0-9a-f]{16}\.json\.|\.unified_.*",
 }

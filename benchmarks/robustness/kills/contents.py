@@ -33,6 +33,9 @@ def content(path: Path) -> Any:
         return table.drop(columns=[name for name in table if is_not_compared(str(name))]).to_csv()
     if path.suffix == ".npy":
         return plain(torch.from_numpy(np.load(path, allow_pickle=False)))
+    if path.suffix == ".npz":  # hashes of files, with times and inodes that a copy has anew
+        with np.load(path, allow_pickle=False) as opened:
+            return [opened[name].tolist() for name in ("paths", "digests")]
     if path.suffix == ".safetensors":
         return plain(load_file(path))
     if path.suffix == ".png":
@@ -65,7 +68,9 @@ def contents(folder: Path) -> dict[str, Any]:
     for top in ("runs", "results"):
         for path in sorted((folder / top).rglob("*")):
             if path.is_file() and path.name != LOCK and not path.name.endswith(".tmp"):
-                found[re.sub(r"(?<=[/_])[0-9a-f]{16}(?=[/.])", "*", str(path.relative_to(folder)))] = content(path)
+                found[re.sub(r"(?<=[/_])([0-9a-f]{16}|[0-9a-f]{32})(?=[/.])", "*", str(path.relative_to(folder)))] = (
+                    content(path)
+                )
     return found
 
 

@@ -29,8 +29,6 @@ from benchmarks.robustness.kills.commands import AIMS, DisturbedCommand, write_t
 from benchmarks.robustness.kills.contents import contents, is_continued
 from utils.files import LOCK, make_folder
 
-PROCESSES = (1, 2, 3)  # with which a run of several goes on
-
 
 @dataclass
 class KillExperiment:
@@ -78,7 +76,7 @@ class KillExperiment:
             rows.append(row)
             words = (*command.words, *command.resume_flags)
             if command.processes > 1:
-                processes.append(chance.choice(PROCESSES))
+                processes.append(chance.choice(command.resumed_by))
                 if until is None and processes[-1] != command.processes:
                     until = row["saved"]
         status = finish(words, folder, processes[-1]) if status is None else status

@@ -82,7 +82,7 @@ def compute_head(plan: Plan, linear: nn.Linear, features: Tensor, labels: Tensor
     name = plan.recipe.closed_form
     assert name is not None
     own = _those(closed_form_parameters(name), plan)
-    return build_closed_form(name, linear, features, labels, class_counts, **own)
+    return build_closed_form(name, linear, features, labels, class_counts, plan.target(len(class_counts)), **own)
 
 
 def attach_head(model: Network, method: str) -> None:

@@ -84,6 +84,7 @@ SMOOTHINGS = ("label_smooth", (0.9, 0.98, 0.99))
 TAUS = ("tau", (0.5, 1.0, 1.5))
 MANY_TAUS = ("tau", tuple(0.125 * i for i in range(1, TRIALS + 1)))
 BETAS = ("beta", (0.99, 0.999, 0.9999))
+ANCHORS = ("anchor", tuple(float(f"{10 ** (-4 + i / 6):.2g}") for i in range(TRIALS)))
 RHOS = ("rho", (0.8, 1.0, 1.2))
 DECAYS = ("finetune_wd", (0.01, 0.1, 0.5))
 MARGINS = ("max_margin", (0.2, 0.5, 0.8))
@@ -236,6 +237,14 @@ RECIPES = {
     ),
     "disalign_los": Recipe(
         "LOS on DisAlign's head", LOS_PAPER, head="disalign", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
+    ),
+    "proximal_los": Recipe(
+        "LOS with its minimum near stage 1",
+        "this project, docs/methods.md",
+        target="torch",
+        label_smooth=0.98,
+        closed_form="proximal_los",
+        tuned=ANCHORS,
     ),
 }
 

@@ -61,6 +61,7 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "lambda2": Hyperparameter("weight of GALA's margin for the true class", Range(0, 100)),
     "gala_margin": Hyperparameter("GALA's margins: paper (of other classes), released (of all)", ("paper", "released")),
     "gala_accumulation": Hyperparameter("GALA's gradients: single (sums), double (sums of sums)", ("single", "double")),
+    "anchor": Hyperparameter("weight of the squared distance to stage 1's classifier (proximal LOS)", Range(1e-9, 1e9)),
 }
 
 

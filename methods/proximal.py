@@ -40,9 +40,8 @@ def proximal_los(
     *,
     anchor: float = 1e-3,
 ) -> Linear:
-    """Return the linear head (K, d) that minimises J (above) for the target (y_true, y_other) and lambda = `anchor`.
-
-    It is solved in double precision, where the labels are, from stage 1's classifier.
+    """Return the linear head (K, d) that minimises J (above) for the target (y_true, y_other) of LOS (Sun et al., ICLR
+    2025) and lambda = `anchor`. It is solved in double precision, where the labels are, from stage 1's classifier.
     """
     data = Standardised.of(features, labels, torch.float64)
     head = Linear(linear)

@@ -239,8 +239,8 @@ RECIPES = {
         "LOS on DisAlign's head", LOS_PAPER, head="disalign", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
     ),
     "proximal_los": Recipe(
-        "LOS with its minimum near stage 1",
-        "this project, docs/methods.md",
+        "LOS with a minimum of its own, near stage 1 (docs/methods.md)",
+        f"target: {LOS_PAPER}",
         target="torch",
         label_smooth=0.98,
         closed_form="proximal_los",

@@ -20,7 +20,7 @@ from tests.helpers import ROOT, SCRIPTS, succeed
 from tools.flags import flags_page
 
 FROZEN = Path(__file__).with_name("flags.txt")
-LINES, COLUMNS = 100, 100  # two screens
+LINES, COLUMNS = 120, 100  # two screens
 COMMANDS = [*SCRIPTS, "predict", "reproduce"]
 
 

@@ -110,7 +110,7 @@ def test_a_script_uses_the_settings_that_say_so_and_no_others(script: str, used:
 
 
 def test_a_parameter_that_no_loss_of_stage_1_has_is_refused_there(tmp_path: Path) -> None:
-    assert {"max_margin", "noise", "scale"} == NO_LOSS
+    assert {"anchor", "max_margin", "noise", "scale"} == NO_LOSS
     for name in NO_LOSS:
         outcome = run("main_stage1", "--dataset", "digits", "--out", tmp_path, f"--{name}", 0.5)
         assert outcome.status == 2 and "it belongs to no loss of stage 1" in outcome.err

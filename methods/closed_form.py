@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from losses.los import ONE_HOT, Target
 from methods.proximal import proximal_los
 from models.heads import Linear, Normed, nonzero_norms
+from models.monotone_norms import MonotoneNorms
 from utils.errors import UserError
 from utils.parameters import check_counts, check_given, constructor_parameters, keyword_parameters
 
@@ -79,6 +80,14 @@ def logit_adjust_posthoc(
     return head
 
 
+def samn_start(
+    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]
+) -> MonotoneNorms:
+    """Return the `samn` head (K, d) as its training starts: the directions of the linear classifier's rows, of lengths
+    that fall with class size (Zhang et al., CVPR 2026, arXiv 2606.02526)."""
+    return MonotoneNorms(linear, torch.as_tensor(class_counts))
+
+
 # (linear, features, labels, class_counts, **parameters) -> head, with `target` before the parameters where it is asked
 # for; call them through `build_closed_form`, which checks.
 CLOSED_FORM: dict[str, Callable[..., Linear]] = {
@@ -86,6 +95,7 @@ CLOSED_FORM: dict[str, Callable[..., Linear]] = {
     "l2_norm": l2_norm,
     "ncm": ncm,
     "logit_adjust_posthoc": logit_adjust_posthoc,
+    "samn_start": samn_start,
     "proximal_los": proximal_los,
 }
 

@@ -78,6 +78,7 @@ WEIGHT_BALANCING = "Alshammari et al., CVPR 2022, arXiv 2203.14197"
 LOGIT_ADJUSTMENT = "Menon et al., ICLR 2021, arXiv 2007.07314"
 COSINE = "Gidaris and Komodakis, CVPR 2018, arXiv 1804.09458"
 DISALIGN = "Zhang et al., CVPR 2021, arXiv 2103.16370"
+SAMN = "Zhang et al. (SAMN), CVPR 2026, arXiv 2606.02526"
 LDAM = "Cao et al., NeurIPS 2019, arXiv 1906.07413"
 
 SMOOTHINGS = ("label_smooth", (0.9, 0.98, 0.99))
@@ -238,6 +239,11 @@ RECIPES = {
     "disalign_los": Recipe(
         "LOS on DisAlign's head", LOS_PAPER, head="disalign", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
     ),
+    "samn": Recipe("monotone row norms", SAMN, head="samn"),
+    "samn_los": Recipe(
+        "LOS on monotone row norms", LOS_PAPER, head="samn", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
+    ),
+    "samn_start": Recipe("monotone row norms, untrained", SAMN, head="samn", closed_form="samn_start"),
     "proximal_los": Recipe(
         "LOS with a minimum of its own, near stage 1 (docs/methods.md)",
         f"target: {LOS_PAPER}",

@@ -66,7 +66,7 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
     phases = session.loss
     limit = row_norm_limit(plan, model.fc)
     if plan.recipe.trains:
-        model.fc = start_head(plan, model.fc, settings.seed)
+        model.fc = start_head(plan, model.fc, settings.seed, session.data.class_counts.tolist())
     else:
         model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, session.data.class_counts.tolist())
     optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov)

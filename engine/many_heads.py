@@ -115,7 +115,7 @@ def _computed(trainer: HeadTrainer, plan: Plan, after_epoch: AfterEpoch) -> Trai
 def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: AfterEpoch) -> list[Trained]:
     device = trainer.labels.device
     first = plans[0]
-    results = [Trained(plan, start_head(plan, trainer.linear, trainer.seed)) for plan in plans]
+    results = [Trained(plan, start_head(plan, trainer.linear, trainer.seed, trainer.class_counts)) for plan in plans]
     heads = [result.head for result in results]
     stacked = stack_heads(heads)
     early, late = zip(*(build_losses(plan, trainer.class_counts) for plan in plans), strict=True)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from losses.los import ONE_HOT, Target
+from methods.proximal import proximal_los
 from models.heads import Linear, Normed, nonzero_norms
+from models.monotone_norms import MonotoneNorms
 from utils.errors import UserError
-from utils.parameters import check_counts, check_given, keyword_parameters
+from utils.parameters import check_counts, check_given, constructor_parameters, keyword_parameters
 
 BLOCK = 8192  # feature vectors that are added up together: all of them may not fit into memory
 
@@ -93,12 +96,23 @@ def logit_adjust_posthoc(
     return head
 
 
-# (linear, features, labels, class_counts, **parameters) -> head; call them through `build_closed_form`, which checks.
+def samn_start(
+    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]
+) -> MonotoneNorms:
+    """Return the `samn` head (K, d) as its training starts: the directions of the linear classifier's rows, of lengths
+    that fall with class size (Zhang et al., CVPR 2026, arXiv 2606.02526)."""
+    return MonotoneNorms(linear, torch.as_tensor(class_counts))
+
+
+# (linear, features, labels, class_counts, **parameters) -> head, with `target` before the parameters where it is asked
+# for; call them through `build_closed_form`, which checks.
 CLOSED_FORM: dict[str, Callable[..., Linear]] = {
     "tau_norm": tau_norm,
     "l2_norm": l2_norm,
     "ncm": ncm,
     "logit_adjust_posthoc": logit_adjust_posthoc,
+    "samn_start": samn_start,
+    "proximal_los": proximal_los,
 }
 
 
@@ -108,10 +122,11 @@ def build_closed_form(
     features: Tensor,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
+    target: Target = ONE_HOT,
     **parameters: float | str,
 ) -> nn.Linear:
     """Compute the classifier `name` without training, from the linear one (K, d), the features (N, d) of the training
-    images, their labels (N,) and the training images of each class (K,).
+    images, their labels (N,) and the training images of each class (K,). `target` is for those that soften the labels.
 
     Raises UserError for an unknown name, an unknown parameter, a value out of range, and for class counts that are not
     K whole numbers of at least 1.
@@ -119,7 +134,9 @@ def build_closed_form(
     check_given("closed form", name, parameters, closed_form_parameters(name))
     counts = class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts
     check_counts(counts, linear.out_features)
-    return CLOSED_FORM[name](linear, features, labels, class_counts, **parameters)
+    asks = "target" in constructor_parameters("closed form", name, CLOSED_FORM)
+    shared = (linear, features, labels, class_counts, *([target] if asks else []))
+    return CLOSED_FORM[name](*shared, **parameters)
 
 
 def closed_form_parameters(name: str) -> dict[str, float | str]:

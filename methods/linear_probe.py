@@ -4,11 +4,10 @@ import time
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1 << 24  # logits that are held at once
-PART = 4096  # rows of features that are brought to double precision at once
+from methods.convex_fit import Standardised, minimise_cross_entropy
+
 STEPS = 500  # of L-BFGS at most
 GRADIENT = 1e-6  # the largest entry of the gradient at which it stops
 
@@ -24,16 +23,6 @@ class Probe:
     seconds: float
 
 
-def centre_and_scale(features: Tensor) -> tuple[Tensor, float]:
-    """Return the mean (d,) of features (N, d) and what makes their mean squared distance to it 1.
-
-    In double precision, in which the squares of no float32 overflow, a part at a time.
-    """
-    mean = sum((part.double().sum(dim=0) for part in features.split(PART)), torch.zeros(())) / len(features)
-    variance = sum(float((part.double() - mean).square().sum()) for part in features.split(PART)) / len(features)
-    return mean.float(), variance**-0.5 if variance > 0 else 1.0
-
-
 def fit_probe(features: Tensor, labels: Tensor, num_classes: int, decay: float, steps: int = STEPS) -> Probe:
     """Minimise cross-entropy + decay / 2 * |weight|^2 over features (N, d) and labels (N,), by L-BFGS from zero.
 
@@ -43,39 +32,11 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, decay: float, 
     where the labels are; features that lie elsewhere, in a mapped file, are fetched a part at a time.
     """
     started = time.perf_counter()
-    device = labels.device
-    mean, scale = centre_and_scale(features)
-    mean = mean.to(device)
-    weight = torch.zeros(num_classes, features.shape[1], device=device, requires_grad=True)
-    bias = torch.zeros(num_classes, device=device, requires_grad=True)
-    rows = max(CHUNK // num_classes, 1)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=steps,
-        max_eval=2 * steps,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=GRADIENT,
-        tolerance_change=0,
+    data = Standardised.of(features, labels, torch.float32)
+    weight = torch.zeros(num_classes, features.shape[1], device=labels.device, requires_grad=True)
+    bias = torch.zeros(num_classes, device=labels.device, requires_grad=True)
+    fit = minimise_cross_entropy(
+        data, (weight, bias), lambda: decay / 2 * weight.square().sum(), steps=steps, tolerance=GRADIENT
     )
-    evaluations = 0
-
-    def objective() -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
-        optimizer.zero_grad()
-        total = decay / 2 * weight.square().sum()
-        total.backward()
-        total = total.detach()
-        for part, of_part in zip(features.split(rows), labels.split(rows), strict=True):
-            # Centred first: the difference of two large numbers would lose digits.
-            logits = F.linear((part.to(device).float() - mean) * scale, weight, bias)
-            loss = F.cross_entropy(logits, of_part, reduction="sum") / len(labels)
-            loss.backward()
-            total = total + loss.detach()
-        return total
-
-    optimizer.step(objective)
-    loss = float(objective())
-    weight, bias = weight.detach() * scale, bias.detach()
-    return Probe(weight, bias - weight @ mean, loss, evaluations, time.perf_counter() - started)
+    found = data.carry_out(weight.detach(), bias.detach())
+    return Probe(*found, fit.loss, fit.evaluations, time.perf_counter() - started)

@@ -4,7 +4,7 @@ A `Plan` is a `Recipe` with every number settled. `main_stage2.py` makes one fro
 `engine.many_heads` makes many and trains them together.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -75,8 +75,11 @@ def _those(names: Mapping[str, object], plan: Plan) -> dict[str, Value]:
     return {name: value for name, value in plan.parameters.items() if name in names}
 
 
-def start_head(plan: Plan, linear: nn.Linear, seed: int) -> nn.Linear:
-    """Return the classifier that training starts from: that of stage 1, or a new one drawn from `seed`."""
+def start_head(plan: Plan, linear: nn.Linear, seed: int, class_counts: Sequence[int] | None = None) -> nn.Linear:
+    """Return the classifier that training starts from: that of stage 1, or a new one drawn from `seed`.
+
+    `class_counts` (K,) are for the heads that start from them.
+    """
     if plan.reinit:
         linear = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device)
         generator = torch.Generator().manual_seed(seed)
@@ -84,7 +87,7 @@ def start_head(plan: Plan, linear: nn.Linear, seed: int) -> nn.Linear:
         with torch.no_grad():
             for parameter in (linear.weight, linear.bias):
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-    return build_head(plan.recipe.head, linear, **_those(head_parameters(plan.recipe.head), plan))
+    return build_head(plan.recipe.head, linear, class_counts, **_those(head_parameters(plan.recipe.head), plan))
 
 
 def compute_head(plan: Plan, linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: list[int]) -> nn.Linear:
@@ -92,7 +95,7 @@ def compute_head(plan: Plan, linear: nn.Linear, features: Tensor, labels: Tensor
     name = plan.recipe.closed_form
     assert name is not None
     own = _those(closed_form_parameters(name), plan)
-    return build_closed_form(name, linear, features, labels, class_counts, **own)
+    return build_closed_form(name, linear, features, labels, class_counts, plan.target(len(class_counts)), **own)
 
 
 def attach_head(model: Network, method: str, state: Collection[str] | None = None) -> None:

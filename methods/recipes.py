@@ -82,12 +82,14 @@ WEIGHT_BALANCING = "Alshammari et al., CVPR 2022, arXiv 2203.14197"
 LOGIT_ADJUSTMENT = "Menon et al., ICLR 2021, arXiv 2007.07314"
 COSINE = "Gidaris and Komodakis, CVPR 2018, arXiv 1804.09458"
 DISALIGN = "Zhang et al., CVPR 2021, arXiv 2103.16370"
+SAMN = "Zhang et al. (SAMN), CVPR 2026, arXiv 2606.02526"
 LDAM = "Cao et al., NeurIPS 2019, arXiv 1906.07413"
 
 SMOOTHINGS = ("label_smooth", (0.9, 0.98, 0.99))
 TAUS = ("tau", (0.5, 1.0, 1.5))
 MANY_TAUS = ("tau", tuple(0.125 * i for i in range(1, TRIALS + 1)))
 BETAS = ("beta", (0.99, 0.999, 0.9999))
+ANCHORS = ("anchor", tuple(float(f"{10 ** (-4 + i / 6):.2g}") for i in range(TRIALS)))
 RHOS = ("rho", (0.8, 1.0, 1.2))
 DECAYS = ("finetune_wd", (0.01, 0.1, 0.5))
 MARGINS = ("max_margin", (0.2, 0.5, 0.8))
@@ -260,6 +262,19 @@ RECIPES = {
     ),
     "disalign_los": Recipe(
         "LOS on DisAlign's head", LOS_PAPER, head="disalign", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
+    ),
+    "samn": Recipe("monotone row norms", SAMN, head="samn"),
+    "samn_los": Recipe(
+        "LOS on monotone row norms", LOS_PAPER, head="samn", target="torch", label_smooth=0.98, tuned=SMOOTHINGS
+    ),
+    "samn_start": Recipe("monotone row norms, untrained", SAMN, head="samn", closed_form="samn_start"),
+    "proximal_los": Recipe(
+        "LOS with a minimum of its own, near stage 1 (docs/methods.md)",
+        f"target: {LOS_PAPER}",
+        target="torch",
+        label_smooth=0.98,
+        closed_form="proximal_los",
+        tuned=ANCHORS,
     ),
 }
 

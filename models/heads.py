@@ -5,60 +5,29 @@ keys of a checkpoint stay `fc.weight` and `fc.bias`, followed by the head's own.
 `requires_grad=False`. Nothing in a forward pass depends on values, so heads of one kind can be stacked under `vmap`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.linear_head import Linear, nonzero_norms
+from models.monotone_norms import MonotoneNorms
 from utils.errors import UserError
-from utils.parameters import check_given, keyword_parameters
+from utils.parameters import check_given, constructor_parameters, keyword_parameters
 
-
-def nonzero_norms(rows: Tensor) -> Tensor:
-    """Return the norms of the rows (..., d) as (..., 1), with 1 for a row of zeros: what may be divided by them.
-
-    Unlike a small constant under the division, it leaves the gradient of such a row at a size that a step survives.
-    """
-    norms = rows.norm(dim=-1, keepdim=True)
-    return torch.where(norms > 0, norms, 1)
-
-
-class Linear(nn.Linear):
-    """A copy of a linear classifier (K, d), on its device and in its dtype. The base of all other heads.
-
-    Like every head it maps features (B, d) to logits (B, K) in nats. `rate_factors` names parameters that train at a
-    multiple of the learning rate.
-    """
-
-    rate_factors: ClassVar[dict[str, float]] = {}
-
-    def __init__(self, linear: nn.Linear) -> None:
-        like = linear.weight
-        super().__init__(linear.in_features, linear.out_features, device=like.device, dtype=like.dtype)
-        with torch.no_grad():
-            self.weight.copy_(like)
-            if linear.bias is None:
-                self.bias.zero_()
-            else:
-                self.bias.copy_(linear.bias)
-
-    def reset_parameters(self) -> None:
-        """Draw nothing: the numbers are copied, and torch's global generator stays where it is."""
-
-    def freeze(self) -> None:
-        """Keep `weight` and `bias` as they are: only the head's own parameters are trained."""
-        self.weight.requires_grad_(False)
-        self.bias.requires_grad_(False)
-
-    def effective_weight(self) -> Tensor | None:
-        """Return the rows (K, d) that features are multiplied by, None where they depend on the image."""
-        return self.weight
-
-    def full(self, value: float, *shape: int) -> Tensor:
-        """Return a tensor of `shape`, filled with `value`, of the classifier's device and dtype."""
-        return torch.full(shape, value, device=self.weight.device, dtype=self.weight.dtype)
+__all__ = [
+    "FROZEN_WEIGHT",
+    "HEADS",
+    "Linear",
+    "Normed",
+    "build_head",
+    "head_parameters",
+    "max_norm_",
+    "max_norm_threshold",
+    "nonzero_norms",
+]
 
 
 class Cosine(Linear):
@@ -193,7 +162,8 @@ class MarginCalibration(Linear):
         return self.scale * super().forward(features) + self.shift * self.weight.norm(dim=-1)
 
 
-# A constructor takes the linear classifier to start from, and its parameters as keywords with their defaults.
+# A constructor takes the linear classifier to start from, `class_counts` (K,) where it asks for them, and as keywords
+# its parameters with their defaults.
 HEADS: dict[str, Callable[..., Linear]] = {
     "linear": Linear,
     "cosine": Cosine,
@@ -202,17 +172,25 @@ HEADS: dict[str, Callable[..., Linear]] = {
     "disalign": DisAlign,
     "marc": MarginCalibration,
     "scaled_linear": ScaledLinear,
+    "samn": MonotoneNorms,
 }
 FROZEN_WEIGHT = ("lws", "disalign", "marc")  # heads that train something else than the linear classifier's weights
 
 
-def build_head(name: str, linear: nn.Linear, **parameters: float | str) -> nn.Linear:
+def build_head(
+    name: str, linear: nn.Linear, class_counts: Sequence[int] | None = None, **parameters: float | str
+) -> nn.Linear:
     """Build the head `name` from the linear classifier (K, d), whose numbers are copied, on its device, in its dtype.
+
+    `class_counts` (K,) are the training images of each class, for the heads that start from them; where the state is
+    loaded afterwards they are not needed.
 
     `parameters` are the head's own; `head_parameters` tells which it has. Raises UserError for an unknown head, an
     unknown parameter or a value out of range.
     """
     check_given("head", name, parameters, head_parameters(name))
+    if class_counts is not None and "class_counts" in constructor_parameters("head", name, HEADS):
+        return HEADS[name](linear, torch.as_tensor(class_counts), **parameters)
     return HEADS[name](linear, **parameters)
 
 

@@ -144,7 +144,7 @@ def walk(context: TableContext, method: str) -> list[dict[str, Any]]:
     trainer = context.trainer
     steps = steps_per_epoch(len(trainer.labels), trainer.batch_size)
     plan = plan_for(("--method", method), context)
-    heads = [start_head(plan, trainer.linear, trainer.seed) for _ in LEARNING_RATES]
+    heads = [start_head(plan, trainer.linear, trainer.seed, trainer.class_counts) for _ in LEARNING_RATES]
     stacked = stack_heads(heads)
     losses = [build_losses(plan, trainer.class_counts)[0].to(trainer.labels.device) for _ in LEARNING_RATES]
     together = stack_losses(losses)
@@ -207,7 +207,7 @@ def end_point(context: TableContext, method: str, *, collapsed: bool) -> dict[st
         once = len(context.trainer.labels)  # one view stands for all: they have the same means
         features, labels = class_means(features, labels)[:once], labels[:once]
     plan = plan_for(("--method", method), context)
-    head = start_head(plan, context.trainer.linear, context.trainer.seed).double()
+    head = start_head(plan, context.trainer.linear, context.trainer.seed, context.trainer.class_counts).double()
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     loss = build_losses(plan, context.trainer.class_counts)[0].to(labels.device)
     optimizer = torch.optim.LBFGS(

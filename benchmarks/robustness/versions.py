@@ -29,7 +29,7 @@ from utils.command import run_command
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 
-PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "safetensors", "pillow", "matplotlib")
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "safetensors", "pillow", "matplotlib")
 BOUND = re.compile(r"^([A-Za-z0-9_.-]+)>=(\d+(?:\.\d+)?)")
 ASK = "import sys, json, importlib.metadata as m; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
 

@@ -338,7 +338,7 @@ def test_the_probe_is_the_minimum_of_its_objective(monkeypatch: pytest.MonkeyPat
     assert loss.item() == pytest.approx(probe.loss, abs=1e-5)
     assert weight.grad is not None and bias.grad is not None
     assert weight.grad.abs().max() < 1e-4 and bias.grad.abs().max() < 1e-4
-    monkeypatch.setattr("methods.linear_probe.CHUNK", 30)  # ten rows at a time
+    monkeypatch.setattr("methods.convex_fit.CHUNK", 30)  # ten rows at a time
     torch.testing.assert_close(fit_probe(features, labels, 3, 0.01).weight, probe.weight, rtol=1e-3, atol=1e-4)
 
 

@@ -215,6 +215,7 @@ def test_published_defaults() -> None:
         "l2_norm": {"norm_bias": "keep"},
         "ncm": {"scale": 30.0},
         "logit_adjust_posthoc": {"tau": 1.0},
+        "proximal_los": {"anchor": 1e-3},
     }
 
 

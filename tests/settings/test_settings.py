@@ -111,7 +111,7 @@ def test_a_script_uses_the_settings_that_say_so_and_no_others(script: str, used:
 
 
 def test_a_parameter_that_no_loss_of_stage_1_has_is_refused_there(tmp_path: Path) -> None:
-    assert {"max_margin", "noise", "scale", "gcl_loss", "norm_bias"} == NO_LOSS
+    assert {"anchor", "max_margin", "noise", "scale", "gcl_loss", "norm_bias"} == NO_LOSS
     for name in NO_LOSS:
         value = {"gcl_loss": "paper", "norm_bias": "keep"}.get(name, 0.5)
         outcome = run("main_stage1", "--dataset", "digits", "--out", tmp_path, f"--{name}", value)

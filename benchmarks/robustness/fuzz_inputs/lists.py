@@ -95,7 +95,7 @@ def plain_rows(data: bytes) -> list[tuple[bytes, int]]:
         if line.strip():
             match = re.fullmatch(r"(.*\S)\s+([0-9]+)\s*", line, re.DOTALL)
             assert match, f"no row: {line!r}"
-            rows.append((os.fsencode(match[1]), int(match[2])))
+            rows.append((os.fsencode(match[1].replace("\\", "/")), int(match[2])))  # no file has a backslash
     return rows
 
 
@@ -132,7 +132,8 @@ def try_coco(material: Material, folder: Path, case: Any) -> str:
         place = {str(key): label for label, key in enumerate(order)}
         label_of = {str(entry["image_id"]): place[str(entry["category_id"])] for entry in content["annotations"]}
         images = [(os.fsencode(image["file_name"]), label_of.get(str(image["id"]))) for image in content["images"]]
-        rows = [row for row in images if row[1] is not None]  # those without annotation are left out
+        # Those without annotation are left out, and no file has a backslash.
+        rows = [(name.replace(b"\\", b"/"), label) for name, label in images if label is not None]
         assert list(zip(split.images.tolist(), split.labels.tolist(), strict=True)) == rows
         assert len(names) == len(order)
         for class_name in names:

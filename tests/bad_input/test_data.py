@@ -336,8 +336,8 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a page that an archive sent": (lambda path: path.write_bytes(b"<html>404</html>"), "it is no image"),
     "a link to nowhere": (lambda path: link(path, "nowhere"), "No such file"),
     "a link to itself": (lambda path: link(path, path.name), "symbolic links"),
-    "a bomb": (lambda path: path.write_bytes(png_of(60000, 60000)), "pixels, PIL's limit"),
-    "a bomb that PIL would only warn of": (lambda path: path.write_bytes(png_of(12000, 10000)), "pixels, PIL's limit"),
+    "a bomb": (lambda path: path.write_bytes(png_of(60000, 60000)), "pixels, the limit"),
+    "a bomb that PIL would only warn of": (lambda path: path.write_bytes(png_of(12000, 10000)), "pixels, the limit"),
 }
 
 

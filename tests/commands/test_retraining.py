@@ -99,7 +99,7 @@ def test_the_row_norm_limit_is_that_of_stage_1() -> None:
 
 def test_a_plan_in_words() -> None:
     words = describe_parameters(parsed_plan("--method", "wb", "--sampler", "sqrt"))
-    assert words == "beta 0.9999, sqrt sampling, MaxNorm 0.1"
+    assert words == "beta 0.9999, sqrt sampling, MaxNorm 0.1, schedule cosine_to_zero"
     assert describe_parameters(parsed_plan("--method", "ce")) == ""
 
 
@@ -241,8 +241,8 @@ def test_computed_classifiers_are_their_formulas(
     counts = torch.bincount(labels).double()
     means = torch.stack([train[labels == k].double().mean(dim=0) for k in range(10)])
     logits = {
-        "tau_norm": test.double() @ (weight / norms**0.7).T,
-        "l2_norm": test.double() @ (weight / norms).T,
+        "tau_norm": test.double() @ (weight / norms**0.7).T + bias,
+        "l2_norm": test.double() @ (weight / norms).T + bias,
         "logit_adjust_posthoc": test.double() @ weight.T + bias - 0.7 * (counts / counts.sum()).log(),
         "ncm": torch.nn.functional.cosine_similarity(test.double()[:, None], means[None], dim=2),
     }

@@ -37,6 +37,7 @@ from tests.helpers import (
 )
 from tests.image_runs import train_on_images
 from tools import check_dataset as check
+from tools import image_files
 
 # CIFAR
 
@@ -467,7 +468,10 @@ def test_the_check_finds_what_training_refuses(tree: Path) -> None:
         spoil(tree / f"train/class0/{case}.png")
     status, kinds = looked_at(tree)
     assert status == 1
-    assert {name for kind, found in kinds.items() if check.KINDS[kind] is None for name in found["first"]} == names
+    unusable = [found["first"] for kind, found in kinds.items() if image_files.KINDS[kind] is None]
+    assert {name for first in unusable for name in first} == names
+        name for kind, found in kinds.items() if image_files.KINDS[kind] is None for name in found["first"]
+    } == names
     outcome = train_on_images(tree, tree.parent / "out", "--skip_bad", len(FILES))
     assert outcome.status == 0, outcome.err
     assert f"{len(FILES)} images skipped" in outcome.out
@@ -494,7 +498,7 @@ def test_a_damaged_later_frame_does_no_harm(tmp_path: Path) -> None:
     content[second : second + 2] = (0).to_bytes(2, "little")  # the second directory has no entries: no sizes
     path.write_bytes(content)
     assert int(decode_rgb(str(path)).float().mean()) == 50
-    assert all(check.KINDS[kind] for kind in check.examine(str(path)))
+    assert all(image_files.KINDS[kind] for kind in image_files.examine(str(path)))
 
 
 # Names of classes

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
-import tools.check_dataset
+import tools.image_files
 from benchmarks.robustness.fuzz_inputs.cases import ACCEPTED, Material, refusal, time_limit
 from benchmarks.robustness.fuzz_inputs.damage import damage, damages
 from datasets.decode import decode_rgb
@@ -87,8 +87,8 @@ def try_image(material: Material, folder: Path, case: Any) -> str:
     printable = "" if not name.isprintable() else path
     outcome, pixels = refusal(lambda: decode_rgb(path), printable)
     with time_limit(), contextlib.redirect_stderr(io.StringIO()):
-        kinds = tools.check_dataset.present(path) or tools.check_dataset.examine(path)
-    usable = all(tools.check_dataset.KINDS[kind] for kind in kinds)
+        kinds = tools.image_files.present(path) or tools.image_files.examine(path)
+    usable = all(tools.image_files.KINDS[kind] for kind in kinds)
     assert usable == (outcome == ACCEPTED), (kinds, outcome)
     assert form in PICTURES or broken or outcome != ACCEPTED
     if outcome == ACCEPTED:

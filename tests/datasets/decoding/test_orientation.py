@@ -20,7 +20,7 @@ from datasets.long_tail import Augmentation
 from datasets.on_disk.listed_split import pack
 from datasets.streamed import StreamedImages
 from datasets.workers import Reading
-from tools.check_dataset import TURNED, examine
+from tools.image_files import TURNED, examine
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 

@@ -17,7 +17,7 @@ from datasets.decoding.options import DecodeOptions
 from datasets.decoding.pil import FORMATS
 from datasets.on_disk.listed_split import pack
 from datasets.workers import find_unreadable
-from tools.check_dataset import NO_IMAGE, REDUCED, TOO_LARGE, examine
+from tools.image_files import NO_IMAGE, REDUCED, TOO_LARGE, examine
 from utils.errors import UserError
 
 SIDE = 2000

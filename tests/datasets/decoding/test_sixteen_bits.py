@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.decode import decode_rgb
 from datasets.decoding.options import DecodeOptions
-from tools.check_dataset import UNKNOWN_RANGE, examine
+from tools.image_files import UNKNOWN_RANGE, examine
 from utils.errors import UserError
 
 AS_DECLARED, OF_12 = DecodeOptions(), DecodeOptions(bits=12)

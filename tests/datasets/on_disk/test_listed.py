@@ -28,6 +28,7 @@ from datasets.on_disk.long_tailed import largest_profile
 from datasets.on_disk.text_lists import read_list
 from evaluation.metrics import shot_groups
 from tools import check_dataset as check
+from tools import image_files
 from utils.command import run_command
 from utils.errors import UserError
 
@@ -537,30 +538,30 @@ def write_odd_images(folder: Path) -> dict[str, set[str]]:
         "gray16.png": {"grayscale", "16-bit"},
         "rgb16.png": {"16-bit"},
         "animated.gif": {palette, "animated"},
-        "f.tif": {check.DAMAGED},
-        "truncated.jpg": {check.DAMAGED},
-        "text.jpg": {check.NO_IMAGE},
-        "zero.jpg": {check.EMPTY},
-        "folder.jpg": {check.MISSING},
-        "broken_link.jpg": {check.MISSING},
-        "none.jpg": {check.MISSING},
+        "f.tif": {image_files.DAMAGED},
+        "truncated.jpg": {image_files.DAMAGED},
+        "text.jpg": {image_files.NO_IMAGE},
+        "zero.jpg": {image_files.EMPTY},
+        "folder.jpg": {image_files.MISSING},
+        "broken_link.jpg": {image_files.MISSING},
+        "none.jpg": {image_files.MISSING},
     }
 
 
 def test_every_kind_of_image_is_told(tmp_path: Path) -> None:
     expected = write_odd_images(tmp_path / "odd")
     files = pack(tmp_path / "odd", [name.encode() for name in expected], [0] * len(expected))
-    found = check.check_files(files, None)
+    found = image_files.check_files(files, None)
     kinds: dict[str, set[str]] = {name: set() for name in expected}
     for kind, entry in found["kinds"].items():
-        assert entry["files"] == len(entry["first"]) or entry["files"] > check.FIRST
+        assert entry["files"] == len(entry["first"]) or entry["files"] > image_files.FIRST
         for name in entry["first"]:
             kinds[name].add(kind)
-    size = f"smaller than {check.SMALL}"
+    size = f"smaller than {image_files.SMALL}"
     assert found["kinds"][size]["files"] == 11
     assert {name: found - {size} for name, found in kinds.items()} == expected
     assert found["listed"] == len(expected) and found["decoded"] == len(expected) - 4
-    refused = {name for name, of in expected.items() if not all(check.KINDS[kind] for kind in of)}
+    refused = {name for name, of in expected.items() if not all(image_files.KINDS[kind] for kind in of)}
     for name in expected:
         if name in refused:
             with pytest.raises((OSError, ValueError)):
@@ -581,16 +582,16 @@ def test_what_training_sees_of_odd_images(tmp_path: Path) -> None:
 def test_size_of_the_crop_is_large_enough(tmp_path: Path) -> None:
     write_image(tmp_path / "fits.png", size=(224, 224))
     write_image(tmp_path / "low.png", size=(223, 400))
-    assert check.examine(str(tmp_path / "fits.png")) == []
-    assert check.examine(str(tmp_path / "low.png")) == ["smaller than 224"]
+    assert image_files.examine(str(tmp_path / "fits.png")) == []
+    assert image_files.examine(str(tmp_path / "low.png")) == ["smaller than 224"]
 
 
 @pytest.mark.parametrize("limit", [60, 20])  # of 64 pixels: PIL warns above it and refuses above twice it
 def test_bombs_are_not_decoded(tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    found = check.check_files(pack(tmp_path, [b"bomb.png"], [0]), None)
-    assert found["kinds"] == {check.TOO_LARGE: {"files": 1, "first": ["bomb.png"]}}
+    found = image_files.check_files(pack(tmp_path, [b"bomb.png"], [0]), None)
+    assert found["kinds"] == {image_files.TOO_LARGE: {"files": 1, "first": ["bomb.png"]}}
 
 
 # The command
@@ -647,8 +648,8 @@ def test_check_decodes_a_sample_or_all(tree: Path) -> None:
         status = run_check(*where, "--decode", decode)
         found = json.loads((tree / "report.json").read_text())["files"]
         assert found["decoded"] == decoded
-        assert status == (1 if check.NO_IMAGE in found["kinds"] else 0)
-    assert status == 1 and found["kinds"][check.NO_IMAGE]["first"] == ["train/ant/train 0.png"]
+        assert status == (1 if image_files.NO_IMAGE in found["kinds"] else 0)
+    assert status == 1 and found["kinds"][image_files.NO_IMAGE]["first"] == ["train/ant/train 0.png"]
 
 
 def test_check_warns_of_repeats_leaks_and_what_it_passed_over(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

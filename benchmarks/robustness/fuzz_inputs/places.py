@@ -32,7 +32,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "weights.pth": load_checkpoint,
     "legacy.pth": load_checkpoint,
     "classifier.safetensors": load_checkpoint,
-    "exported.safetensors": read_features,
+    "exported.safetensors": load_checkpoint,
     "released.safetensors": load_checkpoint,
     "released.json": lambda path: load_checkpoint(path.with_suffix(".safetensors")),
     "mine.npz": read_features,

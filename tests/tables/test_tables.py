@@ -16,6 +16,7 @@ from torch import Tensor
 import tables.delta
 import tables.path
 import tables.runs
+import tables.unified
 from methods.recipes import RECIPES
 from tables.published import PUBLISHED, SOURCES, cell, published, sources
 from tables.request import Request
@@ -478,3 +479,16 @@ def test_a_cell_names_its_sources() -> None:
     assert "LOS, ICLR 2025" in notes and "Deciphering the Extremes" in notes and "Weight Balancing" not in notes
     assert cell("cifar100", 100, "lws") == cell("digits", 25, "los") == "-"
     assert sources(["-"]) == ""
+
+
+def test_choices_without_a_finite_temperature_are_named() -> None:
+    choices = pd.DataFrame(
+        {
+            "method": ["ce", "los", "los", "shared budget: ce"],
+            "chosen": [True, False, True, True],
+            "temperature": [1.5, None, None, None],
+        }
+    )
+    assert tables.unified.temperature_notes(None) == tables.unified.temperature_notes(choices[:2]) == []
+    (note,) = tables.unified.temperature_notes(choices)
+    assert note.startswith("No finite temperature") and note.endswith(": los, ce.")

@@ -101,6 +101,17 @@ def test_the_fields_report_is_compared(run: Path, tmp_path: Path, capsys: pytest
     assert f"| {report['brier']:.3f} | {report['nll']:.3f} |" in markdown
 
 
+def test_test_images_that_are_not_balanced_are_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = varied(run, tmp_path / "other", 1)
+    metrics = read(other / "metrics.json")
+    metrics["last"]["plain"]["test_images"] |= {"smallest_class": 2, "absent_classes": 3}
+    write_json(other / "metrics.json", metrics)
+    notes = shown(capsys, run, other)[1].splitlines()
+    assert len(notes) == 2 and "not balanced, 2 to 50 of a class" in notes[0] and "3 classes have no test" in notes[1]
+
+
 def test_a_run_named_twice_counts_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     link = tmp_path / "link"
     link.symlink_to(run)

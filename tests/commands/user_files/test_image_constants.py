@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from runs.dependencies import key_of
+from runs.records import config_faults
 from runs.run_record import dependencies
 from settings.command_line import parse_command
 from settings.declare import EVALUATE
@@ -188,3 +189,9 @@ def test_a_run_goes_on_under_its_own_constants_alone(digits: Path) -> None:
     assert "--mean: 'grey' is neither" in refused("main_stage1", *flags, "--mean", "grey")
     assert "unknown --mirror 'no'" in refused("main_stage1", *flags, "--mirror", "no")
     assert contents(digits) == before
+
+
+@pytest.mark.parametrize("value", ["abc", "0.5", "1,2", 0.5, ["0.5"], "nan,0,0", "0.5,0.5,0.5 "])
+def test_a_record_whose_constants_no_command_line_can_have_made_is_damaged(value: object) -> None:
+    assert config_faults({"settings": {"mean": "0.5,0.5,0.5", "std": None, "mirror": "off"}}) == []
+    assert config_faults({"settings": {"mean": value}}) == ["mean"]

@@ -6,7 +6,7 @@ from functools import partial
 
 from settings.declare import Facet
 from settings.fields import with_facet
-from tables import delta, path, runs, unified
+from tables import delta, path, proximal, runs, unified
 from tables.request import Request
 
 LARGE_SETS_METHODS = ("ce", "los", "wb", "balanced_softmax")
@@ -34,6 +34,9 @@ TABLES: dict[str, Table] = {
     "unified": Table(unified.make_table, {"imb_ratio", "methods", "select", "holdout_pth"} | STARTS, BUDGET_FLAGS),
     "cifar": Table(runs.cifar, {"imb_ratio"}),
     "delta": Table(delta.make_table, {"imb_ratio"} | STARTS),
+    "proximal": Table(
+        proximal.make_table, {"imb_ratio"} | STARTS, {"method", "label_smooth", "anchor", "finetune_lr"} & BUDGET_FLAGS
+    ),
     "path": Table(path.make_table, {"imb_ratio", "methods"} | STARTS, BUDGET_FLAGS),
     "gala": Table(runs.gala, {"imb_ratio"}, {"loss", "gala_margin", "gala_accumulation", "lambda1", "lambda2"}),
     "ablation": Table(

@@ -36,11 +36,9 @@ SHOWN = (*GROUPS, "harmonic")
 
 
 def make_table(request: Request) -> None:
-    """Write `results/proximal_<experiment>.*` and `..._scales.csv`: the grid, and features of other scales."""
-    rows = [
-        Row({"kind": kind, "smoothing": smoothing, "anchor": anchor}, flags)
-        for kind, smoothing, anchor, flags in grid()
-    ]
+    """Write `results/proximal_<experiment>.*`: the grid, and features of other scales."""
+    names = ("kind", "smoothing", "anchor")
+    rows = [Row(dict(zip(names, label, strict=True)), flags) for label, flags in grid()]
     for ratio in request.ratios():
         measured: list[Measured] = []
         scales: list[dict[str, Any]] = []

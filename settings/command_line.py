@@ -109,10 +109,14 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
-def parse_command(script: str, description: str, argv: Sequence[str] | None = None) -> Command:
-    """Parse a command line, resolve every setting, check its domain, report flags that have no effect."""
+def parse_command(script: str, description: str, argv: Sequence[str] | None = None, *, quiet: bool = False) -> Command:
+    """Parse a command line, resolve every setting, check its domain, report flags that have no effect.
+
+    A `quiet` one is a row of a table: of flags that all rows share, some have no effect on one of them.
+    """
     arguments = tuple(sys.argv[1:] if argv is None else argv)
     given = vars(make_parser(script, description).parse_args(arguments))
     command = resolve(script, given, arguments)
-    report_unused(script, [f"--{name}" for name in FLAGS if name in given and name not in command.given])
+    if not quiet:
+        report_unused(script, [f"--{name}" for name in FLAGS if name in given and name not in command.given])
     return command

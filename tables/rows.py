@@ -150,7 +150,7 @@ def measure_rows(
         temperature = (temperatures or {}).get(" ".join(row.flags))
         if temperature is not None:
             own += ["--temperature", f"{temperature:.6g}"]
-        command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own]), context.checkpoint)
+        command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own], quiet=True), context.checkpoint)
         command = command.replace(start=context.command.settings.start, views=context.command.settings.views)
         try:
             plan = plan_of(command.settings, context.data.num_classes)

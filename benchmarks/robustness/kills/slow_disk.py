@@ -1,6 +1,8 @@
 """A command whose images lie on a slow disk, so that hashing them takes seconds and what is hashed is kept on the way.
 
-python -m benchmarks.robustness.kills.slow_disk main_stage1 --dataset folder ...
+    python -m benchmarks.robustness.kills.slow_disk main_stage1 --dataset folder ...
+
+`benchmarks.robustness.kills.commands` has a command that is started like this.
 """
 
 import importlib

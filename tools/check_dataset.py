@@ -189,7 +189,7 @@ def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) 
 def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path], Facts | None]:
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
     name, data_dir = arguments.dataset, arguments.data_dir
-    files = list_files(vars(arguments))
+    files = list_files(arguments)
     profile = Profile(
         imb_ratio=arguments.imb_ratio,
         test_share=arguments.test_share,

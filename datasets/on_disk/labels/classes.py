@@ -90,7 +90,7 @@ class Classes:
         return listing.without(gone, note)
 
     def is_other(self, word: str, alike: set[str]) -> bool:
-        """Tell whether a label is none of the classes and may be one of others; `alike` are the classes' folded names."""
+        """Tell whether a label is none of the classes and may be one of others; `alike` are their folded names."""
         if self.of(word) is not None:
             return False
         number = number_of(word)

@@ -21,26 +21,21 @@ from datasets.on_disk.walk import (
     litter_reason,
     scan,
 )
+from datasets.split_names import SPLIT_NAMES, split_named
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
 from utils.outside import read_plain, within
 from utils.text import plain_name, shown
 
-# What the folder of a split may be called, in any case, and with one of `ENDS` behind.
-SPLIT_NAMES = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "dev", "devel", "development"),
-    "test": ("test", "testing", "tst", "eval", "evaluation"),
-}
 WORDS = {"train": "training", "val": "held-out", "test": "test"}
+# What may stand behind the name of a split in that of its folder.
 ENDS = re.compile(r"(?<=.)[-_ ]?(set|images|imgs|data|split)$")
 FOUND = 8  # folders that a message names
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder of this name holds, None where it is none."""
-    word = ENDS.sub("", name.lower())
-    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
+    """Return the split that a folder of this name, in any case, holds, None where it is none."""
+    return split_named(ENDS.sub("", name.lower()).replace("_", "").replace("-", ""))
 
 
 def find_splits(root: Path, left_out: LeftOut) -> dict[str, str]:

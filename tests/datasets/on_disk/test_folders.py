@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.decode import FORMATS, decode_rgb
+from datasets.decode import decode_rgb
+from datasets.decoding.pil import FORMATS
 from datasets.identity.content import with_identity
 from datasets.long_tail import LongTailedData, Profile
-from datasets.on_disk.folder_splits import SPLIT_NAMES, find_splits, load_folder, split_of, with_written_lists
+from datasets.on_disk.folder_splits import find_splits, load_folder, split_of, with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, ListFiles
 from datasets.on_disk.listed_split import ListedSplit
 from datasets.on_disk.load import load_listed
 from datasets.on_disk.long_tailed import with_splits
+from datasets.on_disk.tables.splits import split_of as in_tables
 from datasets.on_disk.walk import (
     EMPTY,
     ENDING,
@@ -30,6 +32,8 @@ from datasets.on_disk.walk import (
     LeftOut,
     walk,
 )
+from datasets.split_names import SPLIT_NAMES
+from runs.feature_files.names import split_of as in_features
 from tools import check_dataset
 from utils.errors import UserError
 
@@ -189,7 +193,11 @@ def test_names_of_splits_are_of_one_split_each() -> None:
     names = [name for group in SPLIT_NAMES.values() for name in group]
     assert len(set(names)) == len(names) and all(split_of(name.upper()) for name in names)
     assert split_of("set") is None and split_of("images") is None and split_of("rose") is None
-    assert split_of("trainset") == "train" and split_of("val-data") == "val"
+    assert split_of("trainset") == "train" and split_of("val-data") == "val" and split_of("Held-out_images") == "val"
+    for split, words in SPLIT_NAMES.items():  # one list for folders, tables and features
+        for word in words:
+            assert split_of(word) == in_tables(word, "split") == split and in_tables("1", f"is_{word}") == split
+            assert in_features(word) == split.replace("val", "holdout")
 
 
 def test_a_validation_split_alone_is_the_test(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A data set of class folders: the names that people give their splits, and a split made where there is none."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from utils.text import plain_name, shown
 WORDS = {"train": "training", "val": "held-out", "test": "test"}
 # What may stand behind the name of a split in that of its folder.
 ENDS = re.compile(r"(?<=.)[-_ ]?(set|images|imgs|data|split)$")
+NAMES_FILE = "class_names.json"  # beside the lists of a split that was made
 FOUND = 8  # folders that a message names
 
 
@@ -160,8 +162,9 @@ def nested_classes(splits: Sequence[ListedSplit], in_split: bool) -> Notes:
 def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
     """Return a data set with a note that says where below `out` the lists of its split are, of one that was made.
 
-    They are written there: lines of `path label`, the paths relative to the folder of the images. The name of their
-    folder holds a hash of their content, so that another split goes elsewhere; what stands there is never replaced.
+    They are written there: lines of `path label`, the paths relative to the folder of the images, and beside them the
+    names of the classes in the order of the labels, for `--class_names`. The name of their folder holds a hash of the
+    lists, so that another split goes elsewhere; what stands there is never replaced.
     """
     root = getattr(data.train, "root", None)
     if data.test_share == 0 or root is None:
@@ -172,6 +175,7 @@ def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
         digest = hashlib.sha256(b"\n".join(texts.values())).hexdigest()[:8]
         folder = within(out, out / "splits" / f"{plain_name(root.resolve().name)}-{digest}")
         make_folder(folder)
+        texts[NAMES_FILE] = json.dumps(data.class_names, ensure_ascii=False, indent=0).encode() + b"\n"
         for name, text in texts.items():
             keep_text(folder / name, text)
     except UserError as error:

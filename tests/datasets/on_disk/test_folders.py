@@ -260,7 +260,7 @@ def test_lists_of_a_made_split_are_written_once(tmp_path: Path) -> None:
     assert with_written_lists(load(flowers(tmp_path / "whole", "train", "test")), tmp_path / "out").notes == ()
     told = with_written_lists(data, tmp_path / "out")
     [folder] = (tmp_path / "out" / "splits").iterdir()
-    assert told.notes[-1] == f"the lists of this split: train.txt, test.txt in {folder}"
+    assert told.notes[-1] == f"the lists of this split: train.txt, test.txt, class_names.json in {folder}"
     assert (folder / "test.txt").read_text().splitlines()[0] == f"{names_of(data.test)[0]} 0"
     files = ListFiles(str(folder / "train.txt"), None, str(folder / "test.txt"), str(root))
     listed = load_listed(LAYOUTS["list"], ".", NATURAL, files)
@@ -279,6 +279,26 @@ def test_lists_of_a_made_split_are_written_once(tmp_path: Path) -> None:
     assert (folder / "train.txt").read_text() == "mine"
     touch(root / "rose/two\nlines.jpg")
     assert "has a line break" in with_written_lists(load(root, profile), tmp_path / "out").notes[-1]
+
+
+@pytest.mark.parametrize(
+    "names", [("10", "9", "sea lion"), ("2", "10", "0"), (" a", "a ", "a"), ("1 b", "0 a", "Ä\udcff"), ("rose", "Rose")]
+)
+def test_written_lists_give_the_same_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Whatever the class folders are called: labels and names are those of the folder that was split."""
+    root = tmp_path / "images"
+    touch(*(root / name / f"{number}.jpg" for name in names for number in range(5)))
+    data = with_written_lists(load(root, Profile(imb_ratio=None, test_share=0.2, holdout=0.3)), tmp_path)
+    [folder] = (tmp_path / "splits").iterdir()
+    lists = [str(folder / f"{part}.txt") for part in ("train", "val", "test")]
+    files = ListFiles(*lists, str(root), class_names=str(folder / "class_names.json"))
+    listed = load_listed(LAYOUTS["list"], ".", NATURAL, files)
+    assert listed.class_names == data.class_names
+    for one, other in zip(
+        (listed.train, listed.holdout, listed.test), (data.train, data.holdout, data.test), strict=True
+    ):
+        assert one.images.tolist() == other.images.tolist() and one.labels.tolist() == other.labels.tolist()
+    assert json.loads((folder / "class_names.json").read_bytes()) == data.class_names
 
 
 # Classes without images
@@ -376,6 +396,6 @@ def test_the_check_says_what_training_says(tmp_path: Path, capsys: pytest.Captur
     assert report["parts"]["train"]["images"] == 20 and report["parts"]["test"]["images"] == 5
     assert f"warning: left out: 1 {ENDING}: .heic 1 (rose/a.heic)" in out
     assert any(line.startswith("left out: 1 left behind") for line in report["reading"])
-    assert report["warnings"][0].startswith("left out: 1 files") and "train.txt, test.txt in " in out
+    assert report["warnings"][0].startswith("left out: 1 files") and "train.txt, test.txt, class_names.json in " in out
     with pytest.raises(UserError, match="--test_share must be"):
         check_dataset.main([*words, "--test_share", "1.5"])

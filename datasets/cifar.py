@@ -10,12 +10,13 @@ import pickle
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torchvision
 
 from datasets.long_tail import Augmentation, BalancedData, LongTailedData, Profile, Split, make_long_tailed
+from datasets.numpy_pickles import Array, PlainType, from_buffer, latin1
 from utils.errors import UserError
 from utils.outside import read_plain
 from utils.text import tell
@@ -66,25 +67,34 @@ CIFAR100 = Layout(
 )
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain values; any other global, which is how a pickle runs code, is refused."""
+class NotCalled:
+    """numpy's ndarray, which pickles name and do not call."""
 
-    ALLOWED = frozenset(
-        {
-            ("_codecs", "encode"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-        }
-    )
+    def __new__(cls, *_: object) -> Any:
+        """Refuse to make one."""
+        raise pickle.UnpicklingError("it makes a numpy array as numpy does not write it")
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Unpickles plain values and, as `Array`s, numpy's arrays, by stand-ins of ours (`datasets.numpy_pickles`).
+
+    Any other global, which is how a pickle runs code, is refused.
+    """
+
+    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("_codecs", "encode"): latin1,
+        ("numpy", "dtype"): PlainType,
+        ("numpy", "ndarray"): NotCalled,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): Array for core in ("core", "_core")},
+        **{(f"numpy.{core}.numeric", "_frombuffer"): from_buffer for core in ("core", "_core")},
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, which is neither a numpy array nor a plain value"
             )
-        return super().find_class(module, name)
+        return self.ALLOWED[module, name]
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -99,7 +109,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or not a CIFAR file ({error}); put an intact copy there") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not the dictionary of a CIFAR file")
-    return content
+    return {key: value.array if isinstance(value, Array) else value for key, value in content.items()}
 
 
 def read_split(paths: list[Path], layout: Layout, per_class: int) -> Split:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.numpy_pickles import StandIn
 from models.network import Network
 from runs.feature_files import USER_FEATURES, USER_NETWORK, read_features
 from runs.pretrained_weights import LoadReport, load_network, other_kinds, with_cosine_head, with_network_names
@@ -38,7 +39,6 @@ from runs.weights.reading import (
     read_pytorch,
     reading_error,
 )
-from runs.weights.stand_ins import StandIn
 from utils.errors import UserError
 from utils.files import refuse_constant, write_atomically
 from utils.text import shown

@@ -167,7 +167,7 @@ class FirstFields:
         None,
         Group.NETWORK,
         "pre-trained weights to start from: torchvision's, ours, MoCo's, ...",
-        facets=Facet.OF_IMAGES | Facet.ADDRESS,
+        facets=Facet.OF_IMAGES | Facet.ADDRESS | Facet.LOOKUP,
         named_by=TRAINING,
         metavar="FILE",
     )

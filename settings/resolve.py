@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datasets import ON_DISK
@@ -40,10 +41,16 @@ class Command:
         """Return the same command where these values are what is meant by default: no folder's name has them."""
         return dataclasses.replace(self.replace(**values), defaults=dataclasses.replace(self.defaults, **values))
 
-    def for_dataset(self, dataset: str) -> "Command":
-        """Return the same command with another data set's preset behind the flags that were given."""
+    def for_dataset(self, dataset: str, known: Mapping[str, Any]) -> "Command":
+        """Return the same command with another data set's preset behind the flags that were given.
+
+        Flags are judged beside the values `known` of others, which a checkpoint settles; what has no use is told.
+        """
         drawn = {"seed": self.settings.seed}  # one that was drawn is not drawn again
-        return resolve(self.script, {**self.given, **drawn}, self.arguments, dataset)
+        command = resolve(self.script, {**self.given, **drawn}, self.arguments, dataset, known)
+        idle = [f"--{name}" for name in self.given if name not in command.given]
+        report_unused(self.script, idle, f" on {dataset}")
+        return command
 
 
 def flag_words(script: str, values: Mapping[str, Any]) -> list[str]:
@@ -55,20 +62,28 @@ def flag_words(script: str, values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def resolve(script: str, given: dict[str, Any], arguments: tuple[str, ...], dataset: str | None = None) -> Command:
+def resolve(
+    script: str,
+    given: dict[str, Any],
+    arguments: tuple[str, ...],
+    dataset: str | None = None,
+    known: Mapping[str, Any] = MappingProxyType({}),
+) -> Command:
     """Resolve every setting from the flags given, with the preset of `dataset` (that of the flags by default).
 
-    A flag that has no effect in `script` counts as not given, so that it can have none by accident.
+    A flag that has no effect in `script` counts as not given, so that it can have none by accident. The flags are
+    judged beside `known`, what other settings will be.
     """
     if "features" in given:
         refuse_without_images(script, given)
         dataset = user_dataset_name(Path(given["features"]))
-    known = dataset is not None or "dataset" in given or "pretrained_pth" not in given
+    told = dataset is not None or "dataset" in given or "pretrained_pth" not in given
     dataset = dataset or given.get("dataset", FLAGS["dataset"].default)
     preset = stage_preset(script, dataset, given)
     usual = {**preset, **protocol_preset(given)}
-    check_given(given, Settings(**{**usual, **given}), dataset)
-    unused = unused_flags(script, given, {**usual, **given}, dataset if known else None)
+    beside = {**usual, **known, **given}
+    check_given(given, Settings(**beside), dataset)
+    unused = unused_flags(script, given, beside, dataset if told else None)
     used = {name: value for name, value in given.items() if name not in unused}
     settings = Settings(**{**usual, **used, "dataset": dataset})
     if settings.imb_ratio is None:

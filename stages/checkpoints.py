@@ -50,17 +50,18 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     if trained["stage1_seed"] is None:
         trained = {**trained, "stage1_seed": trained["seed"]}
     if trained["dataset"] != command.settings.dataset and "dataset" not in command.given:
-        command = command.for_dataset(trained["dataset"])
+        sizes = {name: trained[name] for name in known if name in with_facet(Facet.ON_DISK)}
+        command = command.for_dataset(trained["dataset"], sizes)
         if trained["dataset"] in ON_DISK:  # anyone's own files: where they were, unless the command says otherwise
             where = {name: trained.get(name) for name in PLACES if name not in command.given and name in trained}
             command = command.replace(**where)
     for name in known:
         asked = getattr(command.settings, name)
         if name in command.given and asked != trained[name]:
-            raise UserError(
-                f"{checkpoint.path} was trained with --{name} {trained[name]}, not {asked}; leave the flag out "
-                "or name another checkpoint"
-            )
+            had = f"with --{name} {trained[name]}, not {asked}; leave the flag out"
+            if trained[name] is None:
+                had = f"without --{name}; leave --{name} {asked} out"
+            raise UserError(f"{checkpoint.path} was trained {had} or name another checkpoint")
     recorded = known_identity(checkpoint.config)
     if recorded is not None and recorded["how"] in HOW and "identity" not in command.given:
         command = command.replace(identity=recorded["how"])  # what was not worth hashing then is not now

@@ -52,7 +52,7 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
     Where a `checkpoint` holds the features of its images these are the data set. Raises UserError where `--num_class`
     does not fit it.
     """
-    files = list_files(vars(settings))
+    files = list_files(settings)
     hashed = is_main() and settings.identity == CONTENT and (checkpoint is None or checkpoint.features is None)
     root = images_root(settings.dataset, settings.data_dir, files) if hashed else None
     with looking_early(identity_folder(settings), root) as early:

@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from datasets import IN_MEMORY, load_dataset
+from datasets.decoding.options import ORIENTATIONS, DecodeOptions
 from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.identity.early_look import images_root, looking_early
 from datasets.long_tail import LongTailedData, Profile
@@ -29,8 +30,9 @@ from datasets.on_disk.listed_split import ListedSplit, join
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from evaluation.plots import save_figure
 from settings.checks import check_value
-from settings.fields import FLAGS
-from tools.image_files import KINDS, SMALLER, check_files
+from settings.fields import FLAGS, STAGE1
+from settings.presets import stage_preset
+from tools.image_files import KINDS, SMALLER, check_files, use_of
 from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import sha256_file, write_json
@@ -80,7 +82,7 @@ def find_repeats(learned: ListedSplit, test: ListedSplit) -> list[str]:
 
 
 def make_report(
-    data: LongTailedData, lists: dict[str, Path], facts: Facts | None, decode: int | None
+    data: LongTailedData, lists: dict[str, Path], facts: Facts | None, decode: int | None, options: DecodeOptions
 ) -> dict[str, Any]:
     """Return all that is known of a data set, its files included where it has some, as JSON can hold it."""
     splits = {"train": data.train, "holdout": data.holdout, "test": data.test}
@@ -110,7 +112,7 @@ def make_report(
     if listed:
         report["warnings"] += find_repeats(join(listed[:2]), listed[2])
         report["warnings"] += data.identity.warnings if data.identity is not None else ()
-        report["files"] = check_files(join(listed), decode)
+        report["files"] = check_files(join(listed), decode, options)
     return report
 
 
@@ -128,7 +130,6 @@ def report_text(report: dict[str, Any]) -> str:
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *report["reading"],
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
-        *report["reading"],
         *(f"warning: {line}" for line in report["warnings"]),
     ]
     return "\n".join([*lines, *file_lines(report["files"])])
@@ -138,11 +139,13 @@ def file_lines(files: dict[str, Any] | None) -> list[str]:
     """Return the lines of the report on the files, none for a data set that has none."""
     if files is None:
         return []
+    options = DecodeOptions(**files["options"])
     rows = [
-        {"files": f"{entry['files']:,}", "kind": kind, "training": KINDS[kind] or "cannot use it"}
+        {"files": f"{entry['files']:,}", "kind": kind, "training": use_of(kind, options)}
         for kind, entry in files["kinds"].items()
     ]
     lines = [f"{files['listed']:,} files looked for in {files['root']}, {files['decoded']:,} of them decoded"]
+    lines += [options.words()] if options.bits is not None or options.max_pixels is not None else []
     lines += [pd.DataFrame(rows).to_string(index=False)] if rows else ["all there, all plain RGB"]
     for kind in reversed(files["kinds"]):  # the worst last, where they are seen
         entry = files["kinds"][kind]
@@ -186,7 +189,7 @@ def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) 
 def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path], Facts | None]:
     """Load the data set that the command line names; return it, its list files, and what is known of these."""
     name, data_dir = arguments.dataset, arguments.data_dir
-    files = list_files(vars(arguments))
+    files = list_files(arguments)
     profile = Profile(
         imb_ratio=arguments.imb_ratio,
         test_share=arguments.test_share,
@@ -201,6 +204,12 @@ def load(arguments: argparse.Namespace) -> tuple[LongTailedData, dict[str, Path]
     if name in LAYOUTS:
         return data, find_lists(LAYOUTS[name], data_dir, files), LAYOUTS[name].facts
     return data, {}, None
+
+
+def decode_options(arguments: argparse.Namespace) -> DecodeOptions:
+    """Return how training would make pixels of the images of a command line."""
+    usual = stage_preset(STAGE1, arguments.dataset, {}).get("orientation", FLAGS["orientation"].default)
+    return DecodeOptions(arguments.orientation or usual, arguments.bits, arguments.max_pixels)
 
 
 def decode_count(text: str) -> int | None:
@@ -230,6 +239,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_share", type=float, default=0.0, metavar="X", help=FLAGS["test_share"].help)
     parser.add_argument("--test_seed", type=int, default=0, metavar="N", help="seed of --test_share [0]")
     parser.add_argument("--drop_empty_classes", action="store_true", help=FLAGS["drop_empty_classes"].help)
+    parser.add_argument("--orientation", choices=ORIENTATIONS, help=FLAGS["orientation"].help + " [as training does]")
+    parser.add_argument("--bits", type=int, metavar="N", help=FLAGS["bits"].help)
+    parser.add_argument("--max_pixels", type=int, metavar="N", help=FLAGS["max_pixels"].help)
     parser.add_argument(
         "--identity", choices=HOW, default=CONTENT, help="tell images apart by content or by name [content]"
     )
@@ -245,14 +257,15 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data set that a command line names; exit with status 1 where training cannot use it."""
     arguments = make_parser().parse_args(argv)
-    for name in ("test_share", "test_seed"):
-        check_value(name, getattr(arguments, name))
+    for name in ("test_share", "test_seed", "bits", "max_pixels"):
+        if getattr(arguments, name) is not None:
+            check_value(name, getattr(arguments, name))
     if arguments.dataset in IN_MEMORY:
         if arguments.imb_ratio is None:
             arguments.imb_ratio = Profile().imb_ratio
         factor = arguments.imb_ratio
         tell(f"a balanced data set, made long-tailed by a factor of {factor:g}; --imb_ratio names another, 1 for none")
-    report = make_report(*load(arguments), arguments.decode)
+    report = make_report(*load(arguments), arguments.decode, decode_options(arguments))
     tell(report_text(report))
     if arguments.plot:
         counts = np.array(report["class_counts"])

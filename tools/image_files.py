@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets.decode import decode_rgb
-from datasets.decoding.errors import TooLarge, UnknownRange
+from datasets.decoding.errors import BeyondRange, TooLarge, UnknownRange
 from datasets.decoding.memory import Claim, DecodingMemory
-from datasets.decoding.options import PLAIN
+from datasets.decoding.options import EXIF, PLAIN, DecodeOptions
 from datasets.decoding.orientation import UPRIGHT, orientation_of
-from datasets.decoding.pil import open_image, opened_rgb
+from datasets.decoding.pil import open_image, opened_rgb, pixel_limit
 from datasets.decoding.sixteen_bits import is_deep
 from datasets.on_disk.listed_split import ListedSplit
 from utils.progress import show_progress
@@ -29,7 +29,8 @@ THREADS = 8  # PIL decodes, and a network disk answers, without holding the othe
 MISSING, EMPTY, NO_IMAGE = "missing", "zero bytes", "not an image"
 DAMAGED, TOO_LARGE = "damaged or of an unknown form", "too large"
 UNKNOWN_RANGE = "16-bit, of which few are used: see --bits"
-TURNED, REDUCED = "stored turned", "large JPEG"
+BEYOND_RANGE = "16-bit, beyond the bits that they are said to have: see --bits"
+TURNED, REDUCED, DEEP = "stored turned", "large JPEG", "16-bit"
 PALETTE = "palette, alpha or other colours"
 SMALLER = f"smaller than {SMALL}"
 # What training does with a file of each kind; None: it cannot use it.
@@ -40,15 +41,25 @@ KINDS: dict[str, str | None] = {
     DAMAGED: None,
     TOO_LARGE: None,
     UNKNOWN_RANGE: None,
-    TURNED: "upright; papers' data sets: as stored (--orientation)",
+    BEYOND_RANGE: None,
+    TURNED: "as stored (--orientation exif turns them)",
     REDUCED: "at 1/2 or 1/4 of its sides",
     "grayscale": "as RGB",
     PALETTE: "as RGB",
     "CMYK": "as RGB",
-    "16-bit": "the upper 8 bits",
+    DEEP: "the upper 8 of the bits in use",
     "animated": "the first frame",
     SMALLER: "enlarged",
 }
+
+
+def use_of(kind: str, options: DecodeOptions) -> str:
+    """Return in words what training does with a file of a kind, decoded with these options."""
+    if kind == TURNED and options.orientation == EXIF:
+        return "upright (--orientation ignore leaves them so)"
+    if kind == DEEP and options.bits is not None:
+        return f"the upper 8 of {options.bits} bits"
+    return KINDS[kind] or "cannot use it"
 
 
 def present(path: str) -> list[str]:
@@ -62,14 +73,17 @@ def present(path: str) -> list[str]:
     return [MISSING]  # a folder, or no file that could be read to its end
 
 
-def examine(path: str, memory: DecodingMemory | None = None) -> list[str]:
-    """Decode an image as training does; return which of `KINDS` it is, none for a plain RGB one."""
+def examine(path: str, memory: DecodingMemory | None = None, options: DecodeOptions = PLAIN) -> list[str]:
+    """Decode an image as training does; return which of `KINDS` it is, none for a plain RGB one.
+
+    The limit of pixels is PIL's: `check_files` sets it for all threads.
+    """
     try:
         with (memory or DecodingMemory()).claims() as claim:
             try:
-                kinds = examine_with_pil(path, claim)
+                kinds = examine_with_pil(path, claim, options)
             except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-                decode_rgb(path, claim)  # a JPEG is decoded at a part of its size
+                decode_rgb(path, claim, options)  # a JPEG is decoded at a part of its size
                 kinds = [REDUCED]
     except UnidentifiedImageError:
         return [NO_IMAGE]
@@ -77,18 +91,20 @@ def examine(path: str, memory: DecodingMemory | None = None) -> list[str]:
         return [TOO_LARGE]
     except UnknownRange:
         return [UNKNOWN_RANGE]
+    except BeyondRange:
+        return [BEYOND_RANGE]
     except Exception:  # a damaged file can raise nearly anything
         return [DAMAGED]
     return kinds
 
 
-def examine_with_pil(path: str, claim: Claim) -> list[str]:
+def examine_with_pil(path: str, claim: Claim, options: DecodeOptions) -> list[str]:
     """Decode an image of which PIL takes all pixels; return which of `KINDS` it is."""
     with open_image(path) as image:
         kinds = header_kinds(image)
         told_before = image.format == "TIFF"  # PIL turns it as it decodes; others may tell it behind their pixels
         orientation = orientation_of(image) if told_before else UPRIGHT
-        opened_rgb(path, image, claim, PLAIN)
+        opened_rgb(path, image, claim, options)
         orientation = orientation if told_before else orientation_of(image)
         return kinds if orientation == UPRIGHT else [*kinds, TURNED]
 
@@ -103,7 +119,7 @@ def header_kinds(image: Image.Image) -> list[str]:
     elif image.mode != "RGB":
         kinds.append(PALETTE)
     if is_deep(image):
-        kinds.append("16-bit")
+        kinds.append(DEEP)
     if has_more_frames(image):
         kinds.append("animated")
     if min(image.size) < SMALL:
@@ -132,21 +148,22 @@ def sort_files(
     return found
 
 
-def check_files(files: ListedSplit, decode: int | None) -> dict[str, Any]:
+def check_files(files: ListedSplit, decode: int | None, options: DecodeOptions = PLAIN) -> dict[str, Any]:
     """Look whether all `files` are there and decode a sample of `decode` (None: all) of those that are."""
     found = sort_files(files, np.arange(len(files)), present, "looking for the files")
     there = np.setdiff1d(np.arange(len(files)), [row for rows in found.values() for row in rows])
     if decode is not None and decode < len(there):
         there = np.random.RandomState(0).choice(there, decode, replace=False)
-    with warnings.catch_warnings():  # PIL warns of what it decodes nevertheless, and of bombs
+    with warnings.catch_warnings(), pixel_limit(options.max_pixels):  # PIL warns of what it decodes, and of bombs
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         memory = DecodingMemory(THREADS)
-        found |= sort_files(files, np.sort(there), partial(examine, memory=memory), "decoding")
+        found |= sort_files(files, np.sort(there), partial(examine, memory=memory, options=options), "decoding")
     names = {kind: [shown(os.fsdecode(name)) for name in files.images[found[kind][:FIRST]]] for kind in found}
     return {
         "root": str(files.root),
         "listed": len(files),
         "decoded": len(there),
+        "options": vars(options),
         "kinds": {kind: {"files": len(found[kind]), "first": names[kind]} for kind in KINDS if kind in found},
     }

@@ -16,6 +16,10 @@ class UnknownRange(Unreadable):
     """An image of 16-bit pixels of which few are used, and it is not known how many."""
 
 
+class BeyondRange(Unreadable):
+    """An image of 16-bit pixels that have more bits than they are said to have."""
+
+
 def unreadable(path: str, why: str, kind: type[Unreadable] = Unreadable) -> Unreadable:
     """Return the error that names an image file and what is wrong with it, whatever bytes its name is made of."""
     return kind(f"{words_before(path)} {why}")

@@ -15,7 +15,7 @@ import struct
 import numpy as np
 from PIL import Image
 
-from datasets.decoding.errors import UnknownRange, unreadable
+from datasets.decoding.errors import BeyondRange, UnknownRange, unreadable
 from datasets.decoding.options import FULL
 from utils.outside import open_plain
 
@@ -50,14 +50,15 @@ def is_deep(image: Image.Image) -> bool:
 def eight_bits(path: str, image: Image.Image, values: np.ndarray, given: int | None) -> np.ndarray:
     """Return integers (H, W) or (H, W, 3) of an opened image as uint8; `given` is `--bits`.
 
-    Raises UnknownRange where it is not known how many bits are in use, Unreadable for values that do not fit.
+    Raises UnknownRange where it is not known how many bits are in use, BeyondRange for values that do not fit.
     """
     highest = int(values.max(initial=0))
     if highest >= 1 << FULL:
         raise unreadable(path, f"its pixels are integers up to {highest:,}, of an unknown range beyond 16 bits")
     bits = bits_in_use(path, image, values, highest, given)
     if highest >= 1 << bits:
-        raise unreadable(path, f"its pixels go up to {highest:,}, beyond the {bits} bits that they are said to have")
+        why = f"its pixels go up to {highest:,}, beyond the {bits} bits that they are said to have"
+        raise unreadable(path, why, BeyondRange)
     return (values.clip(0, None) >> (bits - 8)).astype(np.uint8)
 
 

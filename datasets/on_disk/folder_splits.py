@@ -1,6 +1,7 @@
 """A data set of class folders: the names that people give their splits, and a split made where there is none."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -21,26 +22,22 @@ from datasets.on_disk.walk import (
     litter_reason,
     scan,
 )
+from datasets.split_names import SPLIT_NAMES, split_named
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
 from utils.outside import read_plain, within
 from utils.text import plain_name, shown
 
-# What the folder of a split may be called, in any case, and with one of `ENDS` behind.
-SPLIT_NAMES = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "dev", "devel", "development"),
-    "test": ("test", "testing", "tst", "eval", "evaluation"),
-}
 WORDS = {"train": "training", "val": "held-out", "test": "test"}
+# What may stand behind the name of a split in that of its folder.
 ENDS = re.compile(r"(?<=.)[-_ ]?(set|images|imgs|data|split)$")
+NAMES_FILE = "class_names.json"  # beside the lists of a split that was made
 FOUND = 8  # folders that a message names
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder of this name holds, None where it is none."""
-    word = ENDS.sub("", name.lower())
-    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
+    """Return the split that a folder of this name, in any case, holds, None where it is none."""
+    return split_named(ENDS.sub("", name.lower()).replace("_", "").replace("-", ""))
 
 
 def find_splits(root: Path, left_out: LeftOut) -> dict[str, str]:
@@ -165,8 +162,9 @@ def nested_classes(splits: Sequence[ListedSplit], in_split: bool) -> Notes:
 def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
     """Return a data set with a note that says where below `out` the lists of its split are, of one that was made.
 
-    They are written there: lines of `path label`, the paths relative to the folder of the images. The name of their
-    folder holds a hash of their content, so that another split goes elsewhere; what stands there is never replaced.
+    They are written there: lines of `path label`, the paths relative to the folder of the images, and beside them the
+    names of the classes in the order of the labels, for `--class_names`. The name of their folder holds a hash of the
+    lists, so that another split goes elsewhere; what stands there is never replaced.
     """
     root = getattr(data.train, "root", None)
     if data.test_share == 0 or root is None:
@@ -177,6 +175,7 @@ def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:
         digest = hashlib.sha256(b"\n".join(texts.values())).hexdigest()[:8]
         folder = within(out, out / "splits" / f"{plain_name(root.resolve().name)}-{digest}")
         make_folder(folder)
+        texts[NAMES_FILE] = json.dumps(data.class_names, ensure_ascii=False, indent=0).encode() + b"\n"
         for name, text in texts.items():
             keep_text(folder / name, text)
     except UserError as error:

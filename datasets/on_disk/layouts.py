@@ -5,10 +5,8 @@ Classification and Detection Dataset", CVPR 2018), whose JSON Kang et al. (ICLR 
 files, row by row.
 """
 
-from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.errors import UserError
 
@@ -118,9 +116,9 @@ LIST_FLAGS = ["--train_list", "--val_list", "--test_list", "--image_root", "--pa
 LIST_FLAGS += ["--split_column", "--image_suffix", "--class_names"]
 
 
-def list_files(values: Mapping[str, Any]) -> ListFiles:
-    """Return what flags name, by the flags' names."""
-    return ListFiles(*(values[flag.removeprefix("--")] for flag in LIST_FLAGS))
+def list_files(values: object) -> ListFiles:
+    """Return what flags name: `values` has each flag's value as an attribute of the flag's name."""
+    return ListFiles(*(getattr(values, flag.removeprefix("--")) for flag in LIST_FLAGS))
 
 
 NO_FILES = ListFiles()

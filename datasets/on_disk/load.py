@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.labels.class_names import NamesFile, read_class_names
 from datasets.on_disk.labels.classes import Classes, learn_classes
@@ -36,11 +38,16 @@ def load_listed(layout: Layout, data_dir: str, profile: Profile, files: ListFile
     train = classes.apply(lists["train"])
     if not profile.drop_empty_classes or classes.count > MOST_CLASSES:  # first: a mistyped label is a billion classes
         refuse_empty_classes(train.labels, classes.count, "training", lists["train"].order)
+    if profile.drop_empty_classes and layout.num_classes is None:
+        lists = {part: classes.known_part(listing) if part != "train" else listing for part, listing in lists.items()}
     splits = {part: classes.apply(listing) for part, listing in lists.items() if part != "train"}
     names = named_classes(classes, lists, named)
     notes = (*(note for listing in lists.values() for note in listing.notes), *classes.notes)
     data = long_tailed(layout.name, train, splits.get("val"), splits["test"], names, profile, notes)
-    labels = None if classes.plain and named is None else dict(zip(map(str, classes.keys()), names, strict=True))
+    kept = np.unique(train.labels).tolist()
+    plain = classes.plain and named is None and len(kept) == classes.count
+    keys = classes.keys()
+    labels = None if plain else {str(keys[label]): names[label] for label in kept}
     record = {"columns": listings.columns, "labels": labels}
     return replace(data, lists=record if any(record.values()) else None)
 

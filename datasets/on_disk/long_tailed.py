@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -89,9 +90,10 @@ def with_splits(
     """
     if len(test) == 0:
         raise UserError(f"{data.name}: no test image is left")
-    names = data.class_names
+    names, lists = data.class_names, data.lists
     dropped: Notes = ()
     if drop_empty_classes:
+        lists = lists_of_classes(data, np.unique(train.labels))
         names, train, left, test, dropped = without_empty_classes(names, train, holdout, test)
         holdout = holdout if left is None else left
     refuse_empty_classes(train.labels, len(names), "training", names)
@@ -106,7 +108,16 @@ def with_splits(
         class_counts=np.bincount(train.labels),
         subset=path_identity(join([train, holdout])),
         notes=notes,
+        lists=lists,
     )
+
+
+def lists_of_classes(data: LongTailedData, kept: np.ndarray) -> dict[str, Any] | None:
+    """Return the record of a data set's lists with the labels of the classes `kept` (k,) alone."""
+    if data.lists is None or len(kept) == data.num_classes:
+        return data.lists
+    labels = list((data.lists["labels"] or {name: name for name in data.class_names}).items())
+    return {**data.lists, "labels": dict(labels[label] for label in kept)}
 
 
 def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_names: list[str] | None) -> None:

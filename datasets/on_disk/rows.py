@@ -1,7 +1,7 @@
 """What a list says, row by row, whatever its form: paths below the image folder, and labels as they are written."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,18 @@ class Listing:
     def counts(self) -> np.ndarray:
         """Return the images (len(words),) of each label."""
         return np.bincount(self.images.labels, minlength=len(self.words))
+
+    def without(self, codes: Sequence[int], note: str) -> "Listing":
+        """Return the list without the images of some labels, given by their positions in `words`, and a note of it."""
+        kept = np.setdiff1d(np.arange(len(self.words)), codes)
+        images = self.images.take(np.flatnonzero(np.isin(self.images.labels, kept)))
+        return replace(
+            self,
+            images=replace(images, labels=np.searchsorted(kept, images.labels)),
+            words=[self.words[code] for code in kept],
+            first=[self.first[code] for code in kept],
+            notes=(*self.notes, note),
+        )
 
 
 @dataclass(frozen=True)

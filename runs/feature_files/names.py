@@ -6,13 +6,15 @@ A name is compared by its letters and digits alone, in any case: `X_train`, `x.t
 import re
 from collections.abc import Iterable, Mapping
 
+from datasets.split_names import SPLIT_NAMES
 from utils.errors import UserError
 from utils.text import shown
 
+# Those of folders and tables, and what is behind them in names of arrays: `trainset`, `X_tr`.
 SPLITS: dict[str, tuple[str, ...]] = {
-    "train": ("train", "training", "trainset", "tr", "trn"),
-    "test": ("test", "testing", "testset", "te", "tst"),
-    "holdout": ("holdout", "heldout", "val", "valid", "validation", "valset", "dev"),
+    "train": (*SPLIT_NAMES["train"], "trainset", "tr"),
+    "test": (*SPLIT_NAMES["test"], "testset", "te"),
+    "holdout": (*SPLIT_NAMES["val"], "valset"),
 }
 KINDS: dict[str, tuple[str, ...]] = {
     "features": (

@@ -1,93 +1,31 @@
 """Tensors as torch and safetensors write them: dictionaries in `.pt` and `.pth`; `.safetensors`, whole or in shards.
 
-No code of a file is run. torch reads tensors and plain values alone (`weights_only`). What it then asks for by the
-names of numpy's parts it gets from here: stand-ins that make arrays of plain numbers and texts and nothing else.
-Numpy's own are not called, since with what a stranger wrote they can be made to take numbers for addresses.
+No code of a file is run: `runs.weights.pickles` reads tensors, plain values and numpy's arrays, and makes nothing else.
 """
 
 import json
-import math
 import os
 import pickle
-import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.serialization import safe_globals
 
 from runs.archives import refuse_flipped_bits, refuse_strange_tensors, refuse_zip_bomb
 from runs.feature_files.names import plain
 from runs.feature_files.numpy_arrays import from_numpy
 from runs.feature_files.source import Array, Source, Values, describe, read_arrays
 from runs.shards import read_safetensors
+from runs.weights.pickles import find_stand_in, load_pickled
 from utils.errors import UserError
 from utils.files import sha256_of
 from utils.outside import open_plain
 from utils.text import shown
 
 DEEPEST = 4  # dictionaries inside one another
-PLAIN_TYPE = re.compile(r"[<>=|]?(?:[fiu][1248]|b1|[US]\d{1,7})")
-
-
-class StoredType:
-    """The type of a numpy array in a pickle: of plain numbers or texts."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        if not isinstance(code, str) or not PLAIN_TYPE.fullmatch(code):
-            raise UserError(f"it holds a numpy array of {shown(str(code))}; save plain numbers or texts")
-        self.type = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] in ("<", ">"):
-            self.type = self.type.newbyteorder(state[1])
-
-
-class StoredArray:
-    """A numpy array in a pickle."""
-
-    array: np.ndarray
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, columns_first, content = state
-        if not isinstance(kind, StoredType) or not isinstance(content, bytes) or not kind.type.itemsize:
-            raise UserError("it holds a numpy array of Python objects; save plain numbers or texts")
-        if any(type(size) is not int or size < 0 for size in shape):
-            raise UserError("it holds a damaged numpy array")
-        if math.prod(shape) * kind.type.itemsize != len(content):
-            raise UserError("it holds a numpy array with another number of bytes than it says")
-        flat = np.frombuffer(bytearray(content), kind.type)
-        self.array = flat.reshape(shape, order="F" if columns_first else "C")
-
-
-def begin_array(*_: object) -> StoredArray:
-    """Stand in for `numpy._core.multiarray._reconstruct`."""
-    return StoredArray()
-
-
-def number(kind: StoredType, content: bytes) -> Any:
-    """Stand in for `numpy._core.multiarray.scalar`: a number of Python's."""
-    return np.frombuffer(content, kind.type)[0].item()
-
-
-def latin1(text: str, encoding: str) -> bytes:
-    """Stand in for `_codecs.encode`, by which older pickles write bytes."""
-    if encoding != "latin1":
-        raise UserError("it holds bytes in a strange encoding")
-    return text.encode("latin1")
-
-
-STAND_INS: list[tuple[Callable[..., Any], str]] = [
-    (StoredType, "numpy.dtype"),
-    (StoredArray, "numpy.ndarray"),
-    (latin1, "_codecs.encode"),
-    *((begin_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
 
 
 def read_dictionary(path: Path, split: str | None = None) -> Source:
@@ -100,24 +38,33 @@ def read_dictionary(path: Path, split: str | None = None) -> Source:
         refuse_zip_bomb(file)
         file.seek(0)
         try:
-            with warnings.catch_warnings(), safe_globals([*STAND_INS]):
-                warnings.simplefilter("ignore")
-                content = torch.load(file, map_location="cpu", weights_only=True)
+            content = load_pickled(file)
         except pickle.UnpicklingError as error:
             if "unsupported" not in str(error).lower():
                 raise
-            raise UserError(
-                "it holds more than tensors, numpy arrays, numbers and texts, and reading it could run any code; save "
-                "a dictionary of tensors: torch.save({'train_features': ..., 'train_labels': ..., ...}, FILE)"
-            ) from error
+            raise more_than_arrays() from error
         refuse_flipped_bits(file)
         refuse_strange_tensors(content, os.fstat(file.fileno()).st_size)
+    name = find_stand_in(content)
+    if name is not None:
+        raise more_than_arrays(name)
     if not isinstance(content, dict):
         kind = describe(content) if isinstance(content, Tensor) else type(content).__name__
         raise UserError(f"it must hold a dictionary of tensors by their names, not {shown(kind)}")
     if isinstance(content.get("stage"), str) and "config" in content:
         raise UserError("this project wrote this file itself; name it with --pretrained_pth")
     return read_arrays(digest, dict(entries(content)), split)
+
+
+def more_than_arrays(name: str = "") -> UserError:
+    """Return the error of a file that names a class or a function, this one, beside what is read."""
+    if name.endswith(("multiarray._reconstruct", "multiarray.scalar")):
+        return UserError("it holds a numpy array of objects, or a damaged one; save plain numbers or texts")
+    named = f" ({shown(name)})" if name else ""
+    return UserError(
+        f"it holds more than tensors, numpy arrays, numbers and texts{named}, and reading it could run any code; save "
+        "a dictionary of tensors: torch.save({'train_features': ..., 'train_labels': ..., ...}, FILE)"
+    )
 
 
 def entries(content: dict[Any, Any], above: str = "", depth: int = 1) -> Iterator[tuple[str, Array]]:
@@ -132,8 +79,8 @@ def entries(content: dict[Any, Any], above: str = "", depth: int = 1) -> Iterato
 
 def stored(value: Any) -> Array:
     """Return a value of a dictionary as an array; what is none is refused when it is read."""
-    if isinstance(value, StoredArray):
-        return Array(describe(value.array), value.array.dtype.kind in "US", lambda name: from_numpy(value.array, name))
+    if isinstance(value, np.ndarray):
+        return Array(describe(value), True, lambda name: from_numpy(value, name))
     if isinstance(value, Tensor):
         return Array(describe(value), False, lambda name: value.detach())
     kinds = {type(one) for one in value} if isinstance(value, list | tuple) else set()

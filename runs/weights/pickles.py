@@ -14,10 +14,12 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from runs.weights.stand_ins import Array, StandIn, stand_in_for
+from datasets.numpy_pickles import Array, StandIn
+from runs.weights.stand_ins import stand_in_for
 from utils.errors import UserError
 
 MOST_NAMES = 1000  # that a file can ask for
@@ -117,7 +119,8 @@ def global_name(argument: str) -> str:
 
 
 def plain(value: Any, done: dict[int, Any]) -> Any:
-    """Return nested values with every dictionary a plain one, arrays as tensors and modules as their state dicts.
+    """Return nested values with every dictionary a plain one, modules as their state dicts, arrays of numbers as
+    tensors and those of texts as numpy's.
 
     `done` holds what was made of each value so far, by its `id`: a file can hold one value many times.
     """
@@ -125,7 +128,7 @@ def plain(value: Any, done: dict[int, Any]) -> Any:
         return done[id(value)]
     made = value
     if isinstance(value, Array):
-        made = value if value.tensor is None else value.tensor
+        made = values_in(value)
     elif isinstance(value, nn.Module):
         made = dict(value.state_dict())
     elif isinstance(value, dict):
@@ -137,6 +140,14 @@ def plain(value: Any, done: dict[int, Any]) -> Any:
         made = tuple(plain(inner, done) for inner in value)
     done[id(value)] = made
     return made
+
+
+def values_in(value: Array) -> Any:
+    """Return an array of numbers as a tensor, in this machine's byte order, and one of texts; any other as it is."""
+    if value.array is None:
+        return value
+    own = np.array(value.array, dtype=value.array.dtype.newbyteorder("="), order="C")
+    return own if own.dtype.kind in "US" else torch.from_numpy(own)
 
 
 def find_stand_in(content: Any, seen: set[int] | None = None) -> str | None:

@@ -20,10 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from datasets.numpy_pickles import StandIn
 from runs.checkpoint import load_checkpoint
 from runs.weights import pickles, stand_ins
 from runs.weights.pickles import MOST_NAMES, find_stand_in, load_pickled, names_in
-from runs.weights.stand_ins import StandIn
 from utils.errors import UserError
 
 
@@ -81,7 +81,6 @@ NOT_MADE: dict[str, Callable[[], object]] = {
     "partial": lambda: functools.partial(len),
     "generator": lambda: np.random.RandomState(0),
     "array of objects": lambda: np.array([{}], dtype=object),
-    "array of text": lambda: np.array(["a"]),
 }
 MADE: dict[str, tuple[object, object]] = {
     "float64": (np.float64(42.1), 42.1),
@@ -104,7 +103,7 @@ def test_what_stands_beside_the_weights_is_not_made(case: str, new: bool) -> Non
     value = NOT_MADE[case]()
     content = load_pickled(written({"state_dict": {"conv1.weight": WEIGHT}, "args": value, "more": [value]}, new))
     assert torch.equal(content["state_dict"]["conv1.weight"], WEIGHT)
-    assert isinstance(content["args"], StandIn) and vars(content["args"]).keys() <= {"code", "tensor"}
+    assert isinstance(content["args"], StandIn) and vars(content["args"]).keys() <= {"code", "array"}
     assert find_stand_in(content) == content["args"].origin
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         torch.load(written(value), weights_only=True)  # nothing of ours stays behind
@@ -130,6 +129,14 @@ def test_arrays_become_tensors(dtype: str, order: Any) -> None:
     content = load_pickled(written({"a": array, "empty": np.zeros((0, 3), dtype)}))
     assert isinstance(content["a"], Tensor) and np.array_equal(content["a"].numpy(), array)
     assert content["a"].numpy().dtype == np.dtype(dtype).newbyteorder("=") and content["empty"].shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", ["U3", ">U3", "S3"])
+def test_arrays_of_text_stay_arrays(dtype: str) -> None:
+    array = np.array([["a", "bcd"], ["", "e"]], dtype=dtype)
+    made = load_pickled(written({"a": array, "b": array[0, 1], "args": argparse.Namespace()}))
+    assert made["a"].dtype == np.dtype(dtype).newbyteorder("=") and made["a"].tolist() == array.tolist()
+    assert made["b"] == array[0, 1].item() and type(made["b"]) in (str, bytes)
 
 
 @pytest.mark.parametrize("package", ["core", "_core"])
@@ -212,7 +219,7 @@ PICKLES = {
     "an item of a class": b"\x80\x02cargparse\nNamespace\nX\x01\x00\x00\x00aK\x01s.",
     "a call of what was made": b"\x80\x02cargparse\nNamespace\n)R)R.",
     "a method of what is known": b"\x80\x02ccollections\nOrderedDict.update\n)R.",
-    "a name of ours": b"\x80\x02cruns.weights.stand_ins\nStandIn\n)R.",
+    "a name of ours": b"\x80\x02cdatasets.numpy_pickles\nStandIn\n)R.",
     "os": b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR.",
     "sys": b"\x80\x02csys\nexit\n)R.",
     "too few on the stack": b"\x80\x02cargparse\nNamespace\nR.",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from runs.run_folder import CONTROL
 from runs.session import LoadedModel, Session
@@ -151,6 +152,59 @@ def test_no_flag_is_dropped(mode: str, runs: Path, tmp_path: Path, capsys: pytes
     assert [name for name, what in fates.items() if what == "dropped"] == []
     assert {"refused", "named"} <= set(fates.values())
     assert "obeyed" in fates.values()
+
+
+# Beside a run on a folder of images, which is not named: the checkpoint says the data set when flags are already judged
+
+
+SIZE = 12
+OF_IMAGES = Facet.ON_DISK | Facet.PROFILE | Facet.PLACE | Facet.CONSTANTS | Facet.LOOKUP
+CONSTANTS = {"mean": "cifar"}  # a name is of both
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a stage 1 on two classes of images."""
+    out = tmp_path_factory.mktemp("on_disk")
+    for number, name in enumerate(("train/ant", "train/bee", "test/ant", "test/bee")):
+        (out / "tree" / name).mkdir(parents=True)
+        for image in range(3):
+            pixels = np.full((SIZE, SIZE, 3), 60 * number + image, dtype=np.uint8)
+            Image.fromarray(pixels).save(out / "tree" / name / f"{image}.png")
+    small = ("--network", "resnet8", "--stem", "cifar", "--image_size", SIZE, "--resize", SIZE, "--width", 4)
+    data = ("--dataset", "folder", "--data_dir", out / "tree", "--batch_size", 2, "--workers", 0)
+    succeed(STAGE1, *data, *small, *ONE[STAGE1], "--out", out / "runs")
+    return next((out / "runs").rglob("stage1*"))
+
+
+@pytest.mark.parametrize("script", [EVALUATE, STAGE2])
+def test_no_flag_is_dropped_beside_a_run_on_images_on_disk(
+    script: str, on_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fates = {}
+    opening = report if script == EVALUATE else opened(script, find_start)
+    line = ["--pretrained_pth", str(on_disk), "--out", str(tmp_path / "new")]
+    for name, flag in FLAGS.items():
+        if name != "out" and flag.facets & OF_IMAGES and script in flag.read_by:
+            value = CONSTANTS.get(name, other_value(flag, tmp_path))
+            fates[name] = fate(flag, value, line, opening, capsys)
+            shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert [name for name, what in fates.items() if what == "dropped"] == []
+    assert {fates[name] for name in ("imb_type", "subset")} == {"named"} and fates["image_size"] == "refused"
+    assert {fates[name] for name in ("mean", "mirror", "drop_empty_classes")} == {"obeyed"}
+    assert script != EVALUATE or fates["weights"] == "named"
+
+
+def test_flags_that_repeat_what_a_run_on_disk_has(on_disk: Path) -> None:
+    """They are judged beside the run's other settings, not beside the defaults of its data set."""
+    same = ("--resize", SIZE, "--image_size", SIZE, "--stem", "cifar", "--orientation", "exif")
+    for flags in (same, same[:2], same[2:]):
+        assert succeed(EVALUATE, "--pretrained_pth", on_disk, *flags).err == ""
+    said = refused(EVALUATE, "--pretrained_pth", on_disk, "--orientation", "ignore")
+    assert "was trained with --orientation exif, not ignore" in said
+    assert "was trained without --bits; leave --bits 12 out" in refused(
+        EVALUATE, "--pretrained_pth", on_disk, "--bits", 12
+    )
 
 
 def test_values_are_others_than_the_default(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.robustness.fuzz_inputs.cases import ACCEPTED, Material, check_line, file_states, refusal
 from benchmarks.robustness.fuzz_inputs.damage import damage, damages
 from runs.feature_files import read_features
-from runs.feature_files.tensors import STAND_INS
+from runs.weights.pickles import load_pickled
 
 FEATURE_FILES = ("mine.npz", "mine.safetensors", "mine.pth")
 ARRAY_JUNK: dict[str, Callable[[np.ndarray], Any]] = {
@@ -171,9 +171,9 @@ def stored_arrays(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as opened:
             return {key: opened[key] for key in names}
     if file.suffix == ".pth":
-        with torch.serialization.safe_globals([*STAND_INS]):
-            held = torch.load(file, weights_only=True)
-        return {key: held[key].array for key in names}
+        with file.open("rb") as opened:
+            held = load_pickled(opened)  # numpy's own unpickling can be made to take numbers for addresses
+        return {key: np.asarray(held[key]) for key in names}
     tensors = load_file(file)
     return {key: (t.float() if t.is_floating_point() else t).numpy() for key, t in tensors.items() if key in names}
 

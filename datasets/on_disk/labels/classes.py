@@ -7,7 +7,7 @@ is class 0.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -69,6 +69,35 @@ class Classes:
         numbers = np.array(classes, dtype=np.int64)
         return replace(listing.images, labels=numbers[listing.images.labels])
 
+    def known_part(self, listing: Listing) -> Listing:
+        """Return a list without the images whose labels are of classes that the training list lacks, with a note.
+
+        What is no such label stays, and `apply` refuses it: text among numbers, a negative number, another spelling of
+        a class. Raises UserError where no image is left.
+        """
+        if self.plain and listing.order is not None:
+            return listing  # its own order says which class is which
+        alike = {folded(str(key)) for key in self.class_of}
+        counts = listing.counts()
+        gone = [code for code, word in enumerate(listing.words) if counts[code] and self.is_other(word, alike)]
+        if not gone:
+            return listing
+        lost = int(counts[gone].sum())
+        if lost == len(listing.images):
+            raise UserError(f"{listing.path}: no image is of a class that has training images")
+        words = [listing.words[code] for code in gone]
+        note = f"{listing.path}: {lost} images of labels that the training list lacks are left out: {names_line(words)}"
+        return listing.without(gone, note)
+
+    def is_other(self, word: str, alike: set[str]) -> bool:
+        """Tell whether a label is none of the classes and may be one of others; `alike` are their folded names."""
+        if self.of(word) is not None:
+            return False
+        number = number_of(word)
+        if self.plain or self.numeric:
+            return number is not None and number >= 0
+        return folded(word) not in alike
+
     def by_order(self, listing: Listing) -> list[int | None]:
         """Return the classes of a COCO list's labels where the classes have no names; nothing of any other list."""
         if not self.plain or listing.order is None:
@@ -84,16 +113,21 @@ class Classes:
         """Return in words why a label is no class."""
         word = listing.words[code]
         if self.plain:
-            return f"is not an integer from 0 to {self.count - 1}"
+            return f"is not an integer from 0 to {self.count - 1}{self.way_out(word)}"
         labels = (
             runs_of(key for key in self.class_of if isinstance(key, int)) if self.numeric else names_line(self.keys())
         )
         near = [key for key in self.class_of if folded(str(key)) == folded(word)]
         hint = f"; it has '{shown(str(near[0]))}'" if near else f": it has {labels}"
-        return f"is of no image of the training list{hint}"
+        return f"is of no image of the training list{hint}{self.way_out(word)}"
+
+    def way_out(self, word: str) -> str:
+        """Return in words how images of a label that the training list lacks are left out, where they can be."""
+        other = self.is_other(word, {folded(str(key)) for key in self.class_of})
+        return "; --drop_empty_classes leaves such images out" if other else ""
 
 
-def names_line(names: list[int | str]) -> str:
+def names_line(names: Sequence[int | str]) -> str:
     """Return the first names of classes, with the last one."""
     words = [shown(str(name)) for name in names]
     return ", ".join(words if len(words) <= NAMED else [*words[:5], "...", words[-1]])

@@ -2,11 +2,8 @@
 
 import re
 
-SPLITS = {
-    "train": ("train", "training", "trn", "learn", "fit"),
-    "val": ("val", "valid", "validation", "validate", "dev", "devel", "development", "heldout", "holdout", "tune"),
-    "test": ("test", "testing", "tst", "eval", "evaluation"),
-}
+from datasets.split_names import split_named
+
 TRUE, FALSE = ("1", "1.0", "true", "t", "yes", "y"), ("0", "0.0", "false", "f", "no", "n")
 # Columns that say yes or no, and what no means.
 SWITCHES = {"train": "test", "val": "train", "test": "train"}
@@ -26,7 +23,7 @@ def switch_of(header: str) -> str | None:
     word = plain_word(header).removesuffix("image").removesuffix("img")
     if not word.startswith("is"):
         return None
-    return next((split for split, names in SPLITS.items() if word[2:] in names), None)
+    return split_named(word[2:])
 
 
 def is_split_header(header: str) -> bool:
@@ -42,4 +39,4 @@ def split_of(value: str, header: str) -> str | None:
         return switch if word in TRUE else SWITCHES[switch]
     word = plain_word(word)
     word = word.removesuffix("set") if len(word) > 3 else word
-    return next((split for split, names in SPLITS.items() if word in names), None)
+    return split_named(word)

@@ -188,6 +188,27 @@ def test_one_bad_file_never_ends_a_run_of_predictions(out: Path, photos: Path, t
     assert len(rows) == 3 and all(row["error"] for row in rows)
 
 
+def test_one_folder_of_everything(out: Path, photos: Path, tmp_path: Path) -> None:
+    """A photo that is stored turned, two that are too large, 16-bit pixels of unknown range and a broken file."""
+    folder, large = tmp_path / "mixed", halves("top", 60).resize((2 * SIDE, 2 * SIDE))
+    folder.mkdir()
+    save(halves("top", 61), folder / "a turned.jpg", 6)
+    save(large, folder / "b large.jpg", 6)  # decoded at half of its sides, and turned
+    save(large, folder / "c large.png")
+    Image.fromarray(np.full((SIDE, SIDE), 4000, np.uint16)).save(folder / "d deep.png")
+    (folder / "e broken.png").write_bytes((photos / "test" / "top" / "0.png").read_bytes()[:99])
+    save(halves("side", 62), folder / "f plain.png")
+    rows, outcome = predictions(out, folder, "--max_pixels", 2 * SIDE * SIDE - 1, status=1)
+    assert [row["file"] for row in rows] == sorted(path.name for path in folder.iterdir())
+    assert [row["class"] for row in rows] == ["top", "top", "", "", "", "side"]
+    errors = [row["error"] for row in rows]
+    assert errors[:2] == ["", ""] and "more than 511 pixels" in errors[2] and "--max_pixels" in errors[2]
+    assert "--bits 12" in errors[3] and "truncated" in errors[4] and errors[5] == ""
+    assert "warning: 3 of 6 images could not be read" in outcome.err.splitlines()[-1]
+    rows, _ = predictions(out, folder, "--bits", 12, "--flip", "--workers", 2, status=1)
+    assert [row["class"] for row in rows[:3]] == ["top"] * 3 and [bool(row["error"]) for row in rows[3:]] == [0, 1, 0]
+
+
 def test_twelve_bits_go_from_training_to_predictions(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "deep"
     shutil.copytree(photos, data)

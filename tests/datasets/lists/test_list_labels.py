@@ -4,23 +4,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.labels.writing import number_of, runs_of, several_labels
 from datasets.on_disk.layouts import LAYOUTS, ListFiles
 from datasets.on_disk.load import load_listed
+from datasets.on_disk.long_tailed import with_splits
 from utils.errors import UserError
 
 NATURAL = Profile(imb_ratio=None)
 
 
-def load(folder: Path, train: list[str], test: list[str], layout: str = "list", **files: Any) -> LongTailedData:
+def load(
+    folder: Path, train: list[str], test: list[str], layout: str = "list", profile: Profile = NATURAL, **files: Any
+) -> LongTailedData:
     """Load a data set of a text list with these labels."""
     for part, labels in (("train", train), ("test", test)):
         (folder / f"{part}.txt").write_text("".join(f"{part}{i}.jpg\t{label}\n" for i, label in enumerate(labels)))
     lists = {"train": str(folder / "train.txt"), "test": str(folder / "test.txt"), "image_root": str(folder)}
-    return load_listed(LAYOUTS[layout], str(folder), NATURAL, ListFiles(**{**lists, **files}))
+    return load_listed(LAYOUTS[layout], str(folder), profile, ListFiles(**{**lists, **files}))
 
 
 def refusal(*arguments: Any, **files: Any) -> str:
@@ -186,3 +190,69 @@ def test_wrong_class_names(tmp_path: Path, name: str, text: str | None, words: s
     if text is not None:
         (tmp_path / name).write_text(text)
     assert words in refusal(tmp_path, ["1", "2"], ["1", "2"], class_names=str(tmp_path / name))
+
+
+# --drop_empty_classes: labels of test and held-out images that the training list lacks
+
+
+DROPPING = Profile(imb_ratio=None, drop_empty_classes=True)
+
+
+def dropped(folder: Path, train: list[str], test: list[str], val: tuple[str, ...] = (), **files: Any) -> LongTailedData:
+    """Load lists that may hold classes without training images, with a validation list where there is one."""
+    if val:
+        (folder / "val.txt").write_text("".join(f"val{i}.jpg\t{label}\n" for i, label in enumerate(val)))
+        files["val"] = str(folder / "val.txt")
+    return load(folder, train, test, profile=DROPPING, **files)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "named"),
+    [
+        (["rose", "daisy"], ["tulip", "daisy", "rose", "tulip", "lily"], [0, 1], "tulip, lily"),
+        (["17", "3"], ["501", "3", "17", "501", "4"], [0, 1], "501, 4"),
+        (["0", "1"], ["2", "0", "1", "7", "2"], [0, 1], "2, 7"),
+        (["0", "1"], ["2", "0", "1", "7", "2.0"], [0, 1], "2, 7, 2.0"),
+    ],
+)
+def test_labels_without_training_images_are_left_out_with_a_line(
+    tmp_path: Path, train: list[str], test: list[str], classes: list[int], named: str
+) -> None:
+    assert "; --drop_empty_classes leaves such images out" in refusal(tmp_path, train, test)
+    data = dropped(tmp_path, train, test, val=("8000", *train))
+    assert data.test.labels.tolist() == classes and len(data.class_names) == 2
+    assert f"{tmp_path / 'test.txt'}: 3 images of labels that the training list lacks are left out: {named}" in (
+        data.notes
+    )
+    assert f"{tmp_path / 'val.txt'}: 1 images of labels that the training list lacks are left out: 8000" in data.notes
+    assert data.holdout.labels.tolist() == [data.class_names.index(label) for label in train]
+    assert data.test.path(0).endswith("test1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (["rose", "daisy"], ["rose", "Daisy"], "it has 'daisy'"),
+        (["3", "17"], ["3", "rose"], "it has 3, 17"),
+        (["0", "1"], ["0", "-1"], "is not an integer from 0 to 1"),
+        (["rose", "daisy"], ["tulip", "lily"], "test.txt: no image is of a class that has training images"),
+    ],
+)
+def test_what_is_no_other_class_is_refused_all_the_same(
+    tmp_path: Path, train: list[str], test: list[str], words: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        dropped(tmp_path, train, test)
+    assert words in str(caught.value) and "leaves such images out" not in str(caught.value)
+
+
+def test_the_record_of_labels_names_the_classes_that_are_left(tmp_path: Path) -> None:
+    data = dropped(tmp_path, ["0", "2", "2"], ["1", "2", "0"])
+    assert data.class_names == ["0", "2"] and data.test.labels.tolist() == [1, 0]
+    assert data.lists == {"columns": None, "labels": {"0": "0", "2": "2"}}
+    (tmp_path / "names.txt").write_text("0 ant\n1 bee\n2 cow\n")
+    data = dropped(tmp_path, ["0", "2", "2"], ["1", "2", "0"], class_names=str(tmp_path / "names.txt"))
+    assert data.class_names == ["ant", "cow"] and data.lists == {"columns": None, "labels": {"0": "ant", "2": "cow"}}
+    left = data.train.take(np.array([1, 2]))
+    fewer = with_splits(data, left, data.holdout, data.test, drop_empty_classes=True)
+    assert fewer.class_names == ["cow"] and fewer.lists == {"columns": None, "labels": {"2": "cow"}}

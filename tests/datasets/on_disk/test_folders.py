@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.decode import FORMATS, decode_rgb
+from datasets.decode import decode_rgb
+from datasets.decoding.pil import FORMATS
 from datasets.identity.content import with_identity
 from datasets.long_tail import LongTailedData, Profile
-from datasets.on_disk.folder_splits import SPLIT_NAMES, find_splits, load_folder, split_of, with_written_lists
+from datasets.on_disk.folder_splits import find_splits, load_folder, split_of, with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, ListFiles
 from datasets.on_disk.listed_split import ListedSplit
 from datasets.on_disk.load import load_listed
 from datasets.on_disk.long_tailed import with_splits
+from datasets.on_disk.tables.splits import split_of as in_tables
 from datasets.on_disk.walk import (
     EMPTY,
     ENDING,
@@ -30,6 +32,8 @@ from datasets.on_disk.walk import (
     LeftOut,
     walk,
 )
+from datasets.split_names import SPLIT_NAMES
+from runs.feature_files.names import split_of as in_features
 from tools import check_dataset
 from utils.errors import UserError
 
@@ -189,7 +193,11 @@ def test_names_of_splits_are_of_one_split_each() -> None:
     names = [name for group in SPLIT_NAMES.values() for name in group]
     assert len(set(names)) == len(names) and all(split_of(name.upper()) for name in names)
     assert split_of("set") is None and split_of("images") is None and split_of("rose") is None
-    assert split_of("trainset") == "train" and split_of("val-data") == "val"
+    assert split_of("trainset") == "train" and split_of("val-data") == "val" and split_of("Held-out_images") == "val"
+    for split, words in SPLIT_NAMES.items():  # one list for folders, tables and features
+        for word in words:
+            assert split_of(word) == in_tables(word, "split") == split and in_tables("1", f"is_{word}") == split
+            assert in_features(word) == split.replace("val", "holdout")
 
 
 def test_a_validation_split_alone_is_the_test(tmp_path: Path) -> None:
@@ -252,7 +260,7 @@ def test_lists_of_a_made_split_are_written_once(tmp_path: Path) -> None:
     assert with_written_lists(load(flowers(tmp_path / "whole", "train", "test")), tmp_path / "out").notes == ()
     told = with_written_lists(data, tmp_path / "out")
     [folder] = (tmp_path / "out" / "splits").iterdir()
-    assert told.notes[-1] == f"the lists of this split: train.txt, test.txt in {folder}"
+    assert told.notes[-1] == f"the lists of this split: train.txt, test.txt, class_names.json in {folder}"
     assert (folder / "test.txt").read_text().splitlines()[0] == f"{names_of(data.test)[0]} 0"
     files = ListFiles(str(folder / "train.txt"), None, str(folder / "test.txt"), str(root))
     listed = load_listed(LAYOUTS["list"], ".", NATURAL, files)
@@ -271,6 +279,26 @@ def test_lists_of_a_made_split_are_written_once(tmp_path: Path) -> None:
     assert (folder / "train.txt").read_text() == "mine"
     touch(root / "rose/two\nlines.jpg")
     assert "has a line break" in with_written_lists(load(root, profile), tmp_path / "out").notes[-1]
+
+
+@pytest.mark.parametrize(
+    "names", [("10", "9", "sea lion"), ("2", "10", "0"), (" a", "a ", "a"), ("1 b", "0 a", "Ä\udcff"), ("rose", "Rose")]
+)
+def test_written_lists_give_the_same_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Whatever the class folders are called: labels and names are those of the folder that was split."""
+    root = tmp_path / "images"
+    touch(*(root / name / f"{number}.jpg" for name in names for number in range(5)))
+    data = with_written_lists(load(root, Profile(imb_ratio=None, test_share=0.2, holdout=0.3)), tmp_path)
+    [folder] = (tmp_path / "splits").iterdir()
+    lists = [str(folder / f"{part}.txt") for part in ("train", "val", "test")]
+    files = ListFiles(*lists, str(root), class_names=str(folder / "class_names.json"))
+    listed = load_listed(LAYOUTS["list"], ".", NATURAL, files)
+    assert listed.class_names == data.class_names
+    for one, other in zip(
+        (listed.train, listed.holdout, listed.test), (data.train, data.holdout, data.test), strict=True
+    ):
+        assert one.images.tolist() == other.images.tolist() and one.labels.tolist() == other.labels.tolist()
+    assert json.loads((folder / "class_names.json").read_bytes()) == data.class_names
 
 
 # Classes without images
@@ -368,6 +396,6 @@ def test_the_check_says_what_training_says(tmp_path: Path, capsys: pytest.Captur
     assert report["parts"]["train"]["images"] == 20 and report["parts"]["test"]["images"] == 5
     assert f"warning: left out: 1 {ENDING}: .heic 1 (rose/a.heic)" in out
     assert any(line.startswith("left out: 1 left behind") for line in report["reading"])
-    assert report["warnings"][0].startswith("left out: 1 files") and "train.txt, test.txt in " in out
+    assert report["warnings"][0].startswith("left out: 1 files") and "train.txt, test.txt, class_names.json in " in out
     with pytest.raises(UserError, match="--test_share must be"):
         check_dataset.main([*words, "--test_share", "1.5"])

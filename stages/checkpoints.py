@@ -28,8 +28,9 @@ FROM_FEATURES = with_facet(Facet.FROM_FEATURES)
 CONSTANTS = with_facet(Facet.CONSTANTS)
 # What a checkpoint of ours settles beside, with what it was before it became a setting.
 SINCE_THEN = {
-    name: FLAGS[name].default for name in ("stem", "image_size", "resize", "test_share", "test_seed", *CONSTANTS)
-} | vars(BEFORE_OPTIONS)
+    name: FLAGS[name].default
+    for name in ("stem", "image_size", "resize", "test_share", "test_seed", *CONSTANTS, *vars(BEFORE_OPTIONS))
+}
 # Where images on disk are.
 PLACES = with_facet(Facet.PLACE)
 # What stage 2 can do with the features of images as they are, and nothing else.
@@ -41,6 +42,8 @@ def adopt_checkpoint(command: Command, checkpoint: Checkpoint) -> Command:
     if checkpoint.content is None:
         return without_idle_flags(command, command.settings.dataset)
     trained = {**SINCE_THEN, **checkpoint.settings()}
+    if trained.get("dataset") in ON_DISK:
+        trained = {**trained, **vars(BEFORE_OPTIONS), **checkpoint.settings()}
     command = without_idle_flags(command, trained.get("dataset"))
     given = given_constants(command, checkpoint)
     known = [name for name in with_facet(Facet.FROM_CHECKPOINT) if name not in given]

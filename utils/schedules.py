@@ -17,11 +17,11 @@ def warmup_cosine_lr(base: float, epoch: int, epochs: int) -> float:
 
 
 def cosine_to_zero_lr(base: float, epoch: int, epochs: int) -> float:
-    """Return the rate that `cosine_lr` has an epoch later: 0 in the last one.
+    """Return the rate that `cosine_lr` has an epoch later: 0 in the last one, but `base` in a single one.
 
     It is PyTorch's CosineAnnealingLR over `epochs`, where it is stepped before each epoch (Weight Balancing's code).
     """
-    return cosine_lr(base, epoch + 1, epochs)
+    return base if epochs == 1 else cosine_lr(base, epoch + 1, epochs)
 
 
 def with_warmup(

@@ -687,9 +687,9 @@ def test_stage_2_never_differentiates_the_backbone(
     models: list[nn.Module] = []
     original = checkpoint.load_weights
 
-    def noting(model: nn.Module, source: checkpoint.Checkpoint) -> None:
+    def noting(model: nn.Module, source: checkpoint.Checkpoint, *more: Any) -> Any:
         models.append(model)
-        original(model, source)
+        return original(model, source, *more)
 
     monkeypatch.setattr("stages.session.load_weights", noting)
     stage2(runs, *arguments)

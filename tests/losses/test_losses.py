@@ -620,7 +620,7 @@ OUTSIDE: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("parameter", PARAMETER_RANGES)
 def test_a_value_outside_its_range_is_refused(parameter: str) -> None:
-    name = next(name for name in LOSSES if parameter in loss_parameters(name))
+    name = next((name for name in LOSSES if parameter in loss_parameters(name)), None)
     bounds = PARAMETER_RANGES[parameter]
     for value in [
         *OUTSIDE.get(parameter, []),
@@ -633,7 +633,11 @@ def test_a_value_outside_its_range_is_refused(parameter: str) -> None:
         None,
         True,
     ]:
-        message = refusal(lambda value=value: build_loss(name, COUNTS, **{parameter: value}))
+        message = refusal(
+            lambda value=value: (
+                check_parameter(parameter, value) if name is None else build_loss(name, COUNTS, **{parameter: value})
+            )
+        )
         assert message.startswith(f"--{parameter} must be at least") or message.startswith(
             f"--{parameter} must be above"
         )

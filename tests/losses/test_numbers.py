@@ -491,6 +491,7 @@ def test_the_order_of_classes_and_images_is_of_no_matter_to_reports(seed: int) -
     one, other = classification_report(*plain), classification_report(*moved)
     of_class, permuted = one.pop("per_class_accuracy"), other.pop("per_class_accuracy")
     assert [of_class[k] for k in order] == permuted
+    assert other.pop("test_images") == one.pop("test_images")
     assert other == pytest.approx(one)
     readings, other_readings = logits_magnitude(*plain[:2]), logits_magnitude(*moved[:2])
     for reading, of_reading in readings.items():

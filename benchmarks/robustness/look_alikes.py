@@ -12,6 +12,7 @@ onto those that were learned, or where the numbers that are there are right. Wha
 """
 
 import contextlib
+import itertools
 import io
 import json
 import shutil
@@ -307,8 +308,7 @@ class Experiment:
             raise UserError(trained.refusal)
         runs, table = [self.first(data.names is not None).run("stage1"), fresh.run("stage1", 1)], bench.out / "table.md"
         done = bench.call(compare.main, *(str(run) for run in runs), "--markdown", str(table))
-        lines = table.read_text().splitlines()[2:] if table.exists() else []
-        names = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+        names = first_column(table.read_text()) if table.exists() else []
         return judge_lines(done, names, images_of(data) == images_of(original(True)))
 
     def table_cell(self, name: str, bench: Bench) -> tuple[str, str]:
@@ -348,6 +348,17 @@ def judge_lines(done: Outcome, names: Sequence[str], one_data: bool) -> tuple[st
     if len(names) == 1:
         return (SAME, "one line: the same images and labels") if one_data else (SILENT, "one mean of both")
     return (TOLD_APART, line_of(done.text)) if len(set(names)) == 2 else (SILENT, f"lines of the names {names}")
+
+
+def first_column(markdown: str) -> list[str]:
+    """Return the cells of the first column of the first table of a Markdown file, without its title."""
+    table = itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(is_text, markdown.splitlines()))
+    return [line.strip("| ").split(" | ")[0] for line in list(table)[2:]]
+
+
+def is_text(line: str) -> bool:
+    """Tell whether a line of Markdown is no row of a table."""
+    return not line.startswith("|")
 
 
 def line_of(text: str) -> str:

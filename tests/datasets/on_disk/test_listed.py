@@ -525,7 +525,7 @@ def write_odd_images(folder: Path) -> dict[str, set[str]]:
     (folder / "zero.jpg").write_bytes(b"")
     (folder / "folder.jpg").mkdir()
     (folder / "broken_link.jpg").symlink_to("nowhere")
-    palette = check.PALETTE
+    palette = image_files.PALETTE
     return {
         "rgb.png": set(),
         "whole.jpg": set(),

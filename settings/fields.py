@@ -185,7 +185,7 @@ class Settings(_Hyperparameters):
     orientation: str = option(
         IGNORE,
         Group.DATA,
-        "photos turned as EXIF says, or as stored",
+        "photos turned as EXIF says; list, folder: exif",
         facets=SIZE,
         choices=list(ORIENTATIONS),
         named_by=TRAINING,

@@ -185,7 +185,7 @@ class Settings(_Hyperparameters):
     orientation: str = option(
         IGNORE,
         Group.DATA,
-        "photos turned as EXIF says, or as stored",
+        "photos turned by EXIF (list, folder) or as stored",
         facets=SIZE,
         choices=list(ORIENTATIONS),
         named_by=TRAINING,

@@ -46,11 +46,13 @@ def stage1_seed(settings: Settings) -> int:
     return settings.seed if settings.stage1_seed is None else settings.stage1_seed
 
 
-def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | None = None) -> LongTailedData:
+def load_data(
+    settings: Settings, holdout_seed: int, checkpoint: Checkpoint | None = None, *, report: bool = False
+) -> LongTailedData:
     """Load the data set that the settings describe; `holdout_seed` is the seed of stage 1.
 
-    Where a `checkpoint` holds the features of its images these are the data set. Raises UserError where `--num_class`
-    does not fit it.
+    Where a `checkpoint` holds the features of its images these are the data set. For a `report` the lists of a split
+    that is made are not written: the training has written them. Raises UserError where `--num_class` does not fit it.
     """
     files = list_files(settings)
     hashed = is_main() and settings.identity == CONTENT and (checkpoint is None or checkpoint.features is None)
@@ -59,7 +61,7 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
         if checkpoint is not None and checkpoint.features is not None:
             data = load_features(checkpoint)
         else:
-            data = load_images(settings, holdout_seed, files)
+            data = load_images(settings, holdout_seed, files, report)
         if settings.num_class is not None and settings.num_class != data.num_classes:
             raise UserError(
                 f"--num_class {settings.num_class} does not fit {data.name}, which has {data.num_classes} classes; "
@@ -68,14 +70,14 @@ def load_data(settings: Settings, holdout_seed: int, checkpoint: Checkpoint | No
         return identified(data, settings, early)
 
 
-def load_images(settings: Settings, holdout_seed: int, files: ListFiles) -> LongTailedData:
+def load_images(settings: Settings, holdout_seed: int, files: ListFiles, report: bool) -> LongTailedData:
     """Load the images that the settings describe, without the bad ones that may be skipped."""
     profile = Profile(
         **{name: getattr(settings, name) for name in with_facet(Facet.PROFILE)}, holdout_seed=holdout_seed
     )
     data = load_dataset(settings.dataset, profile, settings.data_dir, files)
     data = replace(data, augmentation=with_given(data.augmentation, settings.mean, settings.std, settings.mirror))
-    if is_main():
+    if is_main() and not report:
         data = with_written_lists(data, Path(settings.out))
     tell_notes(data.notes)
     if settings.skip_bad > 0:

@@ -101,7 +101,7 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
     command, checkpoint = find(command)
     settings = command.settings
     seed = settings.seed if command.script == STAGE1 else stage1_seed(settings)
-    data = load_data(settings, seed, checkpoint)
+    data = load_data(settings, seed, checkpoint, report=command.script == EVALUATE)
     if checkpoint is not None:
         data = in_order_of(checkpoint, data, settings)
         refuse_other_images(checkpoint, data, warn=command.script == EVALUATE)

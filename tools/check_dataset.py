@@ -25,7 +25,7 @@ from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.identity.early_look import images_root, looking_early
 from datasets.long_tail import LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
-from datasets.on_disk.layouts import LAYOUTS, Facts, find_lists, list_files
+from datasets.on_disk.layouts import LAYOUTS, LIST_FLAGS, Facts, find_lists, list_files
 from datasets.on_disk.listed_split import ListedSplit, join
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
 from evaluation.plots import save_figure
@@ -152,6 +152,7 @@ def file_lines(files: dict[str, Any] | None) -> list[str]:
         if kind == SMALLER:  # nothing that anyone would mend
             continue
         lines += [f"{kind}:", *(f"    {name}" for name in entry["first"])]
+        lines += [f"    {entry['why']}"] if "why" in entry else []
         if entry["files"] > len(entry["first"]):
             lines.append(f"    and {entry['files'] - len(entry['first']):,} more")
     return lines
@@ -226,20 +227,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = CommandParser("python -m tools.check_dataset", __doc__)
     parser.add_argument("--dataset", required=True, help="name of the data set")
     parser.add_argument("--data_dir", default="data", help="folder of the data sets; of list and folder: their own")
-    parser.add_argument("--train_list", help="list of the training images: lines of 'path label', or COCO's .json")
-    parser.add_argument("--val_list", help="list of the images held out for tuning")
-    parser.add_argument("--test_list", help="list of the test images")
-    parser.add_argument("--image_root", help="folder that the lists' paths are relative to")
-    parser.add_argument("--path_column", metavar="NAME", help="tables as lists: the column of the paths [guessed]")
-    parser.add_argument("--label_column", metavar="NAME", help="tables as lists: the column of the labels [guessed]")
-    parser.add_argument("--split_column", metavar="NAME", help="one table for all: the column of train, val, test")
-    parser.add_argument("--image_suffix", metavar="END", help="lists of ids: the ending of the files, as .jpg")
-    parser.add_argument("--class_names", metavar="FILE", help="names of the classes: one or 'number name' a line, JSON")
+    for flag in LIST_FLAGS:
+        declared = FLAGS[flag.removeprefix("--")]
+        parser.add_argument(flag, metavar=declared.metavar, help=declared.help)
     parser.add_argument("--imb_ratio", type=float, help="make balanced data long-tailed [cifar and digits: 100]")
     parser.add_argument("--test_share", type=float, default=0.0, metavar="X", help=FLAGS["test_share"].help)
     parser.add_argument("--test_seed", type=int, default=0, metavar="N", help="seed of --test_share [0]")
     parser.add_argument("--drop_empty_classes", action="store_true", help=FLAGS["drop_empty_classes"].help)
-    parser.add_argument("--orientation", choices=ORIENTATIONS, help=FLAGS["orientation"].help + " [as training does]")
+    parser.add_argument("--orientation", choices=ORIENTATIONS, help=FLAGS["orientation"].help + " [as in training]")
     parser.add_argument("--bits", type=int, metavar="N", help=FLAGS["bits"].help)
     parser.add_argument("--max_pixels", type=int, metavar="N", help=FLAGS["max_pixels"].help)
     parser.add_argument(

@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets.decode import decode_rgb
-from datasets.decoding.errors import BeyondRange, TooLarge, UnknownRange
+from datasets.decoding.errors import BeyondRange, TooLarge, UnknownRange, reason_alone
 from datasets.decoding.memory import Claim, DecodingMemory
 from datasets.decoding.options import EXIF, PLAIN, DecodeOptions
 from datasets.decoding.orientation import UPRIGHT, orientation_of
 from datasets.decoding.pil import open_image, opened_rgb, pixel_limit
 from datasets.decoding.sixteen_bits import is_deep
 from datasets.on_disk.listed_split import ListedSplit
+from utils.errors import UserError
 from utils.progress import show_progress
 from utils.text import shown
 
@@ -135,6 +136,15 @@ def has_more_frames(image: Image.Image) -> bool:
         return True
 
 
+def why_not(path: str, options: DecodeOptions) -> str:
+    """Return why training cannot use an image, in its words; nothing where it can by now."""
+    try:
+        decode_rgb(path, options=options)
+    except UserError as error:
+        return reason_alone(path, str(error))
+    return ""
+
+
 def sort_files(
     files: ListedSplit, rows: np.ndarray, look: Callable[[str], list[str]], message: str
 ) -> dict[str, list[int]]:
@@ -160,10 +170,19 @@ def check_files(files: ListedSplit, decode: int | None, options: DecodeOptions =
         memory = DecodingMemory(THREADS)
         found |= sort_files(files, np.sort(there), partial(examine, memory=memory, options=options), "decoding")
     names = {kind: [shown(os.fsdecode(name)) for name in files.images[found[kind][:FIRST]]] for kind in found}
+    why = {
+        kind: {"why": f"of the first: {why_not(files.path(found[kind][0]), options)}"}
+        for kind in (UNKNOWN_RANGE, BEYOND_RANGE)
+        if kind in found
+    }
     return {
         "root": str(files.root),
         "listed": len(files),
         "decoded": len(there),
         "options": vars(options),
-        "kinds": {kind: {"files": len(found[kind]), "first": names[kind]} for kind in KINDS if kind in found},
+        "kinds": {
+            kind: {"files": len(found[kind]), "first": names[kind], **why.get(kind, {})}
+            for kind in KINDS
+            if kind in found
+        },
     }

@@ -43,7 +43,8 @@ def check(tree: Path, *flags: object) -> tuple[int, dict[str, int]]:
 def test_bits(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, kinds = check(tree)
     assert status == 1 and kinds[image_files.UNKNOWN_RANGE] == 1
-    capsys.readouterr()
+    assert "of the first: its 16-bit pixels go up to 4,095 alone" in (out := capsys.readouterr().out)
+    assert "give --bits 12" in out
     status, kinds = check(tree, "--bits", 12)
     out = capsys.readouterr().out
     assert status == 0 and kinds[image_files.DEEP] == 1

@@ -44,6 +44,9 @@ def test_one_folder_is_split_alike_by_all_commands(tree: Path) -> None:
     report = tree.parent / "report.json"
     told = succeed("evaluate", *of(tree), "--cur_stage", "stage2", "--json", report)
     assert words in retrained.out and words in told.out and only(tree, "splits/*") == folder
+    last = only(tree, "stage2_*/config.json").parent
+    told = succeed("evaluate", "--pretrained_pth", last, "--out", tree.parent / "elsewhere")
+    assert words in told.out and not (tree.parent / "elsewhere" / "splits").exists()  # a report writes no lists
     configs = [read(only(tree, f"{stage}_*/config.json")) for stage in ("stage1", "stage2")]
     assert configs[0]["identity"] == configs[1]["identity"]
     assert [config["settings"]["test_share"] for config in configs] == [0.25, 0.25]

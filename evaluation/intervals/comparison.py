@@ -3,6 +3,7 @@
 A line is a method or a run with its repeats. All lines that are compared have the same test images.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.intervals.bootstrap import DRAWS, bootstrap, class_accuracies, interval, scores
+from evaluation.intervals.bootstrap import DRAWS, Interval, bootstrap, class_accuracies, interval, scores
 from evaluation.intervals.correct import unpack_correct
 from evaluation.intervals.paired import bootstrap_p, holm, mcnemar
 from evaluation.metrics import Report
@@ -93,6 +94,8 @@ def intervals(resampled: Resampled, samples: Sequence[Sample]) -> pd.DataFrame:
     for one in samples:
         for measure in MEASURES:
             found = interval(resampled.values[one.key][measure], resampled.draws[one.key][measure])
+            if is_guess(measure, one):
+                found = Interval(found.value, math.nan, math.nan)
             rows.append({**about(one, measure, None), **found._asdict()})
     return pd.DataFrame(rows)
 
@@ -101,7 +104,8 @@ def differences(resampled: Resampled, samples: Sequence[Sample], reference: Samp
     """Return, a row a line and measure, its difference to a reference in points: 95 % interval, p-value by the
     bootstrap, the same after Holm's correction for the number of lines, and what it comes to.
 
-    `mcnemar_p` is that of McNemar's test, of `all` and lines of one repeat.
+    `mcnemar_p` is that of McNemar's test, of `all` and lines of one repeat. Numbers without an interval (`is_guess`)
+    have no p-value and are not told apart.
     """
     parts = []
     others = [one for one in samples if one.key != reference.key]
@@ -112,18 +116,22 @@ def differences(resampled: Resampled, samples: Sequence[Sample], reference: Samp
                 (resampled.values[key][measure], resampled.draws[key][measure]) for key in (one.key, reference.key)
             )
             found = interval(value - zero, drawn - its)
+            p = bootstrap_p(value - zero, drawn - its)
+            if is_guess(measure, one, reference):
+                found, p = Interval(found.value, math.nan, math.nan), math.nan
             single = measure == "all" and len(one.correct) == len(reference.correct) == 1
             rows.append(
                 {
                     **about(one, measure, reference),
                     **found._asdict(),
-                    "p": bootstrap_p(value - zero, drawn - its),
+                    "p": p,
                     "mcnemar_p": mcnemar(one.correct[0], reference.correct[0]) if single else None,
                 }
             )
         table = pd.DataFrame(rows)
         if rows:
-            table["p_holm"] = holm(table["p"].tolist())
+            known = table["p"].notna()
+            table.loc[known, "p_holm"] = holm(table.loc[known, "p"].tolist())
             table["verdict"] = [verdict(value, p) for value, p in zip(table["value"], table["p_holm"], strict=True)]
         parts.append(table)
     return pd.concat(parts, ignore_index=True)
@@ -135,8 +143,21 @@ def about(one: Sample, measure: str, reference: Sample | None) -> dict[str, Any]
     return {**one.label, "measure": measure, "reference": reference and reference.name, **made}
 
 
+def is_guess(measure: str, *lines: Sample) -> bool:
+    """Tell whether a measure has no interval: the harmonic mean where a line has a class of which no image is right.
+
+    Of such a class the images say that it is rarely right, and not how rarely, which is what decides.
+    """
+    return measure == "harmonic" and any(lost_classes(one) for one in lines)
+
+
+def lost_classes(one: Sample) -> int:
+    """Return the number of classes of which a repeat of the line has no image right, the most of any repeat."""
+    return int((class_accuracies(one.correct, one.images) == 0).sum(axis=1).max())
+
+
 def verdict(difference: float, p: float) -> str:
     """Return what a difference comes to: ahead or behind only where it can be told from 0."""
-    if p >= AT:
+    if math.isnan(p) or p >= AT:
         return UNKNOWN
     return AHEAD if difference > 0 else BEHIND

@@ -1,5 +1,6 @@
 """Intervals and paired differences as tables that people read, as the long form of a CSV, and in a sentence."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,16 @@ import numpy as np
 import pandas as pd
 
 from evaluation.intervals.bootstrap import DRAWS
-from evaluation.intervals.comparison import MEASURES, UNKNOWN, Resampled, Sample, differences, intervals, sample
+from evaluation.intervals.comparison import (
+    MEASURES,
+    UNKNOWN,
+    Resampled,
+    Sample,
+    differences,
+    intervals,
+    lost_classes,
+    sample,
+)
 from evaluation.metrics import Report
 from evaluation.run_rows import sha256_of_test
 
@@ -16,8 +26,8 @@ SHORT = {"all": "all", "harmonic": "harmonic mean"}
 TITLES = {"all": "Accuracy", "harmonic": "Harmonic mean of the class accuracies"}
 HOW = (
     f"Intervals of 95 %: bootstrap over the test images of each class, {DRAWS} draws, the same for all lines, and over "
-    "seeds where there are several. With one seed they say nothing of training again. Ahead and behind: p below 0.05 "
-    "after Holm's correction."
+    "seeds where there are several. With one seed they say nothing of training again. A harmonic mean with a class of "
+    "which no image is right has none. Ahead and behind: p below 0.05 after Holm's correction."
 )
 
 
@@ -108,10 +118,15 @@ def interval_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> dic
         for _, row in rows[rows["measure"] == measure].iterrows():
             stars = "**" if row["bold"] and measure == "all" else ""
             cells = {SHORT[measure]: f"{stars}{row['value']:.1f}{stars}"}
-            cells |= {end: f"{row[end]:.1f}" for end in ("low", "high")}
+            cells |= {end: number(row[end], ".1f") for end in ("low", "high")}
             lines.append({**{name: row[name] for name in labels}, **cells})
         tables[f"{TITLES[measure]} in percent with its 95 % interval, {what}"] = pd.DataFrame(lines)
     return tables
+
+
+def number(value: float, form: str) -> str:
+    """Return a number as text, "-" for what does not exist."""
+    return "-" if math.isnan(value) else f"{value:{form}}"
 
 
 def difference_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> dict[str, pd.DataFrame]:
@@ -120,8 +135,9 @@ def difference_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> d
     for measure in MEASURES if not rows.empty else ():
         lines = []
         for _, row in rows[rows["measure"] == measure].iterrows():
-            cells = {"difference": f"{row['value']:+.2f}", "low": f"{row['low']:+.2f}", "high": f"{row['high']:+.2f}"}
-            cells |= {"p, Holm": f"{row['p_holm']:.3f}"} if len(labels) == 1 else {}
+            ends = {"difference": "value", "low": "low", "high": "high"}
+            cells = {title: number(row[name], "+.2f") for title, name in ends.items()}
+            cells |= {"p, Holm": number(row["p_holm"], ".3f")} if len(labels) == 1 else {}
             lines.append({**{name: row[name] for name in labels}, **cells, "verdict": row["verdict"]})
         tables[f"{TITLES[measure]}, difference {what}"] = pd.DataFrame(lines)
     return tables
@@ -164,8 +180,10 @@ def headline_text(report: Report, class_counts: np.ndarray) -> str:
     one = sample({"": ""}, [report], class_counts.tolist(), [""])
     if one is None:
         return ""
-    cells = [
-        f"{SHORT[row['measure']]} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        for _, row in intervals(Resampled([one]), [one]).iterrows()
-    ]
+    cells = []
+    for _, row in intervals(Resampled([one]), [one]).iterrows():
+        ends = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        if math.isnan(row["low"]):
+            ends = f"(no interval: of {lost_classes(one)} classes no image is right)"
+        cells.append(f"{SHORT[row['measure']]} {row['value']:.2f} {ends}")
     return f"95 % intervals, by the bootstrap over the test images of each class: {', '.join(cells)}"

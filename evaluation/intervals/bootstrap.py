@@ -91,7 +91,7 @@ def resampled_accuracies(
             drawn += count * np.arange(part, dtype=np.int32)[:, None]
             times = np.bincount(drawn.ravel(), minlength=part * count).reshape(part, count)  # each image is drawn
             accuracy[start : start + part] = times.astype(np.float32) @ outcome
-        yield int(label), accuracy.astype(np.float64) * (100 / taken)
+        yield int(label), 100 * accuracy.astype(np.float64) / taken
 
 
 def bootstrap(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.frozen_features import network_features
+from evaluation.intervals.findings import headline_text
 from evaluation.measure import (
     SplitLogits,
     Temperature,
@@ -26,7 +27,7 @@ from evaluation.measure import (
     logits_summary,
     rebalanced_report,
 )
-from evaluation.text_tables import details, per_class_table, report_table
+from evaluation.text_tables import details, headline_of, per_class_table, report_table
 from runs.checkpoint import Checkpoint, load_weights
 from runs.session import LoadedModel
 from settings.command_line import parse_command
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tell(per_class_table(records, loaded.data))
     tell()
     tell(report_table(records, loaded.settings.protocol))
+    tell(headline_text(headline_of(records, loaded.settings.protocol), loaded.data.class_counts))
     for name, record in records.items():
         tell(f"\n{name}:")
         tell(details(record))

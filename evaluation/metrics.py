@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evaluation.blocks import row_blocks
 from evaluation.class_accuracies import class_measures, describe_test_images
+from evaluation.intervals.correct import pack_correct
 from evaluation.probabilities import CALIBRATION_BINS, bin_of, probability_scores, top_accuracy
 from utils.parameters import Range
 
@@ -58,12 +59,14 @@ def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndar
     (`shot_groups`; Liu et al., CVPR 2019). `all` counts images; the groups are means over classes, None where a group
     is empty, and so are the measures of `class_measures`. A class without an evaluated image has accuracy None and is
     in no mean. Macro F1 (Sokolova and Lapalme, 2009) is over the classes that have one. `test_images` says how the
-    images are spread over the classes (`describe_test_images`).
+    images are spread over the classes (`describe_test_images`). `correct` has the images that are right, a bit each
+    (`pack_correct`), and `class_images` how many each class has: intervals and paired tests are made of them.
     """
     labels = labels.to(predictions.device)
+    correct = predictions == labels
     hits, actual, predicted = (  # images a class; the confusion matrix (K, K) would have 66 million cells at K = 8142
         torch.bincount(classes, minlength=len(class_counts)).cpu().double().numpy()
-        for classes in (labels[predictions == labels], labels, predictions)
+        for classes in (labels[correct], labels, predictions)
     )
     present = actual > 0
     accuracy = np.divide(100 * hits, actual, out=np.full(len(hits), np.nan), where=present)
@@ -75,6 +78,8 @@ def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndar
     report |= class_measures(accuracy)
     report["test_images"] = describe_test_images(actual)
     report["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in accuracy]
+    report["class_images"] = actual.astype(np.int64).tolist()
+    report["correct"] = pack_correct(correct.cpu().numpy(), labels.cpu().numpy())
     return report
 
 

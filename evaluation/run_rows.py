@@ -11,6 +11,7 @@ import pandas as pd
 
 from datasets.identity.content import CONTENT
 from evaluation.class_accuracies import MEASURES as CLASS_MEASURES
+from evaluation.intervals.correct import unpack_correct
 from evaluation.logits_magnitude import summarise
 from evaluation.measure import logits_summary
 from evaluation.metrics import SHOTS
@@ -76,10 +77,12 @@ def refuse_damaged_run(folder: Path, metrics: dict[str, Any], config: dict[str, 
         for checkpoint, way in WAYS:
             report = metrics[checkpoint][way]
             sound &= report is None or all(group in report for group in (*GROUPS, "macro_f1", "ece"))
+            if report is not None and "correct" in report:
+                unpack_correct(report["correct"], report["class_images"])
         for name, value in row.items():
             kind = str if name in TEXTS else int | float
             sound &= value is None or (isinstance(value, kind) and not isinstance(value, bool))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, UserError) as error:
         sound, lacking = False, f" ({type(error).__name__}: {shown(str(error))})"
     if not sound:
         raise UserError(f"{folder} is damaged: its metrics.json or config.json is not what a run writes{lacking}")
@@ -193,6 +196,19 @@ def data_sha256(config: dict[str, Any]) -> str:
         else:
             beginning = BY_NAMES
     return beginning + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of_test(config: dict[str, Any]) -> str:
+    """Return what tells the test images of a run, their labels and their order from others, whatever it trained on.
+
+    Runs from before it was recorded have their `data_sha256` for it.
+    """
+    identity = config.get("identity")
+    test = identity.get("test") if isinstance(identity, dict) else None
+    if not isinstance(identity, dict) or not isinstance(test, dict) or not isinstance(test.get("order_sha256"), str):
+        return data_sha256(config)
+    parts = [identity.get("how"), identity.get("of"), test["order_sha256"]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def refuse_mixed(rows: pd.DataFrame) -> None:

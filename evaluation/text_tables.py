@@ -53,8 +53,14 @@ def to_text(rows: Sequence[Mapping[str, object]]) -> str:
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the report that the run's protocol quotes; plain where the data set has no mirrored images."""
-    checkpoint, way = HEADLINE[metrics["protocol"]]
-    return metrics[checkpoint][way] or metrics[checkpoint]["plain"]
+    return headline_of(metrics, metrics["protocol"])
+
+
+def headline_of(records: Mapping[str, Any], protocol: str) -> dict[str, Any]:
+    """Return the report that a protocol quotes of the checkpoints' records; of the only one where there is no other."""
+    checkpoint, way = HEADLINE[protocol]
+    record = records[checkpoint] if checkpoint in records else next(iter(records.values()))
+    return record[way] or record["plain"]
 
 
 def measure_table(reports: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.csv_files import csv_text
+from evaluation.intervals.findings import Findings
 from evaluation.plots import save_figure
 from evaluation.run_rows import BY_NAMES
 from evaluation.shown_tables import Tables, tables_markdown, tables_text
@@ -129,13 +130,18 @@ def write_results(
     tables: Tables,
     figures: dict[str, Figure],
     notes: str = "",
+    claims: Findings | None = None,
 ) -> None:
-    """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables."""
+    """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables; what the rows may claim
+    goes among the tables and into `<name>_intervals.csv`."""
     make_folder(request.results)
     name = name_for(request.results, name, set(rows["data_sha256"].dropna()))
     target = within(request.results, request.results / name)
     done = "replaced" if target.with_name(f"{name}.csv").exists() else "written to"
     write_text(target.with_name(f"{name}.csv"), csv_text(rows, "%.6g"))
+    if claims is not None:
+        write_text(target.with_name(f"{name}_intervals.csv"), csv_text(claims.long, "%.6g"))
+        tables, notes = tables | claims.tables, "\n".join([*claims.notes, notes])
     how = f"{request.repeats()} Made by `{request.command}`."
     parts = [how + "\n", tables_markdown(tables), notes]
     write_text(target.with_name(f"{name}.md"), "\n".join(part for part in parts if part))

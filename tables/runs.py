@@ -21,6 +21,7 @@ from settings.command_line import parse_command
 from settings.fields import STAGE1, STAGE2, Settings
 from settings.resolve import flag_words
 from stages.checkpoints import find_stage1
+from tables.claims import claims_of, with_ends
 from tables.published import cell, sources
 from tables.request import Request, write_results
 from utils.errors import DivergedError, UserError
@@ -122,46 +123,60 @@ def of_dataset(name: str, methods: Sequence[str], request: Request) -> None:
 
 def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: bool = False) -> None:
     """Run what is missing and write `results/<table>_<dataset>_<network>.*`."""
-    lines, rows = [], []
+    lines, rows, finished = [], [], []
     for number, run in enumerate(runs):
         words = " ".join(f"--{name} {value}" for name, value in run.stage1.items())
         tell(f"--- {number + 1} of {len(runs)}: {run.name}{words and f' ({words})'}", flush=True)
-        measured = pd.DataFrame([{**one(request, run, seed), "name": run.name} for seed in request.seeds])
+        found = [one(request, run, seed) for seed in request.seeds]
+        measured = pd.DataFrame([{**row, "name": run.name} for row, _ in found])
         measured["failure"] = measured.get("failure")
         measured["command_of_table"] = request.command
         refuse_mixed(measured)
+        finished.append([own for _, own in found])
         rows.append(measured)
         lines.append(line(run, measured, rebalanced=rebalanced))
     together = pd.concat(rows)
     if together["failure"].notna().all():
         raise UserError(f"no row of the table has a number: {together['failure'].iloc[0]}")
+    together = with_ends(together, [own and own[0] for of_line in finished for own in of_line])
     shown = report_tables(lines)
     first = together.iloc[0]
     width = "" if pd.isna(first["width"]) else f"w{first['width']:.0f}"
     ratios = "" if request.imb_ratios is None else "_IF" + "-".join(f"{ratio:g}" for ratio in request.imb_ratios)
     name = f"{table}_{first['dataset']}_{first['network']}{width}{ratios}{request.suffix()}"
     cited = sources([cell for cells in shown[PUBLISHED].drop(columns=["IF", "row"]).to_numpy() for cell in cells])
-    write_results(request, name, together, shown, {"": draw(together)}, cited)
+    runs_of = [[own for own in of_line if own is not None] for of_line in finished]
+    claims = claims_of(lines, runs_of, "IF", [run.published for run in runs])
+    write_results(request, name, together, shown, {"": draw(together)}, cited, claims)
 
 
-def one(request: Request, run: Run, seed: int) -> dict[str, Any]:
-    """Run a row for one seed, as far as it is missing, and return its CSV line; one that diverges has a `failure`."""
+Finished = tuple[dict[str, Any], dict[str, Any]]  # (metrics, config)
+
+
+def one(request: Request, run: Run, seed: int) -> tuple[dict[str, Any], Finished | None]:
+    """Run a row for one seed, as far as it is missing, and return its CSV line and what it left; one that diverges left
+    nothing, and has a `failure`."""
     try:
         if run.stage2 is None:
-            return csv_row(*read_run(request.stage1(seed, **run.stage1)))
+            return with_row(read_run(request.stage1(seed, **run.stage1)))
         source = request.starting_point(seed, **run.stage1)
     except DivergedError as error:
         tell(f"{run.name} failed: {error}", flush=True)
         settings = parse_command(STAGE1, "", request.flags(STAGE1, seed=seed, **run.stage1)).settings
-        return failed_row(settings, error)
+        return failed_row(settings, error), None
     argv = [*source, *flag_words(STAGE2, run.stage2)]
     command, checkpoint = find_stage1(parse_command(STAGE2, "", argv))
     try:
         request.train_stage2([*argv, "--reuse"])
     except DivergedError as error:
         tell(f"{run.name} failed: {error}", flush=True)
-        return failed_row(command.settings, error)
-    return csv_row(*read_run(run_path(command, checkpoint)))
+        return failed_row(command.settings, error), None
+    return with_row(read_run(run_path(command, checkpoint)))
+
+
+def with_row(run: Finished) -> tuple[dict[str, Any], Finished]:
+    """Return the CSV line of a finished run before it."""
+    return csv_row(*run), run
 
 
 def failed_row(settings: Settings, error: DivergedError) -> dict[str, Any]:

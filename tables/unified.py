@@ -19,6 +19,7 @@ from runs.run_record import git_revision
 from settings.command_line import parse_command
 from settings.fields import FLAGS, STAGE1, STAGE2
 from settings.presets import preset_flags
+from tables.claims import claims_of, with_ends
 from tables.published import cell, sources
 from tables.request import Request, name_for, write_results
 from tables.rows import Measured, Row, TableContext, data_of, measure_rows, open_context, stage1_name
@@ -275,7 +276,12 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
     published = {
         method: cell(rows["dataset"].iloc[0], float(rows["imb_ratio"].iloc[0]), method) for method in rows["method"]
     }
+    rows = with_ends(rows, [row["metrics"] for row in measured])
     groups = rows.groupby(["budget", "method"], sort=False)
+    runs = [
+        [(measured[place]["metrics"], measured[place]["config"]) for place in own.index if measured[place]["metrics"]]
+        for _, own in groups
+    ]
     lines = [line_of(budget, method, runs, published[method]) for (budget, method), runs in groups]
     failures = [
         f"{line.label['method']}, {line.label['budget']} budget: {line.runs['failure'].dropna().iloc[0]}."
@@ -285,7 +291,8 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
     notes = [*failures, NOTES, *temperature_notes(choices), *correlations(rows), sources(list(published.values()))]
     titles = {SHARED: "shared budget", OWN: "own, as published", SELECTED: "chosen on held-out images"}
     figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
-    write_results(request, name, rows, report_tables(lines), figures, "\n".join(notes))
+    claims = claims_of(lines, runs, "budget", [line.label["method"] for line in lines])
+    write_results(request, name, rows, report_tables(lines), figures, "\n".join(notes), claims)
 
 
 FEWEST = 8  # methods whose order says something

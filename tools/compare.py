@@ -1,8 +1,10 @@
 """Finished runs side by side: a table on the screen, one CSV row a run, a Markdown table, a figure.
 
-    python -m tools.compare RUN_FOLDER [RUN_FOLDER ...] [--csv FILE] [--markdown FILE] [--figure FILE]
+    python -m tools.compare RUN_FOLDER [RUN_FOLDER ...] [--reference RUN_FOLDER] [--csv FILE] [--markdown FILE]
+        [--figure FILE]
 
-Every number comes from the runs' own metrics.json and config.json. RESULTS.md is made of such tables.
+Every number comes from the runs' own metrics.json and config.json. RESULTS.md is made of such tables. The headline of
+each run has its interval, and its difference to that of the reference, the first run, a paired test.
 """
 
 import os
@@ -16,12 +18,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.csv_files import csv_text
+from evaluation.intervals.comparison import MEASURES, Sample
+from evaluation.intervals.findings import Findings, Group, compare_groups, missing_note, sample_of
 from evaluation.plots import COLOURS, save_figure
 from evaluation.run_rows import GROUPS, SETTINGS, csv_row, read_run, run_name
-from evaluation.shown_tables import compared_tables, tables_markdown, tables_text
+from evaluation.shown_tables import compared_tables, repeats, tables_markdown, tables_text
 from evaluation.text_tables import balance_notes, headline
 from utils.arguments import CommandParser
 from utils.command import run_command
+from utils.errors import UserError
 from utils.files import write_text
 from utils.text import tell
 
@@ -73,24 +78,111 @@ def read_once(folders: Sequence[Path]) -> list[tuple[dict[str, Any], dict[str, A
     return runs
 
 
+def place_of(reference: Path | None, runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> int:
+    """Return the number of the run that the others are compared with, the first if none is named; a UserError refuses
+    one that is not among them."""
+    if reference is None:
+        return 0
+    run = read_run(reference)
+    if run not in runs:
+        raise UserError(f"--reference {reference} is none of the runs that are compared; name it among them too")
+    return list(runs).index(run)
+
+
+def samples_of(
+    rows: pd.DataFrame, runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+) -> tuple[dict[int, Sample], list[dict[str, str]]]:
+    """Return what the headlines of the lines get right, by the number of each of a line's runs, and the labels of the
+    lines that do not say so."""
+    found: dict[int, Sample] = {}
+    missing = []
+    names: list[str] = []
+    for line in repeats(rows):
+        name = line.label["run"]
+        label = {"run": f"{name}, line {len(names) + 1}" if name in names else name}
+        names.append(name)
+        places = [int(place) for place in line.runs.index]
+        one = sample_of(label, [runs[place] for place in places], headline)
+        missing += [label] if one is None else []
+        found |= {} if one is None else dict.fromkeys(places, one)
+    return found, missing
+
+
+def find_differences(samples: dict[int, Sample], reference: int, *, asked: bool) -> Findings | None:
+    """Return intervals of all lines, and paired differences to the line of the run number `reference`.
+
+    Raises UserError where they are `asked` for and cannot be made: other test images, or none recorded.
+    """
+    if reference not in samples:
+        if asked:
+            raise UserError(
+                "--reference does not record which test images are right: it was measured by an earlier version; "
+                "evaluate it again, or name another"
+            )
+        reference = next(iter(samples), -1)
+    if not samples:
+        return None
+    tests: dict[str, list[Sample]] = {}
+    for one in {one.key: one for one in samples.values()}.values():
+        tests.setdefault(one.test, []).append(one)
+    chosen = samples[reference]
+    others = [one.name for test, of_test in tests.items() if test != chosen.test for one in of_test]
+    if others and asked:
+        raise UserError(
+            f"no paired test: {'; '.join(others)} was measured on other test images than {chosen.name}; leave it out"
+        )
+    if others:
+        say(f"no paired test of {'; '.join(others)}: measured on other test images than {chosen.name}")
+    groups = [Group("", of_test, chosen if test == chosen.test else None) for test, of_test in tests.items()]
+    return compare_groups(groups, "headline")
+
+
+def claim_columns(samples: dict[int, Sample], findings: Findings, count: int) -> pd.DataFrame:
+    """Return what is found of the line of each of the runs, `count` in all, for a CSV."""
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for place, one in samples.items():
+        for _, found in findings.long[findings.long["run"] == one.name].iterrows():
+            of = "headline" if pd.isna(found["reference"]) else "difference"
+            own = {f"{of}_{found['measure']}{end}": found[name] for end, name in ENDS.items()}
+            if of == "difference":
+                if found["reference"] != findings.reference:
+                    continue
+                own |= {f"{of}_{found['measure']}_{name}": found[name] for name in ("p", "p_holm")}
+                own["reference"] = found["reference"]
+            rows[place] |= own
+    return pd.DataFrame(rows, columns=None if any(rows) else [f"headline_{measure}" for measure in MEASURES])
+
+
+ENDS = {"": "value", "_low": "low", "_high": "high"}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Put the runs that a command line names side by side."""
-    usage = "python -m tools.compare RUN_FOLDER ... [--csv F] [--markdown F] [--figure F]"
+    usage = "python -m tools.compare RUN_FOLDER ... [--reference RUN_FOLDER] [--csv F] [--markdown F] [--figure F]"
     parser = CommandParser("python -m tools.compare", __doc__, f"usage: {usage}", usage=usage)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folders of finished runs")
+    reference = "the run that the others are compared with, one of them [the first]"
+    parser.add_argument("--reference", type=Path, metavar="RUN_FOLDER", help=reference)
     for flag, what in (("csv", "a row a run"), ("markdown", "the table"), ("figure", "a picture")):
         parser.add_argument(f"--{flag}", type=Path, metavar="FILE", help=f"write {what} to this file")
     arguments = parser.parse_args(argv)
     runs = read_once(arguments.runs)
     rows = pd.DataFrame([csv_row(*run) for run in runs])
-    tables = compared_tables(rows)
+    samples, missing = samples_of(rows, runs)
+    findings = find_differences(samples, place_of(arguments.reference, runs), asked=arguments.reference is not None)
+    tables = compared_tables(rows) | ({} if findings is None else findings.tables)
     if (rows.groupby(SETTINGS, dropna=False)["data_sha256"].nunique() > 1).any():
         say("runs of one name are of different data: they are told apart by its sha256, and not averaged")
     for line in dict.fromkeys(
         note for metrics, _ in runs for note in balance_notes(headline(metrics).get("test_images"))
     ):
         say(line)
+    for line in missing_note(missing):
+        say(line)
     tell(tables_text(tables))
+    if findings is not None:
+        tell("\n" + "\n".join(findings.notes))
+        rows = rows.join(claim_columns(samples, findings, len(rows)))
     if arguments.csv:
         write_text(arguments.csv, csv_text(rows))
     if arguments.markdown:

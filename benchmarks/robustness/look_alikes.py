@@ -12,8 +12,8 @@ onto those that were learned, or where the numbers that are there are right. Wha
 """
 
 import contextlib
-import itertools
 import io
+import itertools
 import json
 import shutil
 import sys

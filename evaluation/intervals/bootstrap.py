@@ -1,7 +1,9 @@
 """Bootstrap over test images within each class, and over seeds where there are several (Efron and Tibshirani, "An
 Introduction to the Bootstrap", 1993; stratified by class, since test sets of this field fix the images of a class).
 
-All classifiers see the same draws, so that differences between them are paired.
+All classifiers see the same draws, so that differences between them are paired. Of a class with n test images n - 1 are
+drawn, with which the variance is right however few they are (Rao and Wu, "Resampling Inference with Complex Survey
+Data", Journal of the American Statistical Association 83, 1988).
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.class_accuracies import ZERO_AS
-from evaluation.metrics import shot_groups
+from evaluation.metrics import SHOTS, shot_groups
 
 DRAWS = 10_000
 LEVEL = 0.95
-SCORES = ("all", "many", "medium", "few", "harmonic")
-CELLS = 1 << 24  # class accuracies, or weights of images, that are held at once
+SCORES = ("all", *SHOTS, "harmonic")
+LINEAR = SCORES[:-1]  # those that are weighted sums of the class accuracies
+CELLS = 1 << 22  # images drawn that are held at once
 
 
 class Interval(NamedTuple):
@@ -26,6 +29,17 @@ class Interval(NamedTuple):
     high: float
 
 
+def score_weights(images: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """Return what each class weighs in each of `LINEAR`, (4, K), for its test images (K,) and its training images (K,);
+    NaN where a group has no class with a test image."""
+    present = images > 0
+    weights = [images / images.sum()]
+    for members in shot_groups(class_counts).values():
+        own = members & present
+        weights.append(own / own.sum() if own.any() else np.full(len(images), np.nan))
+    return np.stack(weights)
+
+
 def scores(accuracy: np.ndarray, images: np.ndarray, class_counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return `SCORES` (...) of class accuracies (..., K) in percent, for the test images (K,) of each class and its
     training images (K,); NaN where a group is empty. Classes without a test image are in none of them.
@@ -34,12 +48,14 @@ def scores(accuracy: np.ndarray, images: np.ndarray, class_counts: np.ndarray) -
     """
     present = images > 0
     seen = accuracy[..., present]
-    found = {"all": (seen * (images[present] / images.sum())).sum(axis=-1)}
-    for name, members in shot_groups(class_counts).items():
-        of_group = accuracy[..., members & present]
-        found[name] = of_group.mean(axis=-1) if of_group.shape[-1] else np.full(accuracy.shape[:-1], np.nan)
-    found["harmonic"] = 1 / (1 / np.where(seen > 0, seen, ZERO_AS)).mean(axis=-1)
-    return found
+    linear = seen @ score_weights(images, class_counts)[:, present].T
+    found = {name: linear[..., place] for place, name in enumerate(LINEAR)}
+    return {**found, "harmonic": 1 / inverse(seen).mean(axis=-1)}
+
+
+def inverse(accuracy: np.ndarray) -> np.ndarray:
+    """Return 1 / accuracy in percent, of 0 that of `ZERO_AS`."""
+    return 1 / np.where(accuracy > 0, accuracy, ZERO_AS)
 
 
 def class_accuracies(correct: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -53,27 +69,29 @@ def class_accuracies(correct: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def resampled_accuracies(
     correct: np.ndarray, images: np.ndarray, draws: int = DRAWS, seed: int = 0
-) -> Iterator[np.ndarray]:
-    """Yield class accuracies (draws, M, K) in percent of test sets drawn anew with replacement within each class.
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each class that has test images and its accuracies (draws, M) in percent, its images drawn anew with
+    replacement.
 
     `correct` (M, N) is bool: the images that each of M classifiers predicts right, N in the order of their classes of
-    `images` (K,). A part of the draws comes at a time; all classifiers see the same ones.
+    `images` (K,). The draws of a class do not depend on the classifiers: all see the same ones, alone or together.
     """
-    generator = np.random.default_rng(seed)
-    kinds, count = correct.shape[0], len(images)
-    size = max(min(CELLS // max(kinds * count, int(images.max(initial=1))), draws), 1)
     edges = np.concatenate([[0], np.cumsum(images)])
-    outcome = correct.astype(np.float64)
-    for start in range(0, draws, size):
-        part = min(size, draws - start)
-        accuracy = np.full((part, kinds, count), np.nan)
-        for label in np.flatnonzero(images):
-            first, last = edges[label], edges[label + 1]
-            n = last - first
-            drawn = generator.integers(n, size=(part, n)) + n * np.arange(part)[:, None]
-            weights = np.bincount(drawn.ravel(), minlength=part * n).reshape(part, n)  # how often each image is drawn
-            accuracy[:, :, label] = 100 * (weights @ outcome[:, first:last].T) / n
-        yield accuracy
+    for label in np.flatnonzero(images):
+        first, last = edges[label], edges[label + 1]
+        count = int(last - first)
+        generator = np.random.default_rng([seed, int(label)])
+        outcome = correct[:, first:last].T.astype(np.float32)
+        accuracy = np.empty((draws, len(correct)), dtype=np.float32)
+        size = max(CELLS // count, 1)
+        taken = max(count - 1, 1)
+        for start in range(0, draws, size):
+            part = min(size, draws - start)
+            drawn = generator.integers(count, size=(part, taken), dtype=np.int32)
+            drawn += count * np.arange(part, dtype=np.int32)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=part * count).reshape(part, count)  # each image is drawn
+            accuracy[start : start + part] = times.astype(np.float32) @ outcome
+        yield int(label), 100 * accuracy.astype(np.float64) / taken
 
 
 def bootstrap(
@@ -85,21 +103,38 @@ def bootstrap(
     seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the draws (draws,) of each of `SCORES` for each name of `members`: a method and the rows of `correct`
-    (M, N) that are its seeds. Where a method has several, each draw takes as many of them with replacement.
+    (M, N) that are its seeds. `class_counts` are the training images of each class, (K,) or of each row (M, K).
+
+    Where methods have several seeds, each draw takes as many of them with replacement; the same ones of all methods
+    with as many, whose seeds are paired too. One seed says nothing of others.
     """
-    generator = np.random.default_rng([seed, 1])
-    found: dict[str, dict[str, list[np.ndarray]]] = {name: {score: [] for score in SCORES} for name in members}
-    for accuracy in resampled_accuracies(correct, images, draws, seed):
-        of_row = scores(accuracy, images, class_counts)
-        for name, rows in members.items():
-            chosen = generator.integers(len(rows), size=(len(accuracy), len(rows)))
-            for score, values in of_row.items():
-                picked = np.take_along_axis(values[:, rows], chosen, axis=1)
-                found[name][score].append(picked.mean(axis=1))
-    return {name: {score: np.concatenate(parts) for score, parts in of.items()} for name, of in found.items()}
+    counts = np.broadcast_to(class_counts, (len(correct), len(images)))
+    weights = np.stack([score_weights(images, of_row) for of_row in counts], axis=1)  # (4, M, K)
+    linear = np.where(np.isnan(weights[:, :, :1]), np.nan, np.zeros((len(LINEAR), len(correct), draws)))
+    total = np.zeros((len(correct), draws))
+    for label, accuracy in resampled_accuracies(correct, images, draws, seed):
+        for place in range(len(LINEAR)):
+            own = np.nan_to_num(weights[place, :, label])
+            if own.any():
+                linear[place] += own[:, None] * accuracy.T
+        total += inverse(accuracy.T)
+    of_rows = dict(zip(LINEAR, linear, strict=True)) | {"harmonic": (images > 0).sum() / total}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, rows in members.items():
+        generator = np.random.default_rng([seed, len(images), len(rows)])
+        chosen = generator.integers(len(rows), size=(len(rows), draws))
+        found[name] = {
+            score: np.take_along_axis(values[rows], chosen, axis=0).mean(axis=0) for score, values in of_rows.items()
+        }
+    return found
 
 
 def interval(value: float, drawn: np.ndarray, level: float = LEVEL) -> Interval:
-    """Return a number with the ends of its percentile interval over the draws (draws,)."""
+    """Return a number with the ends of its basic interval over the draws (draws,): what the draws are above it, it may
+    be above the truth (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, equation 2.10).
+
+    The percentile interval would be wrong for the harmonic mean. Class accuracies that are drawn lower weigh more than
+    those drawn higher, so its draws lie below it, as it lies below the truth.
+    """
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+    return Interval(value, float(2 * value - high), float(2 * value - low))

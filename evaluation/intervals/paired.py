@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -15,13 +15,17 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if only_first + only_second == 0:
         return 1.0
-    return min(1.0, 2 * float(binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)))
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
-def bootstrap_p(drawn: np.ndarray) -> float:
-    """Return the two-sided p-value of a difference being 0, from its bootstrap draws (draws,): twice the share on the
-    other side of 0, ties by half. It is at least 1 / (draws + 1)."""
-    below = ((drawn < 0).sum() + 0.5 * (drawn == 0).sum() + 0.5) / (len(drawn) + 1)
+def bootstrap_p(value: float, drawn: np.ndarray) -> float:
+    """Return the two-sided p-value of a difference being 0, from its value and its bootstrap draws (draws,): 1 less the
+    level of the basic interval (`evaluation.intervals.bootstrap.interval`) that ends at 0, ties by half.
+
+    It is at least 1 / (draws + 1).
+    """
+    ends = 2 * value - drawn
+    below = ((ends < 0).sum() + 0.5 * (ends == 0).sum() + 0.5) / (len(drawn) + 1)
     return float(min(1.0, 2 * min(below, 1 - below)))
 
 

@@ -26,6 +26,7 @@ from datasets.device_images import DeviceImages
 from datasets.digits import load_digits
 from datasets.long_tail import Profile
 from engine.epoch import predict, train_epoch
+from evaluation.intervals.correct import unpack_correct
 from evaluation.logits_magnitude import logits_magnitude
 from evaluation.metrics import (
     calibration_error,
@@ -491,6 +492,10 @@ def test_the_order_of_classes_and_images_is_of_no_matter_to_reports(seed: int) -
     one, other = classification_report(*plain), classification_report(*moved)
     of_class, permuted = one.pop("per_class_accuracy"), other.pop("per_class_accuracy")
     assert [of_class[k] for k in order] == permuted
+    of_class, permuted = one.pop("class_images"), other.pop("class_images")
+    assert [of_class[k] for k in order] == permuted
+    bits = [unpack_correct(each.pop("correct"), of).sum() for each, of in ((one, of_class), (other, permuted))]
+    assert bits[0] == bits[1] == round(one["all"] * len(labels) / 100)
     assert other.pop("test_images") == one.pop("test_images")
     assert other == pytest.approx(one)
     readings, other_readings = logits_magnitude(*plain[:2]), logits_magnitude(*moved[:2])

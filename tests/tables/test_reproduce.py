@@ -34,6 +34,7 @@ from utils.files import sha256_file
 
 NAME = f"unified_{EXPERIMENT}w4_epochs6"
 GROUPS = ("all", "many", "medium", "few")
+ENDINGS = (".csv", ".md", ".png", "_logits.png", "_intervals.csv")
 Trainer = Callable[..., list[Any]]
 
 
@@ -113,7 +114,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_unified_writes_its_files_and_prints_what_it_measured(out: Path) -> None:
     outcome = make(out, "unified", "--methods", "ce", "tau_norm", plots=True)
     made = {path.name for path in (out / "results").iterdir()}
-    files = [result(out, "ce", "tau_norm", ending=ending) for ending in (".csv", ".md", ".png", "_logits.png")]
+    files = [result(out, "ce", "tau_norm", ending=ending) for ending in ENDINGS]
     assert made == {path.name for path in files}
     for path in files[2:]:
         pixels = matplotlib.image.imread(path)

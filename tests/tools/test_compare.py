@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.intervals.correct import pack_correct, unpack_correct
 from evaluation.run_rows import csv_row, data_sha256, read_run, refuse_mixed
 from evaluation.shown_tables import compared_tables
 from tables.request import name_for
@@ -110,6 +112,77 @@ def test_test_images_that_are_not_balanced_are_said(
     write_json(other / "metrics.json", metrics)
     notes = shown(capsys, run, other)[1].splitlines()
     assert len(notes) == 2 and "not balanced, 2 to 50 of a class" in notes[0] and "3 classes have no test" in notes[1]
+
+
+# Intervals and paired tests
+
+
+def test_the_headline_has_its_interval_and_a_paired_test(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`other` is right on the images that the run is wrong on, in all but one class."""
+    other = varied(run, tmp_path / "other", tags=["epochs2"], command="main_stage1.py")
+    metrics = read(other / "metrics.json")
+    report = metrics["last"]["plain"]
+    right = ~unpack_correct(report["correct"], report["class_images"])
+    right[: report["class_images"][0]] ^= True
+    report["correct"] = pack_correct(right, np.zeros(len(right)))
+    report["all"] = 100 * float(right.mean())
+    write_json(other / "metrics.json", {**metrics, "width": 5})
+    file = tmp_path / "a.csv"
+    compare.main([str(run), str(other), "--csv", str(file)])
+    text, rows = capsys.readouterr().out, pd.read_csv(file)
+    assert (rows["headline_all"] == rows["last_plain_all"]).all()
+    assert (rows["headline_all_low"] < rows["headline_all"]).all()
+    assert pd.isna(rows["reference"][0]) and rows["reference"][1] == "stage 1"
+    assert rows["difference_all"][1] == pytest.approx(rows["headline_all"][1] - rows["headline_all"][0])
+    assert rows["difference_all_low"][1] < rows["difference_all"][1] < rows["difference_all_high"][1]
+    assert "Accuracy, difference to stage 1 in points, headline:" in text and text.count("bootstrap over the test") == 1
+    compare.main([str(run), str(other), "--reference", str(other)])
+    assert "difference to stage 1, line 2 in points" in capsys.readouterr().out
+
+
+def other_test_images(config: dict[str, Any]) -> dict[str, Any]:
+    identity = copy.deepcopy(config["identity"])
+    identity["test"]["order_sha256"] = "0" * 64
+    return identity
+
+
+def test_runs_on_other_test_images_have_no_paired_test(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = varied(run, tmp_path / "other", identity=other_test_images(read(run / "config.json")))
+    _, notes = shown(capsys, run, other)
+    assert notes.count("no paired test of ") == 1 and "other test images than stage 1" in notes
+    with pytest.raises(UserError, match=r"no paired test: .* other test images .*; leave it out"):
+        compare.main([str(run), str(other), "--reference", str(run)])
+
+
+def test_runs_of_before_have_no_interval_and_say_so_once(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [varied(run, tmp_path / f"{seed}", seed, tags=["epochs2"], command=str(seed)) for seed in (1, 2)]
+    for folder in old:
+        metrics = read(folder / "metrics.json")
+        del metrics["last"]["plain"]["correct"]
+        write_json(folder / "metrics.json", metrics)
+    _, notes = shown(capsys, run, *old)
+    assert notes.count("no interval") == 1
+    shown(capsys, *old)
+    with pytest.raises(UserError, match="--reference does not record which test images are right"):
+        compare.main([str(run), str(old[0]), "--reference", str(old[0])])
+    with pytest.raises(UserError, match="none of the runs that are compared"):
+        compare.main([str(run), "--reference", str(old[0])])
+
+
+@pytest.mark.parametrize("damage", ["", "AAAA", 3, None])
+def test_a_damaged_record_of_images_is_refused(damage: Any, run: Path, tmp_path: Path) -> None:
+    other = varied(run, tmp_path / "other")
+    metrics = read(other / "metrics.json")
+    metrics["last"]["plain"]["correct"] = damage
+    write_json(other / "metrics.json", metrics)
+    with pytest.raises(UserError, match="other is damaged"):
+        compare.main([str(run), str(other)])
 
 
 def test_a_run_named_twice_counts_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -512,7 +512,10 @@ BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "empty class": (changed("train_labels", lambda a: np.where(a == 2, 1, a)), "class 2 has no training image"),
     "huge label": (changed("train_labels", put(10**15)), "have 6 classes"),
     "one class": (lambda a: {**without(a, "class_names"), "train_labels": 0 * a["train_labels"]}, "hold one class"),
-    "transposed": (changed("train_features", lambda a: np.ascontiguousarray(a.T)), "'train_features' is (16, 78) for 78 labels: its columns"),
+    "transposed": (
+        changed("train_features", lambda a: np.ascontiguousarray(a.T)),
+        "'train_features' is (16, 78) for 78 labels: its columns",
+    ),
     "maps": (changed("test_features", lambda a: a.reshape(50, 4, 2, 2)), "average maps over their pixels"),
     "names": (changed("class_names", lambda a: a[1:]), "'class_names' are 4, and 'train_labels' have 5"),
     "classifier": (added(fc_weight=np.zeros((4, 16))), "'fc.weight' must be (5, 16)"),

@@ -120,7 +120,7 @@ def by_kind(table: pd.DataFrame) -> pd.DataFrame:
             known = run[f"{when}_right"].notna().any()
             row[f"right {when}"] = int((run[f"{when}_right"] == "yes").sum()) if known else None
         rows.append(row)
-    return pd.DataFrame(rows).astype({"right before": "Int64", "right after": "Int64"})
+    return pd.DataFrame(rows, dtype=object)  # whole numbers beside what is not known
 
 
 def make_notes(table: pd.DataFrame, revision: str, command: str) -> str:

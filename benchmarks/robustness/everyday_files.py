@@ -49,6 +49,7 @@ KINDS = (
     "checkpoints of scripts",
     "normalisation",
     "mirroring",
+    "plain files",  # the control: right then and now
 )
 ALL = (*photos.CASES, *folders.CASES, *losses.CASES, *features.CASES, *lists.CASES, *checkpoints.CASES)
 CASES = tuple(sorted(ALL, key=lambda case: KINDS.index(case.kind)))  # stable: of a kind in their files' order

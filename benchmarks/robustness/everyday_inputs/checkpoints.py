@@ -218,4 +218,12 @@ CASES = (
         [UNDER],
         as_trained,
     ),
+    Case(
+        "plain files",
+        "a bare state dict, as --weights",
+        "its backbone, to the bit",
+        plain_state,
+        as_weights(),
+        same_backbone,
+    ),
 )

@@ -52,6 +52,10 @@ def of_scikit(folder: Path) -> None:
     np.savez(folder / "rows.npz", **renamed)
 
 
+def of_right_names(folder: Path) -> None:
+    np.savez(folder / "rows.npz", **rows())
+
+
 def of_names(folder: Path) -> None:
     np.savez(folder / "rows.npz", **named(rows()))
 
@@ -169,4 +173,5 @@ CASES = (
     train(
         "a table in parquet", WELL + ", named", of_parquet, probe("rows.parquet"), all_right(NAMES), needs=("pyarrow",)
     ),
+    Case("plain files", "train_features and its like", WELL, of_right_names, probe("rows.npz"), all_right()),
 )

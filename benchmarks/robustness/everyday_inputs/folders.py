@@ -53,6 +53,11 @@ def strange_files_named(ended: Ended) -> str | None:
     return f"not named before training: {', '.join(unsaid)}" if unsaid else None
 
 
+def plain(folder: Path) -> None:
+    tree(folder / "set")
+    tree(folder / "set", train="val", test=None)
+
+
 def valid_beside_test(folder: Path) -> None:
     tree(folder / "set")
     tree(folder / "set", train="valid", test=None)
@@ -173,4 +178,5 @@ CASES = (
         EMPTY, "the same with --drop_empty_classes", "3 classes", empty_class, [(*LOOK, "--drop_empty_classes")], WHOLE
     ),
     Case(EMPTY, "litter of systems and tools", "3 classes, 24 training images", litter, [LOOK], WHOLE),
+    Case("plain files", "train, val and test", "24, 24 and 6 images", plain, [LOOK], sizes(TRAIN, TEST, TRAIN)),
 )

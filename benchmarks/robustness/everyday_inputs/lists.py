@@ -176,4 +176,5 @@ CASES = (
         refuse=True,
     ),
     Case(EMPTY, "COCO, an image without annotation", "left out", coco, [look(both(".json"))], sizes(TRAIN, TEST)),
+    table("text with labels 0 to K-1", ("{path} {number}",), ".txt", judge=numbered, kind="plain files"),
 )

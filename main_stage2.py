@@ -68,7 +68,9 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
     if plan.recipe.trains:
         model.fc = start_head(plan, model.fc, settings.seed, session.data.class_counts.tolist())
     else:
-        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, session.data.class_counts.tolist())
+        held_out = frozen.held_out() if plan.needs_held_out else None
+        counts = session.data.class_counts.tolist()
+        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, counts, held_out)
     optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov)
     steps = steps_per_epoch(len(train), settings.batch_size)
 

@@ -70,6 +70,8 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "gcl_loss": Hyperparameter("GCL: paper (clouds), released (margin, focus too)", ("paper", "released"), "paper"),
     "norm_bias": Hyperparameter("bias of normalised rows: keep (WB), drop (Kang)", ("keep", "drop"), "drop"),
     "anchor": Hyperparameter("weight of the squared distance to stage 1's classifier (proximal LOS)", Range(1e-9, 1e9)),
+    "shrinkage": Hyperparameter("weight of the squared weights (ridge) or class offsets (offsets)", Range(1e-9, 1e9)),
+    "neighbours": Hyperparameter("training images that vote (knn)", Range(1, 1e6)),
 }
 
 

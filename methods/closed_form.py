@@ -117,12 +117,11 @@ def knn(
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
-    neighbours: float = 200.0,
     scale: float = 14.3,
 ) -> Neighbours:
     """Return the `neighbours` head (K, d) that keeps the features (N, d) with their labels (N,): votes of the nearest
     ones over the class counts (Wu et al., CVPR 2018, arXiv 1805.01978). UserError where they are too many to keep."""
-    head = Neighbours(linear, neighbours=neighbours, scale=scale)
+    head = Neighbours(linear, scale=scale)
     head.keep(features, labels, class_counts)
     return head
 

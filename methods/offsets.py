@@ -65,15 +65,15 @@ def offsets(
     class_counts: Tensor | Sequence[int],
     held_out: HeldOut | None,
     *,
-    shrinkage: float = 0.1,
+    anchor: float = 0.1,
 ) -> Linear:
     """Return the linear head (K, d) with b_k + a_k, a (K,) fitted on the logits z of held-out images: it minimises
 
-        mean_k mean_{i of class k} CE(z_i + a, k) + shrinkage / 2 * mean_k a_k^2
+        mean_k mean_{i of class k} CE(z_i + a, k) + anchor / 2 * mean_k a_k^2
 
     the classwise half of REPAIR (Wang et al., "Beyond Logit Adjustment", 2026, arXiv 2604.01506), which shrinks its
     classwise term too. Here every class weighs the same, as it does in the test sets of this field. It is strictly
-    convex for a positive shrinkage: one optimum. In double precision.
+    convex with an anchor: one optimum. In double precision.
 
     Raises UserError without held-out images, or where a class has none.
     """
@@ -85,14 +85,14 @@ def offsets(
     index = index.to(weight.device).long()
     logits = torch.cat([F.linear(part.to(weight), weight, head.bias.detach().double()) for part in rows.split(BLOCK)])
     balance = 1 / torch.bincount(index, minlength=head.out_features).double()
-    found = fit_offsets(logits, index, balance / balance.numel(), shrinkage)
+    found = fit_offsets(logits, index, balance / balance.numel(), anchor)
     with torch.no_grad():
         head.bias.add_(found.to(head.bias))
     return head
 
 
-def fit_offsets(logits: Tensor, labels: Tensor, class_weights: Tensor, shrinkage: float) -> Tensor:
-    """Return a (K,): sum_i w_{y_i} CE(z_i + a, y_i) + shrinkage / 2 mean_k a_k^2 is smallest, for logits (M, K)."""
+def fit_offsets(logits: Tensor, labels: Tensor, class_weights: Tensor, anchor: float) -> Tensor:
+    """Return a (K,): sum_i w_{y_i} CE(z_i + a, y_i) + anchor / 2 mean_k a_k^2 is smallest, for logits (M, K)."""
     found = torch.zeros_like(class_weights, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [found], max_iter=STEPS, line_search_fn="strong_wolfe", tolerance_grad=GRADIENT, tolerance_change=0
@@ -101,7 +101,7 @@ def fit_offsets(logits: Tensor, labels: Tensor, class_weights: Tensor, shrinkage
     def objective() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(logits + found, labels, class_weights, reduction="sum")
-        loss = loss + shrinkage / 2 * found.square().mean()
+        loss = loss + anchor / 2 * found.square().mean()
         loss.backward()
         return loss
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datasets.sampling import sampled_order
 from losses import build_loss, loss_parameters
 from losses.los import Target
-from methods.closed_form import build_closed_form, closed_form_parameters, needs_held_out
+from methods.closed_form import build_closed_form, closed_form_parameters
 from methods.offsets import HeldOut
 from methods.recipes import LATE_FROM, Recipe, Value, find_recipe, resolve_target
 from models.heads import build_head, head_parameters, max_norm_threshold
@@ -37,6 +37,7 @@ class Plan:
     reinit: bool
     parameters: Mapping[str, Value] = field(default_factory=dict)
     schedule: str = "cosine"
+    ema: float | None = None  # the decay of averaged weights
 
     @property
     def recipe(self) -> Recipe:
@@ -61,9 +62,11 @@ def plan_key(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values, by which a table finds a row that it has kept.
 
     Files that are kept know the smoothing as `smoothing`: this name stays. Those made before there was a choice of
-    schedules had `cosine`, and do not name it.
+    schedules had `cosine`, and do not name it; those before averaged weights had none.
     """
     key = asdict(plan)
+    if plan.ema is None:
+        del key["ema"]
     if plan.schedule == "cosine":
         del key["schedule"]
     return {"smoothing": key.pop("label_smooth"), **key}
@@ -75,6 +78,7 @@ def describe_parameters(plan: Plan) -> str:
     own += [f"{plan.sampler} sampling"] if plan.sampler != "instance" else []
     own += [f"MaxNorm {plan.max_norm:g}"] if plan.max_norm is not None else []
     own += [f"schedule {plan.schedule}"] if plan.schedule != "cosine" else []
+    own += [f"weights averaged with decay {plan.ema:g}"] if plan.ema is not None else []
     return ", ".join(own)
 
 

@@ -95,8 +95,8 @@ TAUS = ("tau", (0.5, 1.0, 1.5))
 MANY_TAUS = ("tau", tuple(0.125 * i for i in range(1, TRIALS + 1)))
 BETAS = ("beta", (0.99, 0.999, 0.9999))
 ANCHORS = ("anchor", tuple(float(f"{10 ** (-4 + i / 6):.2g}") for i in range(TRIALS)))
-SHRINKAGES = ("shrinkage", tuple(float(f"{10 ** (-4 + i / 4):.2g}") for i in range(TRIALS)))
-NEIGHBOURS = ("neighbours", tuple(round(2 ** (i / 2 + 1)) for i in range(TRIALS)))
+RIDGES = ("anchor", tuple(float(f"{10 ** (-4 + i / 4):.2g}") for i in range(TRIALS)))
+SCALES = ("scale", tuple(float(f"{10 ** (i / 10):.2g}") for i in range(TRIALS)))
 RHOS = ("rho", (0.8, 1.0, 1.2))
 DECAYS = ("finetune_wd", (0.01, 0.1, 0.5))
 MARGINS = ("max_margin", (0.2, 0.5, 0.8))
@@ -283,6 +283,7 @@ RECIPES = {
         closed_form="proximal_los",
         tuned=ANCHORS,
     ),
+    "gml": Recipe("geometric-mean loss", "Du and Wu (GML), CVPR 2023, arXiv 2303.03630", loss="gml"),
     "tau_norm_centred": Recipe(
         "tau-normalisation of centred features", DECOUPLING, closed_form="tau_norm_centred", tuned=MANY_TAUS
     ),
@@ -297,12 +298,11 @@ RECIPES = {
         "Wang et al. (first half of REPAIR), arXiv 2604.01506",
         closed_form="offsets",
     ),
-    "gml": Recipe("geometric-mean loss", "Du and Wu (GML), CVPR 2023, arXiv 2303.03630", loss="gml"),
     "ridge": Recipe(
         "class-weighted ridge regression",
         "Fang et al. (AIR), 2024, arXiv 2408.10349",
         closed_form="ridge",
-        tuned=SHRINKAGES,
+        tuned=RIDGES,
     ),
     "simplex": Recipe(
         "fixed simplex (ETF) on the class means", "Yang et al., NeurIPS 2022, arXiv 2203.09081", closed_form="simplex"
@@ -312,7 +312,7 @@ RECIPES = {
         "Wu et al., CVPR 2018, arXiv 1805.01978",
         head="neighbours",
         closed_form="knn",
-        tuned=NEIGHBOURS,
+        tuned=SCALES,
     ),
 }
 

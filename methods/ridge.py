@@ -1,4 +1,4 @@
-"""Linear classifiers in closed form, from second moments and class means: class-weighted ridge regression, a simplex."""
+"""Linear classifiers in closed form: class-weighted ridge regression, and a simplex on the class means."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ def ridge(
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
-    shrinkage: float = 0.1,
+    anchor: float = 0.1,
 ) -> Linear:
     """Return the linear head (K, d) of least squares onto one-hot labels, every class weighing the same (Hoerl and
     Kennard, "Ridge Regression", Technometrics 12, 1970; for long-tailed features Fang et al., AIR, 2024, arXiv
     2408.10349).
 
-    It minimises mean_k mean_{i of class k} |W f_i + b - e_k|^2 + shrinkage |W|^2 for the standardised features f
+    It minimises mean_k mean_{i of class k} |W f_i + b - e_k|^2 + anchor |W|^2 for the standardised features f
     (`methods.convex_fit`); the bias is free. One solution of d equations, in double precision. Raises UserError for a
     class without an image.
     """
@@ -39,7 +39,7 @@ def ridge(
         onto.index_add_(0, of_part, weighted)
     mean = onto.mean(dim=0)
     covariance = gram - mean[:, None] * mean
-    penalised = covariance + shrinkage * torch.eye(width, dtype=torch.float64, device=labels.device)
+    penalised = covariance + anchor * torch.eye(width, dtype=torch.float64, device=labels.device)
     weight = torch.linalg.solve(penalised, (onto - mean) / classes, left=False)
     return filled(head, data, weight, 1 / classes - weight @ mean)
 

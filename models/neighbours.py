@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from models.linear_head import Linear, nonzero_norms
 from utils.errors import UserError
 
+NEIGHBOURS = 200  # training features that vote
 MOST_BYTES = 1 << 28  # of kept features, which every checkpoint holds
 BLOCK = 1 << 24  # cosines that are held at once
 SMALLEST = 1e-30  # of a vote
 
 
 class Neighbours(Linear):
-    """z_k = log(sum of exp(s (cos(f, f_i) - 1)) over those of the M nearest training features f_i that are of class k,
-    divided by the images n_k of the class): the weighted nearest neighbours of Wu et al., "Unsupervised Feature
-    Learning via Non-Parametric Instance Discrimination", CVPR 2018, arXiv 1805.01978 (M = 200, s = 1 / 0.07), with the
+    """z_k = log(sum of exp(s (cos(f, f_i) - 1)) over those of the 200 nearest training features f_i that are of class
+    k, divided by the images n_k of the class): the weighted nearest neighbours of Wu et al., "Unsupervised Feature
+    Learning via Non-Parametric Instance Discrimination", CVPR 2018, arXiv 1805.01978 (s = 1 / 0.07), with the
     votes over the class counts. Features are centred on the mean of the training images before their cosine is taken.
 
     A class without a vote has the smallest that there is, so that every logit is finite. The features are kept in half
@@ -31,9 +32,8 @@ class Neighbours(Linear):
     counts: Tensor
     centre: Tensor
     scale: Tensor
-    neighbours: Tensor
 
-    def __init__(self, linear: nn.Linear, *, neighbours: float = 200.0, scale: float = 14.3) -> None:
+    def __init__(self, linear: nn.Linear, *, scale: float = 14.3) -> None:
         super().__init__(linear)
         self.freeze()
         device = self.weight.device
@@ -42,7 +42,6 @@ class Neighbours(Linear):
         self.register_buffer("counts", self.full(1.0, self.out_features))
         self.register_buffer("centre", self.full(0.0, self.in_features))
         self.register_buffer("scale", self.full(scale))
-        self.register_buffer("neighbours", self.full(float(round(neighbours))))
 
     @torch.no_grad()
     def keep(self, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]) -> None:
@@ -63,7 +62,7 @@ class Neighbours(Linear):
         self.counts.copy_(torch.as_tensor(class_counts, dtype=torch.float64, device=device))
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
-        """Give the kept features the number of rows that they have in `state`."""
+        """Give the kept features the number of rows that `kept` (N, d) has in a state."""
         rows, device = len(state["kept"]), self.weight.device
         self.kept = torch.zeros(rows, self.in_features, dtype=torch.float16, device=device)
         self.kept_labels = torch.zeros(rows, dtype=torch.long, device=device)
@@ -80,7 +79,7 @@ class Neighbours(Linear):
     def _votes(self, features: Tensor) -> Tensor:
         centred = features - self.centre.to(features.dtype)
         cosines = F.linear(centred / nonzero_norms(centred), self.kept.to(features.dtype))
-        nearest = cosines.topk(min(int(self.neighbours), len(self.kept)), dim=1)
+        nearest = cosines.topk(min(NEIGHBOURS, len(self.kept)), dim=1)
         scale = self.scale.to(features.dtype)
         weights = (scale * (nearest.values - 1)).exp()
         votes = weights.new_zeros(len(features), self.out_features)

@@ -69,9 +69,7 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "las_target": Hyperparameter("las: eps / (K - 1) (paper), eps / K (released)", ("paper", "released"), "paper"),
     "gcl_loss": Hyperparameter("GCL: paper (clouds), released (margin, focus too)", ("paper", "released"), "paper"),
     "norm_bias": Hyperparameter("bias of normalised rows: keep (WB), drop (Kang)", ("keep", "drop"), "drop"),
-    "anchor": Hyperparameter("weight of the squared distance to stage 1's classifier (proximal LOS)", Range(1e-9, 1e9)),
-    "shrinkage": Hyperparameter("weight of the squared weights (ridge) or class offsets (offsets)", Range(1e-9, 1e9)),
-    "neighbours": Hyperparameter("training images that vote (knn)", Range(1, 1e6)),
+    "anchor": Hyperparameter("weight of the squared distance to stage 1 (ridge: to 0)", Range(1e-9, 1e9)),
 }
 
 

@@ -1,4 +1,4 @@
-"""A number for each class that is added to stage 1's logits: from the model's own prior, or fitted on held-out images."""
+"""A number a class that is added to the logits of stage 1: from its own prior, or fitted on held-out images."""
 
 from collections.abc import Sequence
 

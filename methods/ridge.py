@@ -66,12 +66,21 @@ def simplex(
     classes, width = head.weight.shape
     means = (class_means("simplex", features, labels, classes) - data.mean) * data.scale
     centre = means.mean(dim=0)
-    # An orthonormal basis (K, K - 1) of what is orthogonal to (1, ..., 1): in it the frame is any orthogonal matrix.
-    basis = torch.linalg.qr(torch.eye(classes, dtype=torch.float64, device=means.device) - 1 / classes)[0][:, :-1]
-    left, _, right = torch.linalg.svd(basis.T @ F.normalize(means - centre, dim=1), full_matrices=False)
-    rank = min(classes - 1, width)
-    rows = F.normalize(basis @ left[:, :rank] @ right[:rank], dim=1) * scale
+    directions = F.normalize(means - centre, dim=1)
+    if classes - 1 > width:
+        rows = nearest_orthogonal(directions - directions.mean(dim=0))
+    else:
+        # In an orthonormal basis (K, K - 1) of what is orthogonal to (1, ..., 1) the frame is any orthogonal matrix.
+        basis = torch.linalg.qr(torch.eye(classes, dtype=torch.float64, device=means.device) - 1 / classes)[0][:, :-1]
+        rows = basis @ nearest_orthogonal(basis.T @ directions)
+    rows = F.normalize(rows, dim=1) * scale
     return filled(head, data, rows, -rows @ centre)
+
+
+def nearest_orthogonal(matrix: Tensor) -> Tensor:
+    """Return the matrix (n, d) of orthonormal rows or columns that lies nearest to another, by least squares."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
 
 
 def filled(head: Linear, data: Standardised, weight: Tensor, bias: Tensor) -> Linear:

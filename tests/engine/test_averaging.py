@@ -1,6 +1,7 @@
 """Averaged weights: PyTorch's own average, stacked and alone, saved and gone on with."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import engine.fit
 from engine.averaging import AveragedSGD, swap_averages
 from engine.finish import FALL, collapse_line
 from engine.fit import make_sgd
@@ -70,7 +72,16 @@ def test_stacked_heads_are_averaged_each_with_its_own_decay() -> None:
     torch.testing.assert_close(heads[0].weight, unaveraged)
 
 
-def test_averages_are_saved_and_a_run_goes_on_from_the_trained_weights(tmp_path: Path) -> None:
+def test_averages_are_saved_and_a_run_goes_on_from_the_trained_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = engine.fit.save_checkpoint
+
+    def stop_at_the_third_epoch(path: Path, content: dict[str, Any]) -> None:
+        if content["epoch"] == 3:
+            raise KeyboardInterrupt
+        save(path, content)
+
     stage1(tmp_path, "--width", 2, "--epochs", 1)
     source = folder_of(tmp_path, "stage1_epochs1_width2")
     line = (
@@ -88,10 +99,14 @@ def test_averages_are_saved_and_a_run_goes_on_from_the_trained_weights(tmp_path:
     averaged = ("--finetune_ema", DECAY)
     succeed("main_stage2", *line, "--out", tmp_path / "whole", *averaged, "--finetune_epoch", 3)
     succeed("main_stage2", *line, "--out", tmp_path / "plain", "--finetune_epoch", 3)
-    succeed("main_stage2", *line, "--out", tmp_path / "parts", *averaged, "--finetune_epoch", 3)
-    whole, plain, parts = (next((tmp_path / name).rglob("stage2*/last.pth")) for name in ("whole", "plain", "parts"))
+    parts = ("main_stage2", *line, "--out", tmp_path / "parts", *averaged, "--finetune_epoch", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.fit, "save_checkpoint", stop_at_the_third_epoch)
+        assert run(*parts).status == 130
+    assert "after epoch 2 of 3" in succeed(*parts, "--resume").out
+    whole, plain, again = (next((tmp_path / name).rglob("stage2*/last.pth")) for name in ("whole", "plain", "parts"))
     assert "finetune_ema0.9" in whole.parent.name and "ema" not in plain.parent.name
-    assert not same(weights(whole), weights(plain)) and same(weights(whole), weights(parts))
+    assert not same(weights(whole), weights(plain)) and same(weights(whole), weights(again))
     content = torch.load(whole, weights_only=True)
     trained = [state["other"] for state in content["optimizer"]["state"].values()]
     for found, name in zip(trained, ("fc.weight", "fc.bias"), strict=True):

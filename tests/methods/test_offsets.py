@@ -88,9 +88,9 @@ def test_held_out_logits_that_are_balanced_already_ask_for_no_offset() -> None:
 
 def test_without_a_held_out_image_of_each_class_it_is_refused() -> None:
     linear, features, labels = problem()
-    with pytest.raises(UserError, match="there are none; train stage 1 with --holdout 0.2"):
+    with pytest.raises(UserError, match=r"there are none; train stage 1 with --holdout 0\.2"):
         build_closed_form("offsets", linear, features, labels, COUNTS)
-    with pytest.raises(UserError, match="1 of 4 have none .the first is class 3.; train stage 1 with --holdout"):
+    with pytest.raises(UserError, match=r"1 of 4 have none .the first is class 3.; train stage 1 with --holdout"):
         build_closed_form("offsets", linear, features, labels, COUNTS, held_out=(features[:-3], labels[:-3]))
     assert [name for name, row in RECIPES.items() if row.needs_held_out] == ["offsets"]
     assert needs_held_out("offsets") and not needs_held_out("tau_norm")

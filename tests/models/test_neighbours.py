@@ -72,6 +72,6 @@ def test_nothing_is_trained_and_a_state_of_any_size_is_loaded() -> None:
 
 def test_more_features_than_a_checkpoint_should_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.neighbours, "MOST_BYTES", 100)
-    with pytest.raises(UserError, match="knn keeps every training feature: 12 x 5 .* --method ncm") as caught:
+    with pytest.raises(UserError, match=r"knn keeps every training feature: 12 x 5 .* --method ncm") as caught:
         made()
     assert "\n" not in str(caught.value)

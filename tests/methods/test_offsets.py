@@ -1,6 +1,8 @@
 """Class offsets: the prior that a classifier has itself, and those that held-out images ask for."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from methods.closed_form import build_closed_form, needs_held_out
 from methods.convex_fit import Standardised, minimise_cross_entropy
 from methods.offsets import fit_offsets
 from methods.recipes import RECIPES
+from tables.selection import possible
 from tests.helpers import folder_of, is_refusal, read, run, stage1, succeed
 from utils.errors import UserError
 
@@ -135,3 +138,8 @@ def test_the_offsets_of_stage_2_are_those_of_its_held_out_images(tmp_path: Path)
         for method, flags in (("ce", ("--finetune_epoch", 1, "--finetune_lr", 1e-9)), ("offsets", ()))
     )
     assert after > before
+
+
+def test_a_selection_does_not_choose_for_what_is_fitted_on_its_held_out_images() -> None:
+    context: Any = SimpleNamespace(data=SimpleNamespace(name="digits", num_classes=10))
+    assert possible(("--method", "tau_norm"), context) and not possible(("--method", "offsets"), context)

@@ -16,8 +16,9 @@ from typing import Any
 from torch import nn
 
 from datasets.image_source import steps_per_epoch
+from engine.averaging import swap_averages
 from engine.epoch import EpochResult, train_epoch
-from engine.finish import finish_run
+from engine.finish import balanced_training_accuracy, collapse_line, finish_run
 from engine.fit import INTERRUPTED, Training, fit, make_sgd
 from engine.frozen_features import (
     STAGE2_DRAWS,
@@ -27,6 +28,7 @@ from engine.frozen_features import (
     freeze,
     network_features,
 )
+from evaluation.measure import SplitLogits
 from evaluation.text_tables import scale_line
 from methods.plan import Plan, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
@@ -52,11 +54,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     frozen = freeze(session, seed=session.settings.seed + STAGE2_DRAWS, views=session.settings.views)
     if plan.recipe.trains and session.settings.features is not None:
         tell(scale_line(frozen.plain("train"), plan.lr))
-    training = plan_training(session, plan, frozen)
     # With batch norm in train mode the running statistics move, and the features of evaluation with them.
     moving = session.settings.bn_mode == "train"
+    before = 0.0 if moving else balanced_training_accuracy(SplitLogits(frozen.plain, session.model.fc), session.images)
+    training = plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
-    return finish_run(session, history, logits_of)
+    metrics = finish_run(session, history, logits_of)
+    if line := collapse_line(before, balanced_training_accuracy(logits_of, session.images)):
+        tell(line)
+    return metrics
 
 
 def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Training:
@@ -68,8 +74,10 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
     if plan.recipe.trains:
         model.fc = start_head(plan, model.fc, settings.seed, session.data.class_counts.tolist())
     else:
-        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, session.data.class_counts.tolist())
-    optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov)
+        held_out = frozen.held_out() if plan.needs_held_out else None
+        counts = session.data.class_counts.tolist()
+        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, counts, held_out)
+    optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov, plan.ema)
     steps = steps_per_epoch(len(train), settings.batch_size)
 
     def train_one_epoch(epoch: int) -> EpochResult:
@@ -79,9 +87,11 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
         else:
             batches = feature_batches(frozen.training_view(epoch), train.labels, order, settings.batch_size)
         loss = phases[in_late_phase(epoch, plan.epochs)]
+        swap_averages(optimizer)  # the trained weights come back
         result = train_epoch(model.fc, batches, steps, optimizer, loss, execution.full_precision())
         if limit is not None:
             max_norm_(model.fc, limit)
+        swap_averages(optimizer)  # what is evaluated and saved are the averages, where there are any
         return result
 
     return Training(train_one_epoch, optimizer, plan.rate, plan.epochs, lambda: frozen.seconds_once(plan.epochs))

@@ -73,6 +73,32 @@ def run_metrics(
     }
 
 
+FALL = 5.0  # percent: measured falls of re-trainings that helped on test images stay below it, collapses lie above
+
+
+def balanced_training_accuracy(logits_of: SplitLogits, images: Images) -> float:
+    """Return the mean over the classes of the accuracy on their training images as they are, in percent."""
+    labels = images["train"].labels
+    hits = torch.cat([logits.argmax(dim=1).cpu() == labels[rows].cpu() for rows, logits in logits_of.blocks("train")])
+    counts = torch.bincount(labels.cpu())
+    of_class = torch.bincount(labels.cpu(), hits.double(), len(counts))[counts > 0] / counts[counts > 0]
+    return 100 * float(of_class.mean())
+
+
+def collapse_line(before: float, after: float) -> str | None:
+    """Return what to say where the classifier of stage 2 knows its own training images much worse than that of stage 1,
+    from both class-balanced accuracies on them in percent; None where it does not.
+
+    It happens where features are balanced already, and where LOS's target meets a head whose row norms are bound.
+    """
+    if before - after <= FALL:
+        return None
+    return (
+        f"warning: class-balanced accuracy on the training images fell from {before:.1f} (stage 1) to {after:.1f}: "
+        "this re-training does not suit these features; try a lower --finetune_lr, fewer epochs, another --method"
+    )
+
+
 @torch.no_grad()
 def weight_norms(classifier: nn.Module, num_classes: int) -> list[float | None]:
     """Return the norm of each class's effective weight row, None where a head has none (`models.heads`)."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from engine.averaging import AveragedSGD
 from engine.epoch import EpochResult
 from engine.log import (
     LOG_COLUMNS,
@@ -54,11 +55,23 @@ class History:
     images: int = 0
 
 
-def make_sgd(module: nn.Module, momentum: float, weight_decay: float, nesterov: bool) -> Optimizer:
-    """Return SGD with weight decay on every parameter that is trained, batch norm and biases included, as released."""
+def make_sgd(
+    module: nn.Module, momentum: float, weight_decay: float, nesterov: bool, average: float | None = None
+) -> Optimizer:
+    """Return SGD with weight decay on every parameter that is trained, batch norm and biases included, as released.
+
+    With the decay `average` it averages the weights over the steps too (`engine.averaging`).
+    """
     groups = rate_groups(module)
     fused = True if groups[0]["params"][0].is_cuda else None  # one kernel for all; None is PyTorch's own choice
-    return SGD(groups, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+    numbers: dict[str, Any] = {
+        "lr": 0.0,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "fused": fused,
+    }
+    return SGD(groups, **numbers) if average is None else AveragedSGD(groups, average, **numbers)
 
 
 def rate_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -88,6 +88,11 @@ class FrozenFeatures:
             self._plain[split, mirrored] = self._timed(split, mirrored=mirrored)
         return self._plain[split, mirrored]
 
+    def held_out(self) -> tuple[Tensor, Tensor] | None:
+        """Return the features (M, d) and labels (M,) of the held-out images as they are, None where there are none."""
+        images = self.images.get("holdout")
+        return None if images is None or len(images) == 0 else (self.plain("holdout"), images.labels)
+
     def training_view(self, epoch: int) -> Tensor:
         """Return the features of the training images (N, d) under the view that `epoch` (from 0) trains on."""
         if self.views == "plain":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.image_source import steps_per_epoch
+from engine.averaging import swap_averages
 from engine.epoch import EpochOptions, EpochResult, train_epoch
 from engine.fit import rate_groups
 from engine.frozen_features import FrozenFeatures, feature_batches
@@ -106,7 +107,8 @@ def _kind(plan: Plan) -> Hashable:
 def _computed(trainer: HeadTrainer, plan: Plan, after_epoch: AfterEpoch) -> Trained:
     started = time.perf_counter()
     features = trainer.frozen.plain("train")
-    head = compute_head(plan, trainer.linear, features, trainer.labels, trainer.class_counts)
+    held_out = trainer.frozen.held_out() if plan.needs_held_out else None
+    head = compute_head(plan, trainer.linear, features, trainer.labels, trainer.class_counts, held_out)
     result = Trained(plan, head, time.perf_counter() - started)
     after_epoch(0, [result])
     return result
@@ -123,7 +125,7 @@ def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: Aft
     if first.recipe.late_loss is None:
         losses[1] = losses[0]  # one loss, which goes on with what it has gathered
     decay = torch.tensor([plan.weight_decay for plan in plans], device=device)
-    optimizer = StackedSGD(rate_groups(stacked), trainer.momentum, decay)
+    optimizer = StackedSGD(rate_groups(stacked), trainer.momentum, decay, _averages(plans, device))
     limits = [row_norm_limit(plan, trainer.linear) for plan in plans]
     unlimited = torch.tensor(torch.inf, device=device)
     limit = torch.stack([unlimited if value is None else value for value in limits])
@@ -136,17 +138,26 @@ def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: Aft
         order = visiting_order(first, trainer.labels, trainer.num_classes, trainer.draws, epoch)
         batches = feature_batches(view, trainer.labels, order, trainer.batch_size)
         loss = losses[in_late_phase(epoch, first.epochs)]
+        swap_averages(optimizer)  # the trained weights come back
         message = f"{len(plans)} heads, epoch {epoch + 1}/{first.epochs}"
         counts = train_epoch(
             stacked, batches, steps, optimizer, loss, trainer.execution.full_precision(), EpochOptions(message=message)
         )
         if any(value is not None for value in limits):
             max_norm_(stacked, limit)
+        swap_averages(optimizer)  # what is evaluated are the averages, where there are any
         stacked.write_back(heads)
         seconds = (time.perf_counter() - started) / len(plans)
         _record(results, counts, epoch, seconds)
         after_epoch(epoch + 1, results)
     return results
+
+
+def _averages(plans: Sequence[Plan], device: torch.device) -> Tensor | None:
+    """Return the decay (H,) of each plan's averages, 0 for one without, None where no plan has any."""
+    if all(plan.ema is None for plan in plans):
+        return None
+    return torch.tensor([plan.ema or 0.0 for plan in plans], device=device)
 
 
 def _record(results: Sequence[Trained], counts: EpochResult, epoch: int, seconds: float) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import Optimizer
 
+from engine.averaging import update_averages
+
 
 class StackedModules(nn.Module):
     """H modules of one structure as one: `forward(inputs..., shared...)` maps each over its own state.
@@ -64,15 +66,21 @@ def stack_losses(losses: Sequence[nn.Module]) -> StackedModules:
 class StackedSGD(Optimizer):
     """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head.
 
-    A group of parameters trains at `rate_factor` times the rate.
+    A group of parameters trains at `rate_factor` times the rate. With `average` (H,), the decay of each head, weights
+    are averaged over the steps (`engine.averaging`); a decay of 0 leaves them as they are.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], momentum: float, weight_decay: Tensor
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        momentum: float,
+        weight_decay: Tensor,
+        average: Tensor | None = None,
     ) -> None:
         super().__init__(parameters, {"rate_factor": 1.0})
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.average = average
         self.lr = torch.zeros_like(weight_decay)
 
     @torch.no_grad()
@@ -89,3 +97,5 @@ class StackedSGD(Optimizer):
                 else:
                     state["velocity"].mul_(self.momentum).add_(gradient)
                 parameter.addcmul_(state["velocity"], -(group["rate_factor"] * self.lr).view(each_head))
+        if self.average is not None:
+            update_averages(self, self.average)

@@ -10,6 +10,7 @@ from losses.focal import Focal
 from losses.functional import Loss, check_batch
 from losses.gala import GALA
 from losses.gcl import GaussianClouded
+from losses.geometric_mean import GeometricMean
 from losses.label_aware_smoothing import LabelAwareSmoothing
 from losses.ldam import LDAM, WeightedLDAM
 from losses.logit_adjustment import BalancedSoftmax, LogitAdjustment
@@ -35,6 +36,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "vs": VectorScaling,
     "gcl": GaussianClouded,
     "gala": GALA,
+    "gml": GeometricMean,
 }
 
 

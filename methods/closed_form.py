@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from losses.los import ONE_HOT, Target
+from methods.class_sums import class_means
+from methods.convex_fit import centre_and_scale
+from methods.offsets import HeldOut, offsets, prior2posterior
 from methods.proximal import proximal_los
+from methods.ridge import ridge, simplex
 from models.heads import Linear, Normed, nonzero_norms
 from models.monotone_norms import MonotoneNorms
-from utils.errors import UserError
+from models.neighbours import Neighbours
 from utils.parameters import check_counts, check_given, constructor_parameters, keyword_parameters
-
-BLOCK = 8192  # feature vectors that are added up together: all of them may not fit into memory
 
 
 def tau_norm(
@@ -54,6 +56,23 @@ def l2_norm(
     return tau_norm(linear, features, labels, class_counts, tau=1.0, norm_bias=norm_bias)
 
 
+def tau_norm_centred(
+    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
+) -> Linear:
+    """Return the linear head (K, d) of rows w_k / ||w_k||^tau for features that are centred on the mean m of the
+    training images: its bias is minus their products with m, and stage 1's is left out (Kang et al., ICLR 2020, whose
+    code has no bias; the centring is ours).
+
+    Features after a ReLU are positive, so that every class has a share of each row's product with m: an offset that
+    grows with the length of the row and says nothing about the image.
+    """
+    head = tau_norm(linear, features, labels, class_counts, tau=tau)
+    with torch.no_grad():
+        mean = centre_and_scale(features)[0].to(head.weight.device)
+        head.bias.copy_(-head.weight.double() @ mean)
+    return head
+
+
 def ncm(
     linear: nn.Linear,
     features: Tensor,
@@ -66,21 +85,9 @@ def ncm(
     (N, d) of each class, labels (N,) (Kang et al., ICLR 2020, section 4.2). `scale` decides no prediction, only
     confidences. Raises UserError for a class without an image among the labels."""
     head = Normed(linear, scale=scale)
-    device = head.weight.device
-    index = labels.to(device).long()
-    present = torch.bincount(index, minlength=head.out_features)
-    if len(present) != head.out_features or len(index) != len(features):
-        raise UserError(
-            f"ncm needs one label below {head.out_features} for every feature vector, not {len(index)} labels "
-            f"of {len(present)} classes for {len(features)} vectors"
-        )
-    if (present == 0).any():
-        raise UserError(f"ncm needs an image of every class; class {int((present == 0).nonzero()[0])} has none")
-    sums = torch.zeros(present.shape + features.shape[1:], dtype=torch.float64, device=device)
-    for rows, of_rows in zip(features.split(BLOCK), index.split(BLOCK), strict=True):
-        sums.index_add_(0, of_rows, rows.to(device).double())
+    means = class_means("ncm", features, labels.to(head.weight.device), head.out_features)
     with torch.no_grad():
-        head.weight.copy_(sums / present[:, None])
+        head.weight.copy_(means)
     return head
 
 
@@ -104,8 +111,23 @@ def samn_start(
     return MonotoneNorms(linear, torch.as_tensor(class_counts))
 
 
-# (linear, features, labels, class_counts, **parameters) -> head, with `target` before the parameters where it is asked
-# for; call them through `build_closed_form`, which checks.
+def knn(
+    linear: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    class_counts: Tensor | Sequence[int],
+    *,
+    scale: float = 14.3,
+) -> Neighbours:
+    """Return the `neighbours` head (K, d) that keeps the features (N, d) with their labels (N,): votes of the nearest
+    ones over the class counts (Wu et al., CVPR 2018, arXiv 1805.01978). UserError where they are too many to keep."""
+    head = Neighbours(linear, scale=scale)
+    head.keep(features, labels, class_counts)
+    return head
+
+
+# (linear, features, labels, class_counts, **parameters) -> head, with `target` or `held_out` before the parameters
+# where it is asked for; call them through `build_closed_form`, which checks.
 CLOSED_FORM: dict[str, Callable[..., Linear]] = {
     "tau_norm": tau_norm,
     "l2_norm": l2_norm,
@@ -113,6 +135,12 @@ CLOSED_FORM: dict[str, Callable[..., Linear]] = {
     "logit_adjust_posthoc": logit_adjust_posthoc,
     "samn_start": samn_start,
     "proximal_los": proximal_los,
+    "tau_norm_centred": tau_norm_centred,
+    "prior2posterior": prior2posterior,
+    "offsets": offsets,
+    "ridge": ridge,
+    "simplex": simplex,
+    "knn": knn,
 }
 
 
@@ -123,10 +151,12 @@ def build_closed_form(
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     target: Target = ONE_HOT,
+    held_out: HeldOut | None = None,
     **parameters: float | str,
 ) -> nn.Linear:
     """Compute the classifier `name` without training, from the linear one (K, d), the features (N, d) of the training
-    images, their labels (N,) and the training images of each class (K,). `target` is for those that soften the labels.
+    images, their labels (N,) and the training images of each class (K,). `target` is for those that soften the labels,
+    `held_out` for those that `needs_held_out` names: features (M, d) and labels (M,).
 
     Raises UserError for an unknown name, an unknown parameter, a value out of range, and for class counts that are not
     K whole numbers of at least 1.
@@ -134,9 +164,14 @@ def build_closed_form(
     check_given("closed form", name, parameters, closed_form_parameters(name))
     counts = class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts
     check_counts(counts, linear.out_features)
-    asks = "target" in constructor_parameters("closed form", name, CLOSED_FORM)
-    shared = (linear, features, labels, class_counts, *([target] if asks else []))
-    return CLOSED_FORM[name](*shared, **parameters)
+    asks = constructor_parameters("closed form", name, CLOSED_FORM)
+    asked = {key: value for key, value in (("target", target), ("held_out", held_out)) if key in asks}
+    return CLOSED_FORM[name](linear, features, labels, class_counts, **asked, **parameters)
+
+
+def needs_held_out(name: str) -> bool:
+    """Tell whether the closed form `name` is fitted on held-out images. Raises UserError for an unknown one."""
+    return "held_out" in constructor_parameters("closed form", name, CLOSED_FORM)
 
 
 def closed_form_parameters(name: str) -> dict[str, float | str]:

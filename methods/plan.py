@@ -15,8 +15,10 @@ from datasets.sampling import sampled_order
 from losses import build_loss, loss_parameters
 from losses.los import Target
 from methods.closed_form import build_closed_form, closed_form_parameters
+from methods.offsets import HeldOut
 from methods.recipes import LATE_FROM, Recipe, Value, find_recipe, resolve_target
 from models.heads import build_head, head_parameters, max_norm_threshold
+from models.neighbours import Neighbours
 from models.network import Network
 from utils.schedules import SCHEDULES
 
@@ -35,11 +37,17 @@ class Plan:
     reinit: bool
     parameters: Mapping[str, Value] = field(default_factory=dict)
     schedule: str = "cosine"
+    ema: float | None = None  # the decay of averaged weights
 
     @property
     def recipe(self) -> Recipe:
         """The row of `RECIPES` that the plan is of."""
         return find_recipe(self.method)
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether the classifier is fitted on held-out images."""
+        return self.recipe.needs_held_out
 
     def target(self, num_classes: int) -> Target:
         """Return (y_true, y_other)."""
@@ -54,9 +62,11 @@ def plan_key(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values, by which a table finds a row that it has kept.
 
     Files that are kept know the smoothing as `smoothing`: this name stays. Those made before there was a choice of
-    schedules had `cosine`, and do not name it.
+    schedules had `cosine`, and do not name it; those before averaged weights had none.
     """
     key = asdict(plan)
+    if plan.ema is None:
+        del key["ema"]
     if plan.schedule == "cosine":
         del key["schedule"]
     return {"smoothing": key.pop("label_smooth"), **key}
@@ -68,6 +78,7 @@ def describe_parameters(plan: Plan) -> str:
     own += [f"{plan.sampler} sampling"] if plan.sampler != "instance" else []
     own += [f"MaxNorm {plan.max_norm:g}"] if plan.max_norm is not None else []
     own += [f"schedule {plan.schedule}"] if plan.schedule != "cosine" else []
+    own += [f"weights averaged with decay {plan.ema:g}"] if plan.ema is not None else []
     return ", ".join(own)
 
 
@@ -90,22 +101,35 @@ def start_head(plan: Plan, linear: nn.Linear, seed: int, class_counts: Sequence[
     return build_head(plan.recipe.head, linear, class_counts, **_those(head_parameters(plan.recipe.head), plan))
 
 
-def compute_head(plan: Plan, linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: list[int]) -> nn.Linear:
-    """Return the classifier of a method without training, from features (N, d) of the un-augmented training images."""
+def compute_head(
+    plan: Plan,
+    linear: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    class_counts: list[int],
+    held_out: HeldOut | None = None,
+) -> nn.Linear:
+    """Return the classifier of a method without training, from features (N, d) of the un-augmented training images.
+
+    `held_out` are the features (M, d) and labels (M,) of held-out images, for a plan that `needs_held_out`.
+    """
     name = plan.recipe.closed_form
     assert name is not None
     own = _those(closed_form_parameters(name), plan)
-    return build_closed_form(name, linear, features, labels, class_counts, plan.target(len(class_counts)), **own)
+    target = plan.target(len(class_counts))
+    return build_closed_form(name, linear, features, labels, class_counts, target, held_out, **own)
 
 
 def attach_head(model: Network, method: str, state: Collection[str] | None = None) -> None:
     """Give a network the kind of classifier that `method` leaves, so that its checkpoint can be loaded.
 
-    `state` are the names in the checkpoint: one that was made before the method had its kind of classifier has that of
-    then.
+    `state` are the names in the checkpoint, or all of it: one that was made before the method had its kind of
+    classifier has that of then, and a classifier that keeps features gets room for as many.
     """
     recipe, linear = find_recipe(method), model.fc
     model.fc = build_head(recipe.head, linear)
+    if isinstance(model.fc, Neighbours) and isinstance(state, Mapping) and "fc.kept" in state:
+        model.fc.make_room({"kept": state["fc.kept"]})
     own = {f"fc.{name}" for name in model.fc.state_dict()}
     if state is not None and recipe.earlier_head is not None and not own <= set(state):
         model.fc = build_head(recipe.earlier_head, linear)

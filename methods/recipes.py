@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from losses import loss_parameters
 from losses.los import ONE_HOT, TARGETS, Target, smoothing_for_gap
-from methods.closed_form import closed_form_parameters
+from methods.closed_form import closed_form_parameters, needs_held_out
 from models.heads import head_parameters
 from utils.errors import UserError
 
@@ -66,6 +66,11 @@ class Recipe:
         """Whether the classifier is trained at all."""
         return self.closed_form is None
 
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether the classifier is computed from held-out images too."""
+        return self.closed_form is not None and needs_held_out(self.closed_form)
+
     def own_parameters(self) -> dict[str, Value]:
         """Return the method's hyper-parameters with their default values."""
         if self.closed_form is not None:
@@ -90,6 +95,8 @@ TAUS = ("tau", (0.5, 1.0, 1.5))
 MANY_TAUS = ("tau", tuple(0.125 * i for i in range(1, TRIALS + 1)))
 BETAS = ("beta", (0.99, 0.999, 0.9999))
 ANCHORS = ("anchor", tuple(float(f"{10 ** (-4 + i / 6):.2g}") for i in range(TRIALS)))
+RIDGES = ("anchor", tuple(float(f"{10 ** (-4 + i / 4):.2g}") for i in range(TRIALS)))
+SCALES = ("scale", tuple(float(f"{10 ** (i / 10):.2g}") for i in range(TRIALS)))
 RHOS = ("rho", (0.8, 1.0, 1.2))
 DECAYS = ("finetune_wd", (0.01, 0.1, 0.5))
 MARGINS = ("max_margin", (0.2, 0.5, 0.8))
@@ -275,6 +282,37 @@ RECIPES = {
         label_smooth=0.98,
         closed_form="proximal_los",
         tuned=ANCHORS,
+    ),
+    "gml": Recipe("geometric-mean loss", "Du and Wu (GML), CVPR 2023, arXiv 2303.03630", loss="gml"),
+    "tau_norm_centred": Recipe(
+        "tau-normalisation of centred features", DECOUPLING, closed_form="tau_norm_centred", tuned=MANY_TAUS
+    ),
+    "prior2posterior": Recipe(
+        "logit adjustment by the model's own prior",
+        "Bhat et al. (P2P), WACV 2025, arXiv 2412.16540",
+        closed_form="prior2posterior",
+        tuned=MANY_TAUS,
+    ),
+    "offsets": Recipe(  # not tuned: the held-out images that would choose are those that it is fitted on
+        "class offsets fitted on held-out images",
+        "Wang et al. (first half of REPAIR), arXiv 2604.01506",
+        closed_form="offsets",
+    ),
+    "ridge": Recipe(
+        "class-weighted ridge regression",
+        "Fang et al. (AIR), 2024, arXiv 2408.10349",
+        closed_form="ridge",
+        tuned=RIDGES,
+    ),
+    "simplex": Recipe(
+        "fixed simplex (ETF) on the class means", "Yang et al., NeurIPS 2022, arXiv 2203.09081", closed_form="simplex"
+    ),
+    "knn": Recipe(
+        "nearest neighbours over class counts",
+        "Wu et al., CVPR 2018, arXiv 1805.01978",
+        head="neighbours",
+        closed_form="knn",
+        tuned=SCALES,
     ),
 }
 

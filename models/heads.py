@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.linear_head import Linear, nonzero_norms
 from models.monotone_norms import MonotoneNorms
+from models.neighbours import Neighbours
 from utils.errors import UserError
 from utils.parameters import check_given, constructor_parameters, keyword_parameters
 
@@ -173,6 +174,7 @@ HEADS: dict[str, Callable[..., Linear]] = {
     "marc": MarginCalibration,
     "scaled_linear": ScaledLinear,
     "samn": MonotoneNorms,
+    "neighbours": Neighbours,
 }
 FROZEN_WEIGHT = ("lws", "disalign", "marc")  # heads that train something else than the linear classifier's weights
 

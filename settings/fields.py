@@ -240,6 +240,12 @@ class Settings(_Hyperparameters):
     finetune_schedule: str | None = of_stage2(
         None, "cosine, warmup_cosine, cosine_to_zero [the method's]", choices=list(SCHEDULES), before="cosine"
     )
+    finetune_ema: float | None = of_stage2(
+        None,
+        "average the weights over the steps, with this decay [none]",
+        facets=Facet.STAGE2_STEPS | Facet.ROW,
+        bounds=Range(0, 1, "()"),
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -93,7 +93,7 @@ class FirstFields:
     features: str | None = option(
         None,
         Group.DATA,
-        "features of any model, for data and network: .npz, .npy, .pth, .parquet, .safetensors, a folder",
+        "features of any model: .npz .npy .pth .parquet .safetensors, a folder",
         facets=Facet.ADDRESS,
         metavar="FILE",
     )
@@ -220,7 +220,7 @@ class FirstFields:
     method: str = option(
         "los",
         Group.METHOD,
-        "how the classifier is re-trained",
+        "re-training",
         (STAGE2, EVALUATE),
         facets=Facet.LOOKUP | Facet.ROW,
         choices=list(RECIPES),

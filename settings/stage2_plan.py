@@ -27,4 +27,5 @@ def plan_of(settings: Settings, num_classes: int) -> Plan:
         reinit=settings.reinit_classifier or recipe.fresh,
         parameters={name: value for name, value in own.items() if value is not None},
         schedule=settings.finetune_schedule or recipe.schedule,
+        ema=settings.finetune_ema if recipe.trains else None,
     )

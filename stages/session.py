@@ -14,6 +14,7 @@ from datasets.on_disk.listed_split import ListedSplit
 from engine.data_parallel import with_batch_norm
 from losses import build_loss, loss_parameters
 from losses.los import Target, torch_target
+from methods.offsets import check_held_out
 from methods.plan import Plan, attach_head, build_losses
 from models import build_model
 from models.given_features import GivenFeatures
@@ -64,6 +65,8 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     settings, model, checkpoint = loaded.settings, loaded.model, loaded.checkpoint
     refuse_small_batches(loaded)
     plan = plan_of(settings, loaded.data.num_classes) if loaded.command.script == STAGE2 else None
+    if plan is not None and plan.needs_held_out:
+        check_held_out(plan.method, loaded.images["holdout"].labels, loaded.data.num_classes)
     target, loss = objective(loaded, plan)
     start = checkpoint if loaded.command.script == STAGE2 else None
     folder = run_path(loaded.command, start)

@@ -24,6 +24,7 @@ from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
 from evaluation.run_rows import data_sha256, refuse_damaged_run
 from losses.los import ONE_HOT
+from methods.offsets import check_held_out
 from methods.plan import Plan, plan_key
 from runs.checkpoint import Checkpoint
 from runs.dependencies import differences, key_of
@@ -155,6 +156,8 @@ def measure_rows(
         try:
             plan = plan_of(command.settings, context.data.num_classes)
             plan.target(context.data.num_classes)
+            if plan.needs_held_out:
+                check_held_out(plan.method, context.images["holdout"].labels, context.data.num_classes)
         except UserError as error:  # a smoothing that this number of classes rules out, say: the other rows go on
             config = describe(replace(context.loaded, command=command), ONE_HOT)
             measured[i] = {"failure": f"refused: {error}", "metrics": None, "config": config}

@@ -75,12 +75,14 @@ def plan_for(flags: Flags, context: TableContext) -> Plan:
 
 
 def possible(flags: Flags, context: TableContext) -> bool:
-    """Tell whether a trial makes sense on this data set: `lort` does not with a large smoothing on few classes."""
+    """Tell whether a trial makes sense on this data set: `lort` does not with a large smoothing on few classes.
+
+    A method that is fitted on the held-out images is not tried: what it scores on them would be too good.
+    """
     try:
-        plan_for(flags, context)
+        return not plan_for(flags, context).needs_held_out
     except UserError:
         return False
-    return True
 
 
 def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[TableContext]) -> pd.DataFrame:
@@ -99,6 +101,9 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
         raise UserError(f"--holdout_pth must name {SPLITS} different stage 1s: the score is their mean")
     grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, contexts[0])]
     hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]
+    fitted = [method for method in methods if find_recipe(method).needs_held_out]
+    if fitted:
+        tell(f"not chosen: {', '.join(fitted)}, fitted on the held-out images that would choose")
     grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, contexts[0])]
     table = pd.DataFrame({"method": [method for method, _ in grid], "flags": [" ".join(flags) for _, flags in grid]})
     by_split: list[list[Tried]] = []

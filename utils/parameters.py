@@ -69,7 +69,7 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "las_target": Hyperparameter("las: eps / (K - 1) (paper), eps / K (released)", ("paper", "released"), "paper"),
     "gcl_loss": Hyperparameter("GCL: paper (clouds), released (margin, focus too)", ("paper", "released"), "paper"),
     "norm_bias": Hyperparameter("bias of normalised rows: keep (WB), drop (Kang)", ("keep", "drop"), "drop"),
-    "anchor": Hyperparameter("weight of the squared distance to stage 1's classifier (proximal LOS)", Range(1e-9, 1e9)),
+    "anchor": Hyperparameter("weight of the squared distance to stage 1 (ridge: to 0)", Range(1e-9, 1e9)),
 }
 
 

@@ -132,7 +132,7 @@ def class_cases(sizes: Sizes, execution: Execution) -> Iterator[Case]:
 
 
 def head_cases(num_classes: int, sizes: Sizes, execution: Execution) -> Iterator[Case]:
-    """Yield an epoch of `STEPS` steps of every head against LOS's target."""
+    """Yield an epoch of `STEPS` steps of every head that is trained, against LOS's target."""
     device = execution.device
     features, labels = random_rows(STEPS * sizes.batch, sizes.width, num_classes, device)
     order = torch.arange(len(labels), device=device)
@@ -140,6 +140,8 @@ def head_cases(num_classes: int, sizes: Sizes, execution: Execution) -> Iterator
     loss = build_loss("ce", counts, torch_target(SMOOTHING, num_classes)).to(device)
     for name in HEADS:
         head = build_head(name, nn.Linear(sizes.width, num_classes, device=device))
+        if not any(parameter.requires_grad for parameter in head.parameters()):
+            continue
         optimizer = momentum_sgd(head)
 
         def epoch(head: nn.Module = head, optimizer: Optimizer = optimizer) -> None:
@@ -174,7 +176,7 @@ def closed_form_cases(num_classes: int, sizes: Sizes, device: torch.device) -> I
     for name in CLOSED_FORM:
 
         def compute(name: str = name) -> None:
-            build_closed_form(name, linear, features, labels, counts)
+            build_closed_form(name, linear, features, labels, counts, held_out=(features, labels))
 
         yield Case("classes", "computed classifiers", f"closed form {name}", num_classes, 1.0, compute)
 

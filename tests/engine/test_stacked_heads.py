@@ -90,7 +90,7 @@ def three(method: str) -> list[Plan]:
 
 def alone(trainer: HeadTrainer, plan: Plan) -> tuple[nn.Linear, nn.Module]:
     """A loop with PyTorch's own optimiser; returns the head and the loss of the first epochs."""
-    head = start_head(plan, trainer.linear, trainer.seed)
+    head = start_head(plan, trainer.linear, trainer.seed, COUNTS)
     losses = build_losses(plan, COUNTS)
     limit = row_norm_limit(plan, trainer.linear)
     factors = {"scale": 5} if plan.method == "las" else {}
@@ -145,7 +145,7 @@ def test_stacked_heads_end_where_each_ends_alone(method: str, trainer: HeadTrain
         head, _ = alone(trainer, result.plan)
         assert_close_heads(head, result.head)
         assert result.diverged is None and result.images == EPOCHS * sum(COUNTS)
-    start = start_head(plans[0], trainer.linear, trainer.seed)
+    start = start_head(plans[0], trainer.linear, trainer.seed, COUNTS)
     moved = [not torch.equal(p, start.get_parameter(name)) for name, p in results[0].head.named_parameters()]
     assert any(moved)
 
@@ -204,13 +204,14 @@ def test_stacked_heads_of_gcl_see_the_same_clouds_and_so_does_a_repetition(train
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_what_is_frozen_stays(method: str, trainer: HeadTrainer) -> None:
-    start = start_head(plan(method), trainer.linear, trainer.seed)
+    start = start_head(plan(method), trainer.linear, trainer.seed, COUNTS)
     frozen = [name for name, parameter in start.named_parameters() if not parameter.requires_grad]
     frozen += [name for name, _ in start.named_buffers()]
     plans = [replace(p, max_norm=None) for p in three(method)]
     tuned = [name for name, _ in plans[0].parameters.items() if name == "scale"]
     for result in train_heads(trainer, plans):
-        own = start_head(result.plan, trainer.linear, trainer.seed).state_dict() if tuned else start.state_dict()
+        again = start_head(result.plan, trainer.linear, trainer.seed, COUNTS)
+        own = again.state_dict() if tuned else start.state_dict()
         for name in frozen:
             assert torch.equal(result.head.state_dict()[name], own[name])
     assert bool(frozen) == (RECIPES[method].head not in ("linear", "scaled_linear"))

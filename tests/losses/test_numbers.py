@@ -191,6 +191,7 @@ def losses_of_equal_logits(counts: list[int], labels: list[int]) -> dict[str, fl
         "las": math.log(k),  # whatever the target
         "vs": -float(np.log(factor[y] / factor.sum()).mean()),
         "gala": math.log(k),  # the first step has one margin for all
+        "gml": -float(np.log(prior[np.unique(y)]).mean()),
     }
 
 
@@ -358,7 +359,7 @@ def features_of(count: int, size: float = 1.0) -> Tensor:
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 2e-6), (torch.bfloat16, 0.04)])
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("classes", [2, 12])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "neighbours"])
 def test_heads_agree_with_float64(name: str, classes: int, size: float, dtype: torch.dtype, relative: float) -> None:
     """Relative to the largest logit; features as small and as large as they come."""
     head = build_head(name, linear_of(classes))
@@ -381,8 +382,10 @@ def test_computed_classifiers_agree_with_float64(name: str, classes: int) -> Non
     for images in (classes, 6 * classes):
         labels, features = torch.arange(images) % classes, features_of(images)
         counts = torch.bincount(labels).tolist()
-        exact = build_closed_form(name, linear_of(classes), features, labels, counts)
-        found = build_closed_form(name, linear_of(classes, torch.float32), features.float(), labels, counts)
+        exact, found = (
+            build_closed_form(name, linear_of(classes, dtype), rows, labels, counts, held_out=(rows, labels))
+            for dtype, rows in ((torch.float64, features), (torch.float32, features.float()))
+        )
         torch.testing.assert_close(found(features.float()).double(), exact(features), rtol=1e-5, atol=1e-5)
 
 
@@ -394,9 +397,10 @@ def test_the_order_of_the_classes_is_of_no_matter_to_computed_classifiers(name: 
         permuted.weight.copy_(linear.weight[order])
         permuted.bias.copy_(linear.bias[order])
     counts = torch.bincount(labels)
-    found = build_closed_form(name, permuted, features, order.argsort()[labels], counts[order].tolist())
-    expected = build_closed_form(name, linear, features, labels, counts.tolist())(features)[:, order]
-    torch.testing.assert_close(found(features), expected)
+    renamed = order.argsort()[labels]
+    found = build_closed_form(name, permuted, features, renamed, counts[order].tolist(), held_out=(features, renamed))
+    head = build_closed_form(name, linear, features, labels, counts.tolist(), held_out=(features, labels))
+    torch.testing.assert_close(found(features), head(features)[:, order])
 
 
 def test_balanced_counts_leave_the_posthoc_adjusted_classifier_a_shift() -> None:

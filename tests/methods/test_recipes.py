@@ -24,6 +24,7 @@ from utils.parameters import HYPERPARAMETERS, check_parameter
 # What a row's `tuned` is called on the command line, where it is called otherwise.
 COUNTS = [50, 20, 8, 3]
 PLUG_INS = {"logit_adjust_los": "logit_adjust", "lws_los": "lws", "cosine_los": "cosine", "disalign_los": "disalign"}
+PLUG_INS["samn_los"] = "samn"
 # The methods that the project promises; more may come.
 PROMISED = {
     "ce",
@@ -51,6 +52,14 @@ PROMISED = {
     "l2_norm",
     "ncm",
     "logit_adjust_posthoc",
+    "proximal_los",
+    "tau_norm_centred",
+    "prior2posterior",
+    "offsets",
+    "gml",
+    "ridge",
+    "simplex",
+    "knn",
     *PLUG_INS,
 }
 
@@ -263,7 +272,7 @@ def test_every_own_parameter_has_an_effect(method: str, name: str) -> None:
         own = resolve_parameters(method, changed)
         plan = Plan(method, 1, 0.1, 0.0, recipe.label_smooth, recipe.sampler, None, False, own)
         if not recipe.trains:
-            found.append(compute_head(plan, linear, features, labels, COUNTS)(features).detach())
+            found.append(compute_head(plan, linear, features, labels, COUNTS, (features, labels))(features).detach())
             continue
         head = start_head(plan, linear, 0)
         values = []

@@ -33,7 +33,7 @@ TRAINED = {
     "scaled_linear": ["weight", "bias", "scale"],
 }
 
-every_head = pytest.mark.parametrize("name", HEADS)
+every_head = pytest.mark.parametrize("name", OWN_KEYS)  # samn and neighbours have files of their own
 
 
 def make_linear(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Linear:
@@ -209,13 +209,22 @@ def test_published_defaults() -> None:
     assert {name: head_parameters(name) for name in HEADS if head_parameters(name)} == {
         "cosine": {"scale": 10.0},
         "normed": {"scale": 30.0},
+        "neighbours": {"scale": 14.3},
     }
+    assert set(HEADS) == {*OWN_KEYS, "samn", "neighbours"}
     assert {name: closed_form_parameters(name) for name in CLOSED_FORM} == {
         "tau_norm": {"tau": 1.9, "norm_bias": "keep"},
         "l2_norm": {"norm_bias": "keep"},
         "ncm": {"scale": 30.0},
         "logit_adjust_posthoc": {"tau": 1.0},
+        "samn_start": {},
         "proximal_los": {"anchor": 1e-3},
+        "tau_norm_centred": {"tau": 1.0},
+        "prior2posterior": {"tau": 1.0},
+        "offsets": {"anchor": 0.1},
+        "ridge": {"anchor": 0.1},
+        "simplex": {"scale": 30.0},
+        "knn": {"scale": 14.3},
     }
 
 
@@ -324,7 +333,7 @@ def test_posthoc_adjustment_moves_the_bias_only(counts: list[int]) -> None:
 @pytest.mark.parametrize("name", CLOSED_FORM)
 def test_closed_forms_keep_dtype_and_refuse_what_does_not_fit(name: str) -> None:
     linear, features = make_linear(dtype=torch.float32), make_features(torch.float32)
-    head = build_closed_form(name, linear, features, make_labels(), COUNTS)
+    head = build_closed_form(name, linear, features, make_labels(), COUNTS, held_out=(features, make_labels()))
     assert head(features).dtype == torch.float32 and head(features).isfinite().all()
     for counts in ([40, 20, 0, 1], [40, 20, 5], [], [40, 20, 5, -1]):
         with pytest.raises(UserError, match="class_counts"):

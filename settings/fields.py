@@ -240,6 +240,20 @@ class Settings(_Hyperparameters):
     finetune_schedule: str | None = of_stage2(
         None, "cosine, warmup_cosine, cosine_to_zero [the method's]", choices=list(SCHEDULES), before="cosine"
     )
+    test_prior: str | None = option(
+        None,
+        Group.REPORT,
+        "class shares where it is used: balanced, train, or a file of them",
+        (EVALUATE,),
+        metavar="PRIOR",
+    )
+    coverage: float | None = option(
+        None,
+        Group.REPORT,
+        "report prediction sets that hold the true class this often",
+        (EVALUATE,),
+        bounds=Range(0, 1, "()"),
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -2,7 +2,7 @@
 
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FOLDER --csv predictions.csv
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FILE [FILE ...] --top 5 --csv -
-    python predict.py --pretrained_pth RUN_FOLDER --images FOLDER --test_prior shares.csv --coverage 0.9
+    python predict.py --pretrained_pth RUN_FOLDER --images FOLDER --coverage 0.9 --sets classwise
 
 writes a row `file,class,probability,error` for each image. Folders are walked through with all folders in them. A
 probability is softmax(logits / temperature) with the temperature that the run fitted on its held-out images

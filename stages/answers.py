@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evaluation.prediction_sets.held_out import classifier_prior
 from evaluation.prediction_sets.thresholds import CLASSWISE, MARGINAL, class_thresholds, without_threshold
-from evaluation.priors.correction import prior_offsets
+from evaluation.priors.correction import Prior, prior_offsets
 from evaluation.priors.files import read_prior
 from evaluation.priors.report import ruled_out
 from runs.checkpoint import Checkpoint
@@ -34,8 +34,8 @@ class Asked:
 NOTHING = Asked()
 
 
-def ask_prior(checkpoint: Checkpoint, predictor: Predictor, given: str, top: int | None) -> tuple[Tensor, str]:
-    """Return the offsets (K,) of `--test_prior` for a finished run, and what is said of them."""
+def ask_prior(checkpoint: Checkpoint, predictor: Predictor, given: str, top: int | None) -> tuple[Prior, Tensor, str]:
+    """Return `--test_prior` for a finished run, its offsets (K,), and what is said of them."""
     names, counts = predictor.class_names, checkpoint.config.get("class_counts")
     if counts is None:
         raise UserError(f"--test_prior: {checkpoint.path} does not say how many training images its classes have")
@@ -46,11 +46,14 @@ def ask_prior(checkpoint: Checkpoint, predictor: Predictor, given: str, top: int
     source = classifier_prior(stored_held_out(checkpoint), assumed_of(checkpoint.config, counts))
     never = f"; {absent} classes have the share 0 and are never predicted" if absent else ""
     line = f"test prior: {prior.words}; the classifier's own: {source.words}{never}"
-    return prior_offsets(source, prior), line
+    return prior, prior_offsets(source, prior), line
 
 
-def ask_sets(checkpoint: Checkpoint, predictor: Predictor, coverage: float, kind: str) -> tuple[np.ndarray, str]:
-    """Return the thresholds (K,) of `--coverage` for a finished run, and what is said of them."""
+def ask_sets(
+    checkpoint: Checkpoint, predictor: Predictor, coverage: float, kind: str, prior: Prior | None = None
+) -> tuple[np.ndarray, str]:
+    """Return the thresholds (K,) of `--coverage` for a finished run, on images that follow the `prior` where it is
+    known, and what is said of them."""
     held_out = stored_held_out(checkpoint)
     if held_out is None:
         raise UserError(
@@ -65,8 +68,11 @@ def ask_sets(checkpoint: Checkpoint, predictor: Predictor, coverage: float, kind
             f"{predictor.temperature:.6g}; leave --temperature out"
         )
     own, classes = held_out, held_out.num_classes
-    limits = class_thresholds(own.probabilities, own.labels, classes, coverage, kind)
+    limits = class_thresholds(
+        own.probabilities, own.labels, classes, coverage, kind, None if prior is None else prior.shares.numpy()
+    )
     line = f"prediction sets: {kind}, coverage {coverage:g}, from {len(own.labels)} held-out images"
+    line += ", weighted to the test prior" * (prior is not None and kind != CLASSWISE)
     always = without_threshold(own.labels, classes, coverage)
     if kind != MARGINAL and always:
         what = "are in every set" if kind == CLASSWISE else "count as having the threshold 0"
@@ -79,14 +85,14 @@ def answers_of(checkpoint: Checkpoint, predictor: Predictor, asked: argparse.Nam
     known, top = len(predictor.class_names), asked.top
     if top is not None and top > known:
         raise UserError(f"--top {top}: {checkpoint.path} knows {known} classes")
-    offsets = thresholds = None
+    prior = offsets = thresholds = None
     lines: list[str] = []
     if asked.test_prior is not None:
-        offsets, line = ask_prior(checkpoint, predictor, asked.test_prior, top)
+        prior, offsets, line = ask_prior(checkpoint, predictor, asked.test_prior, top)
         lines.append(line)
     if asked.coverage is not None:
         if asked.flip:
             raise UserError("--coverage: the thresholds are those of images as they are; leave --flip out")
-        thresholds, line = ask_sets(checkpoint, predictor, asked.coverage, asked.sets)
-        lines.append(line + "; of the probabilities before the test prior" * (offsets is not None))
+        thresholds, line = ask_sets(checkpoint, predictor, asked.coverage, asked.sets, prior)
+        lines.append(line)
     return Asked(top, offsets, thresholds, tuple(lines))

@@ -47,7 +47,8 @@ def asked_reports(
     if coverage is not None:
         if held_out is None:
             raise UserError(f"--coverage needs held-out images, and {checkpoint.path} has none here: {HOLD_OUT}")
-        reports["prediction_sets"] = sets_report(logits_of("test"), labels, data.class_counts, held_out, coverage)
+        test = logits_of("test")
+        reports["prediction_sets"] = sets_report(test, labels, data.class_counts, held_out, coverage, prior)
     return reports
 
 

@@ -10,6 +10,7 @@ from evaluation.blocks import row_blocks
 from evaluation.metrics import SHOTS, Report, shot_groups
 from evaluation.prediction_sets.record import HeldOut
 from evaluation.prediction_sets.thresholds import KINDS, class_thresholds, without_threshold
+from evaluation.priors.correction import Prior
 from evaluation.text_tables import to_text
 
 
@@ -57,18 +58,26 @@ def by_group(values: Tensor, labels: Tensor, class_counts: np.ndarray) -> dict[s
 
 
 def sets_report(
-    logits: Tensor, labels: Tensor, class_counts: np.ndarray, held_out: HeldOut, coverage: float
+    logits: Tensor,
+    labels: Tensor,
+    class_counts: np.ndarray,
+    held_out: HeldOut,
+    coverage: float,
+    prior: Prior | None = None,
 ) -> dict[str, Any]:
-    """Return the `set_report` of every kind of threshold, and what the thresholds are from."""
+    """Return the `set_report` of every kind of threshold, for images that follow the `prior` where it is known, and
+    what the thresholds are from."""
     own, classes = held_out, len(class_counts)
     report: dict[str, Any] = {
         "asked": 100 * coverage,
         "held_out_images": len(own.labels),
         "classes_in_every_set": without_threshold(own.labels, classes, coverage),
         "temperature": own.temperature,
+        "prior": None if prior is None else prior.words,
     }
+    shares = None if prior is None else prior.shares.numpy()
     for kind in KINDS:
-        limits = class_thresholds(own.probabilities, own.labels, classes, coverage, kind)
+        limits = class_thresholds(own.probabilities, own.labels, classes, coverage, kind, shares)
         report[kind] = set_report(logits, labels, class_counts, limits, own.temperature)
     return report
 
@@ -86,8 +95,9 @@ def sets_text(report: dict[str, Any]) -> str:
     ]
     always = report["classes_in_every_set"]
     few = f"; {always} classes have too few of them for a threshold of their own and are in every set" if always else ""
+    holds = "whose classes are as frequent as theirs" if report["prior"] is None else "that follow the test prior"
     return (
         f"prediction sets, coverage {report['asked']:g} % asked, plain test images:\n{to_text(rows)}\n"
         f"(thresholds from {report['held_out_images']} held-out images at temperature {report['temperature']:.4g}; "
-        f"marginal holds for images whose classes are as frequent as theirs, classwise for each class{few})"
+        f"marginal holds for images {holds}, classwise for each class{few})"
     )

@@ -4,7 +4,8 @@ Split conformal prediction with the score 1 - p_y (Sadinle, Lei and Wasserman, "
 with Bounded Error Levels", JASA 2019). Everything is written in p_y itself, where the score's quantile of rank r from
 below is that of rank n + 1 - r: probabilities near 0 keep their digits.
 
-- `marginal`: one threshold for all classes. New images like the held-out ones are covered with the probability asked.
+- `marginal`: one threshold for all classes. New images like the held-out ones are covered with the probability asked;
+  where their class shares are others, and known, `shared_thresholds` makes up for it.
 - `classwise` (class-conditional, Mondrian; Vovk, "Conditional Validity of Inductive Conformal Predictors", ACML 2012):
   a threshold a class, from its own images: every class is covered, whatever the shares of the classes. A class with
   fewer than (coverage / (1 - coverage)) held-out images has the threshold 0 and is in every set.
@@ -20,6 +21,7 @@ import numpy as np
 MARGINAL, CLASSWISE, INTERPOLATED = "marginal", "classwise", "interpolated"
 KINDS = (MARGINAL, CLASSWISE, INTERPOLATED)
 WEIGHT = 0.5  # of the class's own threshold in the interpolated one
+ROUNDING = 1e-9  # 0.9 * 10 is above 9 in floating point
 
 
 def threshold(probabilities: np.ndarray, coverage: float) -> float:
@@ -29,24 +31,57 @@ def threshold(probabilities: np.ndarray, coverage: float) -> float:
     probability of at least `coverage`, and less than 1 / (n + 1) more where no two are equal.
     """
     count = len(probabilities)
-    rank = math.ceil((count + 1) * coverage - 1e-9)  # 0.9 * 10 is above 9 in floating point
-    if rank > count:
-        return 0.0
-    return float(np.partition(probabilities, count - rank)[count - rank])
+    rank = _rank(count, coverage)
+    return 0.0 if rank > count else float(np.partition(probabilities, count - rank)[count - rank])
+
+
+def _rank(count: int, coverage: float) -> int:
+    return math.ceil((count + 1) * coverage - ROUNDING)
+
+
+def shared_thresholds(
+    probabilities: np.ndarray, labels: np.ndarray, num_classes: int, coverage: float, shares: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the marginal thresholds (K,) for images like the held-out ones, or whose classes have the `shares` (K,).
+
+    Then a held-out image of class k weighs as much as its share is larger there, and the new image as a class weighs
+    what that class does (Podkopaev and Ramdas, "Distribution-Free Uncertainty Quantification for Classification under
+    Label Shift", UAI 2021), so that the thresholds differ a little from class to class. A class that has a share and no
+    held-out image gets the threshold 0.
+    """
+    if shares is None:
+        return np.full(num_classes, threshold(probabilities, coverage))
+    images = np.bincount(labels, minlength=num_classes)
+    weights = np.divide(shares, images, out=np.zeros(num_classes), where=images > 0)
+    order = np.argsort(-probabilities, kind="stable")
+    reached = np.cumsum(weights[labels[order]])
+    total = float(reached[-1]) if len(reached) else 0.0
+    found = np.zeros(num_classes)
+    for label in np.flatnonzero(images):
+        needed = coverage * (total + weights[label]) - ROUNDING * total
+        if needed <= total:
+            found[label] = probabilities[order[np.searchsorted(reached, needed)]]
+    return found
 
 
 def class_thresholds(
-    probabilities: np.ndarray, labels: np.ndarray, num_classes: int, coverage: float, kind: str
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    coverage: float,
+    kind: str,
+    shares: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the thresholds (K,) of one of `KINDS` from the true classes' probabilities (n,) and the labels (n,)."""
-    shared = threshold(probabilities, coverage)
-    if kind == MARGINAL:
-        return np.full(num_classes, shared)
+    """Return the thresholds (K,) of one of `KINDS` from the true classes' probabilities (n,) and the labels (n,), for
+    images whose classes have the `shares` (K,), those of the held-out images if not given."""
     own = np.array([threshold(probabilities[labels == label], coverage) for label in range(num_classes)])
-    return own if kind == CLASSWISE else WEIGHT * own + (1 - WEIGHT) * shared
+    if kind == CLASSWISE:
+        return own
+    shared = shared_thresholds(probabilities, labels, num_classes, coverage, shares)
+    return shared if kind == MARGINAL else WEIGHT * own + (1 - WEIGHT) * shared
 
 
 def without_threshold(labels: np.ndarray, num_classes: int, coverage: float) -> int:
     """Return how many of K classes have too few held-out images, by their labels (n,), for a threshold of their own."""
-    counts = np.bincount(labels, minlength=num_classes)
-    return int(sum(math.ceil((count + 1) * coverage - 1e-9) > count for count in counts))
+    counts = np.bincount(labels, minlength=num_classes).tolist()
+    return sum(_rank(count, coverage) > count for count in counts)

@@ -49,9 +49,7 @@ def make_table(request: Request) -> None:
         for seed in request.seeds:
             shared = request.starting_point(seed, **ratio)
             context = open_context(shared, __doc__ or "")
-            commands = [
-                adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own]), context.checkpoint) for own in flags
-            ]
+            commands = [row_command(context, [*shared, *own]) for own in flags]
             plans = [plan_of(command.settings, context.data.num_classes) for command in commands]
             for command, trained in zip(commands, train_heads(context.trainer, plans), strict=True):
                 if trained.diverged is not None:
@@ -65,6 +63,13 @@ def make_table(request: Request) -> None:
         notes = [*failed, *own_priors(table)]
         name = f"priors_{stage1_name(context)}{request.suffix()}"
         write_results(request, name, table, shown_tables(table), {"": draw(table)}, "\n".join(notes))
+
+
+def row_command(context: TableContext, words: list[str]) -> Command:
+    """Return the command of a row, with the start and the views that all rows share."""
+    command = adopt_checkpoint(parse_command(STAGE2, "", words), context.checkpoint)
+    settings = context.command.settings
+    return command.replace(start=settings.start, views=settings.views)
 
 
 def measure_head(context: TableContext, command: Command, plan: Plan, head: nn.Module) -> list[dict[str, Any]]:

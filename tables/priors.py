@@ -10,9 +10,8 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import nn
 
-from engine.many_heads import train_heads
+from engine.many_heads import Trained, train_heads
 from evaluation.measure import find_temperature
 from evaluation.prediction_sets.held_out import classifier_prior, find_held_out
 from evaluation.priors.correction import Prior, corrected_predictions, prior_offsets
@@ -55,7 +54,7 @@ def make_table(request: Request) -> None:
                 if trained.diverged is not None:
                     failed.append(f"{trained.plan.method}, seed {seed}: diverged at {trained.diverged}.")
                 else:
-                    rows += measure_head(context, command, trained.plan, trained.head)
+                    rows += measure_head(context, command, trained)
         if not rows:
             raise UserError(f"no row of the table has a number: {' '.join(failed)}")
         table = pd.DataFrame(rows)
@@ -72,16 +71,18 @@ def row_command(context: TableContext, words: list[str]) -> Command:
     return command.replace(start=settings.start, views=settings.views)
 
 
-def measure_head(context: TableContext, command: Command, plan: Plan, head: nn.Module) -> list[dict[str, Any]]:
+def measure_head(context: TableContext, command: Command, trained: Trained) -> list[dict[str, Any]]:
     """Return two CSV rows of a classifier, the prior not used and known: its accuracy on every test set, in percent."""
+    plan = trained.plan
     config = describe(replace(context.loaded, command=command), plan.target(context.data.num_classes))
-    logits_of, counts = context.logits_of(head), context.data.class_counts
+    logits_of, counts = context.logits_of(trained.head), context.data.class_counts
     temperature = find_temperature(logits_of, context.images).value
     assumed = assumed_of(config, counts.tolist())
     source = classifier_prior(find_held_out(logits_of, context.images, assumed, temperature), assumed)
     logits, labels = logits_of("test"), context.images["test"].labels
     settings = command.settings
     common = {
+        "row": row_name(plan),
         "method": plan.method,
         "label_smooth": plan.label_smooth,
         "dataset": context.data.name,
@@ -95,6 +96,7 @@ def measure_head(context: TableContext, command: Command, plan: Plan, head: nn.M
     }
     origin = {
         "views": settings.views,
+        "train_seconds": trained.seconds,
         "data_sha256": data_sha256(config),
         "stage1_sha256": context.checkpoint.sha256,
         "command": config["command"],
@@ -112,10 +114,10 @@ def measure_head(context: TableContext, command: Command, plan: Plan, head: nn.M
     return [{**common, "prior": prior, **accuracies, **origin} for prior, accuracies in found.items()]
 
 
-def row_names(table: pd.DataFrame) -> pd.Series:
-    """Return what each row is called: its method, and the smoothing where that is not the method's own."""
-    mild = (table["method"] == MILD[0]) & (table["label_smooth"] == float(MILD[1]))
-    return table["method"] + mild.map({True: f", s = {MILD[1]}", False: ""})
+def row_name(plan: Plan) -> str:
+    """Return what a row is called: its method, and the smoothing where that is not the method's own."""
+    mild = (plan.method, f"{plan.label_smooth:g}" if plan.label_smooth is not None else "") == MILD
+    return f"{plan.method}, s = {MILD[1]}" if mild else plan.method
 
 
 def shown_tables(table: pd.DataFrame) -> Tables:
@@ -125,7 +127,7 @@ def shown_tables(table: pd.DataFrame) -> Tables:
         own = table[table["prior"] == prior]
         lines = [
             {"method": name, **{profile: mean_cell(runs[profile], 1) for profile in SHOWN}}
-            for name, runs in own.groupby(row_names(own), sort=False)
+            for name, runs in own.groupby("row", sort=False)
         ]
         found[f"Accuracy in percent, test prior {prior}, last epoch, plain"] = pd.DataFrame(lines)
     return found
@@ -134,7 +136,7 @@ def shown_tables(table: pd.DataFrame) -> Tables:
 def own_priors(table: pd.DataFrame) -> list[str]:
     """Return a line for each prior that classifiers were taken to stand for, and the range of temperatures."""
     known = table[table["prior"] == KNOWN]
-    groups = known.assign(name=row_names(known)).groupby("classifier_prior", sort=False)["name"]
+    groups = known.groupby("classifier_prior", sort=False)["row"]
     lines = [f"Own prior of {', '.join(dict.fromkeys(names))}: {words}." for words, names in groups]
     low, high = known["temperature"].min(), known["temperature"].max()
     return [*lines, f"Temperature {low:.3g}." if low == high else f"Temperatures {low:.3g} to {high:.3g}."]
@@ -145,7 +147,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     for axes, prior in zip(figure.subplots(1, 2, sharey=True), (NOT_USED, KNOWN), strict=True):
         own = table[table["prior"] == prior]
-        for name, runs in own.groupby(row_names(own), sort=False):
+        for name, runs in own.groupby("row", sort=False):
             axes.plot(range(len(PROFILES)), runs[PROFILES].mean(), marker="o", markersize=3, label=name)
         axes.set_xticks(range(len(PROFILES)), PROFILES, rotation=60)
         axes.set(title=f"test prior {prior}", xlabel="test set")

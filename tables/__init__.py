@@ -6,7 +6,7 @@ from functools import partial
 
 from settings.declare import Facet
 from settings.fields import with_facet
-from tables import delta, path, priors, runs, unified
+from tables import delta, path, priors, runs, sets, unified
 from tables.request import Request
 
 LARGE_SETS_METHODS = ("ce", "los", "wb", "balanced_softmax")
@@ -36,6 +36,7 @@ TABLES: dict[str, Table] = {
     "delta": Table(delta.make_table, {"imb_ratio"} | STARTS),
     "path": Table(path.make_table, {"imb_ratio", "methods"} | STARTS, BUDGET_FLAGS),
     "priors": Table(priors.make_table, {"imb_ratio", "methods"} | STARTS),
+    "sets": Table(sets.make_table, {"imb_ratio", "methods"} | STARTS),
     "gala": Table(runs.gala, {"imb_ratio"}, {"loss", "gala_margin", "gala_accumulation", "lambda1", "lambda2"}),
     "ablation": Table(
         runs.ablation,

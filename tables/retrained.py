@@ -1,4 +1,4 @@
-"""Methods re-trained on a stage 1 for tables that look at their logits: the classifiers themselves, not their reports."""
+"""Methods re-trained on a stage 1 for tables that look at their logits: the classifiers, not their reports."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -55,7 +55,7 @@ def measure(classifier: Retrained) -> list[dict[str, Any]]:
         how = f"half of the test images of every class, mean over {SPLITS} splits"
     rows = []
     for kind in KINDS:
-        values = {"temperature": float(np.mean([each["temperature"] for each in found]))}
+        values: dict[str, float | None] = {"temperature": float(np.mean([each["temperature"] for each in found]))}
         for measured in ("coverage", "size"):
             for group in GROUPS:
                 numbers = [each[kind][measured][group] for each in found]
@@ -86,7 +86,7 @@ def report(
 
 
 def shown_tables(table: pd.DataFrame) -> Tables:
-    """Return the tables that people read: coverage and size, with one threshold for all classes, then the other kinds."""
+    """Return the tables that people read: coverage and size, a pair a kind of threshold."""
     found: Tables = {}
     for kind in KINDS:
         own = table[table["sets"] == kind]

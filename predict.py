@@ -24,7 +24,7 @@ from typing import TextIO
 from datasets.decoding.options import EXIF, ORIENTATIONS, DecodeOptions
 from datasets.workers import Reading
 from evaluation.prediction_sets.thresholds import KINDS, MARGINAL
-from settings.checks import check_value
+from settings.checks import check_prior, check_value
 from settings.fields import FLAGS, Settings
 from settings.resolve import report_unused
 from stages.answers import answers_of
@@ -101,6 +101,7 @@ def check(arguments: argparse.Namespace) -> None:
     for name in ("temperature", "coverage", "skip_bad", "batch_size", "workers", "gpu", "bits", "max_pixels"):
         if getattr(arguments, name) is not None:
             check_value(name, getattr(arguments, name))
+    check_prior(arguments.test_prior)
     if arguments.top is not None and arguments.top < 1:
         raise UserError(f"--top must be at least 1, not {arguments.top}")
     if launch_of().count > 1:

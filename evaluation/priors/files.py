@@ -21,7 +21,8 @@ from utils.outside import read_plain
 from utils.text import shown
 
 BALANCED, TRAIN = "balanced", "train"
-FORMS = "a JSON object of shares by class name, a CSV 'name,share', or one number a line in the order of the classes"
+CONTENT = "a JSON object of shares by class name, a CSV 'name,share', or one number a line in the order of the classes"
+FORMS = f"a file: {CONTENT}"
 ROUNDING = 0.01  # how far from 1 rounded shares may sum
 MOST_NAMED = 3  # classes in an error
 
@@ -61,7 +62,7 @@ def _read_numbers(path: Path, name: str, class_names: Sequence[str]) -> list[flo
         text = read_plain(path).decode("utf-8-sig").strip()
     except (OSError, ValueError) as error:
         reason = "no text in UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
-        raise UserError(f"{name}: cannot read it ({reason}); it is balanced, train, or a file: {FORMS}") from error
+        raise UserError(f"{name}: cannot read it ({reason}); it is balanced, train, or {FORMS}") from error
     try:
         if text.startswith(("{", "[")):
             return _in_order(_read_json(text), name, class_names)
@@ -71,7 +72,7 @@ def _read_numbers(path: Path, name: str, class_names: Sequence[str]) -> list[flo
         else:
             numbers = _in_order(_read_pairs(rows), name, class_names)
     except (ValueError, TypeError, RecursionError, csv.Error) as error:
-        raise UserError(f"{name}: not {FORMS} ({error})") from error
+        raise UserError(f"{name}: not {CONTENT} ({error})") from error
     if len(numbers) != len(class_names):
         raise UserError(f"{name} has {len(numbers)} numbers, and there are {len(class_names)} classes")
     return numbers

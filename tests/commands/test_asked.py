@@ -154,7 +154,7 @@ def test_without_held_out_images(plain: Path, photos: Path, tmp_path: Path) -> N
         (("--coverage", 0), ["above 0 and below 1"]),
         (("--coverage", "nan"), ["above 0 and below 1"]),
         (("--coverage", 0.9, "--temperature", 7), ["leave --temperature out"]),
-        (("--test_prior", "nowhere"), ["nowhere", "No such file"]),
+        (("--test_prior", "nowhere"), ["nowhere", "no such file"]),
     ],
 )
 def test_what_cannot_be_answered_is_refused(held: Path, photos: Path, flags: Any, words: list[str]) -> None:

@@ -5,6 +5,7 @@ averaging.
     python evaluate.py --imb_ratio 100 --cur_stage stage2
     python evaluate.py --imb_ratio 100 --pretrained_pth FILE_OR_RUN_FOLDER --json report.json
     python evaluate.py --features FILE.npz --cur_stage stage2
+    python evaluate.py --pretrained_pth FILE_OR_RUN_FOLDER --test_prior train --coverage 0.9
 
 A classifier alone is read with the backbone (`tools.release`) or the features (`tools.export_features`) that it
 names. For each checkpoint the test images pass through the network once, mirrored again, and the training images once.
@@ -20,18 +21,19 @@ from engine.frozen_features import network_features
 from evaluation.intervals.findings import headline_text
 from evaluation.measure import (
     SplitLogits,
-    Temperature,
     calibration_report,
     evaluate_test,
     logits_report,
     logits_summary,
     rebalanced_report,
 )
+from evaluation.priors.correction import Prior
 from evaluation.text_tables import details, headline_of, per_class_table, report_table
 from runs.checkpoint import Checkpoint, load_weights
 from runs.session import LoadedModel
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
+from stages.asked_reports import asked_prior, asked_reports, asked_texts, known_temperature, stored_temperature
 from stages.session import open_model, settle_execution
 from stages.start import find_reported
 from utils.command import run_command
@@ -47,17 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, checkpoints = find_reported(command)
     first = next(iter(checkpoints.values()))
     loaded = open_model(command, execution, first, first.path.parent)
+    prior = asked_prior(loaded)
     records = {}
     for name, checkpoint in checkpoints.items():
         load_weights(loaded.model, checkpoint)
-        records[name] = report_on(loaded, checkpoint)
+        records[name] = report_on(loaded, checkpoint, prior)
     tell(per_class_table(records, loaded.data))
     tell()
     tell(report_table(records, loaded.settings.protocol))
     tell(headline_text(headline_of(records, loaded.settings.protocol), loaded.data.class_counts))
     for name, record in records.items():
         tell(f"\n{name}:")
-        tell(details(record))
+        tell("\n\n".join([details(record), *asked_texts(record)]))
     if loaded.settings.json is not None and is_main():
         data = loaded.data
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
@@ -65,15 +68,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         tell(f"written to {loaded.settings.json}")
 
 
-def report_on(loaded: LoadedModel, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return everything that is reported on a checkpoint whose weights the loaded model has."""
+def report_on(loaded: LoadedModel, checkpoint: Checkpoint, prior: Prior | None = None) -> dict[str, Any]:
+    """Return everything that is reported on a checkpoint whose weights the loaded model has.
+
+    `prior` is that of the images it will be used on, where it was asked for.
+    """
     images, data, settings = loaded.images, loaded.data, loaded.settings
     logits_of = SplitLogits(network_features(loaded), loaded.model.fc)
     logits = logits_report(logits_of, images)
-    temperature = Temperature(settings.temperature, "given")
-    if temperature.value is None and checkpoint.content is not None:
-        stored = checkpoint.content.get("temperature_source", "stored")
-        temperature = Temperature(checkpoint.content.get("temperature"), stored)
+    given = stored_temperature(checkpoint, settings.temperature)
+    calibration = calibration_report(logits_of, images, data, given)
+    temperature = known_temperature(calibration)
     return {
         "epoch": checkpoint.epoch,
         "sha256": checkpoint.sha256,
@@ -81,8 +86,9 @@ def report_on(loaded: LoadedModel, checkpoint: Checkpoint) -> dict[str, Any]:
         **evaluate_test(logits_of, images, data),
         "logits": logits,
         "logits_summary": logits_summary(logits),
-        "calibration": calibration_report(logits_of, images, data, temperature),
+        "calibration": calibration,
         "rebalanced": rebalanced_report(logits_of, images, data, settings.rebalance_tau),
+        **asked_reports(loaded, checkpoint, logits_of, temperature, prior),
     }
 
 

@@ -2,10 +2,12 @@
 
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FOLDER --csv predictions.csv
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FILE [FILE ...] --top 5 --csv -
+    python predict.py --pretrained_pth RUN_FOLDER --images FOLDER --coverage 0.9 --sets classwise
 
 writes a row `file,class,probability,error` for each image. Folders are walked through with all folders in them. A
 probability is softmax(logits / temperature) with the temperature that the run fitted on its held-out images
-(`--holdout` of both stages), or that of `--temperature`. Photos that are stored turned are turned upright first.
+(`--holdout` of both stages), or that of `--temperature`. `--coverage` adds the column `set`, a JSON list of the
+classes among which the true one is that often. Photos that are stored turned are turned upright first.
 
 Exit status 1 where some images could not be read, whose rows say why in the column `error`; 2 for a wrong command.
 """
@@ -21,9 +23,11 @@ from typing import TextIO
 
 from datasets.decoding.options import EXIF, ORIENTATIONS, DecodeOptions
 from datasets.workers import Reading
-from settings.checks import check_value
+from evaluation.prediction_sets.thresholds import KINDS, MARGINAL
+from settings.checks import check_prior, check_value
 from settings.fields import FLAGS, Settings
 from settings.resolve import report_unused
+from stages.answers import answers_of
 from stages.data import loader_processes
 from stages.prediction import (
     Predictor,
@@ -65,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, kind, text in (
         ("top", int, "write the N most probable classes of each image, with their rank"),
         ("temperature", float, "divide the logits by this [the checkpoint's, else 1]"),
+        ("coverage", float, "write prediction sets that hold the true class this often"),
         ("skip_bad", int, "leave out up to N images that cannot be read [0]"),
         ("batch_size", int, "images that pass the network at once [by device and size]"),
         ("workers", int, "processes that read images, 0 for none [by the machine's cores]"),
@@ -80,6 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
         choices=ORIENTATIONS,
         help="turn photos as EXIF says, or take them as stored [exif]",
     )
+    parser.add_argument("--sets", default=MARGINAL, choices=KINDS, help="thresholds of --coverage [marginal]")
+    parser.add_argument("--test_prior", metavar="PRIOR", help=FLAGS["test_prior"].help)
     for name in ("bits", "max_pixels"):
         text = FLAGS[name].help.partition(" [")[0]
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{text} [the run's]")
@@ -91,13 +98,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value outside its domain."""
-    for name in ("temperature", "skip_bad", "batch_size", "workers", "gpu", "bits", "max_pixels"):
+    for name in ("temperature", "coverage", "skip_bad", "batch_size", "workers", "gpu", "bits", "max_pixels"):
         if getattr(arguments, name) is not None:
             check_value(name, getattr(arguments, name))
+    check_prior(arguments.test_prior)
     if arguments.top is not None and arguments.top < 1:
         raise UserError(f"--top must be at least 1, not {arguments.top}")
     if launch_of().count > 1:
         raise UserError("predict.py is one process: start it without torchrun")
+    if arguments.coverage is None and arguments.sets != MARGINAL:
+        report_unused("predict", ["--sets"], " without --coverage")
     check_target(arguments.csv, arguments.overwrite)
 
 
@@ -120,9 +130,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> int:
     """
     checkpoint = read_trained(Path(arguments.pretrained_pth), arguments.trust_pickle)
     predictor = make_predictor(checkpoint, arguments.temperature)
-    known = len(predictor.class_names)
-    if arguments.top is not None and arguments.top > known:
-        raise UserError(f"--top {arguments.top}: {checkpoint.path} knows {known} classes")
+    asked = answers_of(checkpoint, predictor, arguments)
     if arguments.flip and not predictor.augmentation.mirror:
         raise UserError("--flip: a mirrored image shows something else in the run's data set; leave the flag out")
     options = options_for(arguments, predictor)
@@ -132,7 +140,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> int:
         report_unused("predict", ["--gpu"], " on cpu")
     workers = loader_processes(replace(Settings(), workers=arguments.workers), execution)
     others = f", {left_out.total()} other entries passed over" if left_out.total() else ""
-    say([*execution.reasons[:2], *source_lines(predictor, checkpoint, options, arguments.flip)])
+    say([*execution.reasons[:2], *source_lines(predictor, checkpoint, options, arguments.flip), *asked.lines])
     say([f"found: {len(split)} images{others}", *left_out.lines()])
     if arguments.skip_bad:
         split, lines = leave_out_unreadable(split, workers, arguments.skip_bad, options)
@@ -144,7 +152,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> int:
     summary = write_to(
         arguments.csv,
         output,
-        lambda file: write_predictions(file, predictor, split, blocks, images.faults, arguments.top),
+        lambda file: write_predictions(file, predictor, split, blocks, images.faults, asked),
     )
     images.close()
     say(summary_lines(summary, predictor))

@@ -31,7 +31,10 @@ from evaluation.measure import (
     find_temperature,
     selection_score,
 )
+from evaluation.prediction_sets.held_out import find_held_out
+from evaluation.prediction_sets.record import KEY, pack_held_out
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from runs.held_out import assumed_of
 from runs.run_folder import Run, other_part
 from runs.session import Session
 from utils.background import Background, snapshot
@@ -233,13 +236,14 @@ def save_epoch(
     if temperature.value is None:
         last = epoch == training.epochs
         temperature = find_temperature(logits_of, session.images) if last else UNKNOWN
+    held_out = keep_held_out(session, logits_of, temperature.value) if epoch == training.epochs else None
     if not is_main():  # from here on no process computes anything with the others
         return
     common = {"stage": run.config["stage"], "epoch": epoch, "model": snapshot(session.model.state_dict())}
     common["config"] = run.config
     state = {"optimizer": snapshot(training.optimizer.state_dict()), "loss": snapshot(session.loss.state_dict())}
     state["history"] = asdict(history)
-    calibration = {"temperature": temperature.value, "temperature_source": temperature.source}
+    calibration = {"temperature": temperature.value, "temperature_source": temperature.source, KEY: held_out}
 
     def save() -> None:
         if is_best:
@@ -248,6 +252,13 @@ def save_epoch(
         write_log(run, state["history"]["log"])
 
     background.start(save)
+
+
+def keep_held_out(session: Session, logits_of: SplitLogits, temperature: float | None) -> dict[str, Any] | None:
+    """Return what the last checkpoint keeps of the held-out images for prediction sets and priors, None without any."""
+    assumed = assumed_of(session.run.config, session.data.class_counts.tolist())
+    found = find_held_out(logits_of, session.images, assumed, temperature)
+    return None if found is None else pack_held_out(found)
 
 
 def read_last(run: Run) -> Checkpoint | None:

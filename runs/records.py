@@ -12,6 +12,7 @@ from typing import Any
 from datasets.identity.content import HOW, SPLITS
 from datasets.long_tail import IMB_TYPES
 from evaluation.metrics import TEMPERATURES
+from evaluation.prediction_sets.record import KEY, is_sound
 from settings.checks import check_value
 from settings.declare import Facet, Flag
 from settings.fields import FLAGS
@@ -143,6 +144,7 @@ CHECKPOINT: dict[str, Check] = {
     "run_sha256": none_or(of(str)),
     "temperature": none_or(lambda value: type(value) in (int, float) and value in TEMPERATURES),
     "temperature_source": none_or(of(str)),
+    KEY: none_or(is_sound),
 }
 
 

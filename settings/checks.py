@@ -1,13 +1,16 @@
 """Which values settings may take, alone and together."""
 
+import os
 from typing import Any
 
 from datasets.augment.normalisation import constants_text, read_constants
+from evaluation.priors.files import BALANCED, FORMS, TRAIN
 from methods.recipes import check_smoothing
 from settings.declare import EVALUATE, STAGE1, Facet
 from settings.fields import FLAGS, Settings, with_facet
 from utils.errors import UserError
 from utils.parameters import check_parameter
+from utils.text import shown
 
 
 def refuse_without_images(script: str, given: dict[str, Any]) -> None:
@@ -43,6 +46,7 @@ def check_domains(settings: Settings) -> None:
     read_constants(settings.mean, settings.std)
     check_training(settings)
     check_stage2_views(settings)
+    check_prior(settings.test_prior)
     if settings.resize is not None and settings.resize < (settings.image_size or 0):
         raise UserError(f"--resize {settings.resize} is smaller than the crop, --image_size {settings.image_size}")
     if settings.resume + settings.overwrite + settings.reuse > 1:
@@ -75,6 +79,12 @@ def check_training(settings: Settings) -> None:
         )
     if settings.nesterov and settings.momentum == 0:
         raise UserError("--nesterov needs a --momentum above 0")
+
+
+def check_prior(given: str | None) -> None:
+    """Raise UserError for a `--test_prior` that is no word and no file; what the file says is checked with the data."""
+    if given is not None and given not in (BALANCED, TRAIN) and not os.path.exists(given):
+        raise UserError(f"--test_prior {shown(given)}: there is no such file; it is {BALANCED}, {TRAIN}, or {FORMS}")
 
 
 def check_stage2_views(settings: Settings) -> None:

@@ -246,6 +246,20 @@ class Settings(_Hyperparameters):
         facets=Facet.STAGE2_STEPS | Facet.ROW,
         bounds=Range(0, 1, "()"),
     )
+    test_prior: str | None = option(
+        None,
+        Group.REPORT,
+        "class shares where it is used: balanced, train, or a file of them",
+        (EVALUATE,),
+        metavar="PRIOR",
+    )
+    coverage: float | None = option(
+        None,
+        Group.REPORT,
+        "report prediction sets that hold the true class this often",
+        (EVALUATE,),
+        bounds=Range(0, 1, "()"),
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

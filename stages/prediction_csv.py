@@ -2,9 +2,10 @@
 
 import csv
 import io
+import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -19,7 +20,9 @@ from datasets.decoding.options import EXIF, IGNORE, DecodeOptions
 from datasets.on_disk.listed_split import ListedSplit
 from evaluation.csv_files import guarded
 from evaluation.measure import HELD_OUT, Temperature, missing_reason
+from evaluation.prediction_sets.report import in_sets
 from runs.checkpoint import Checkpoint
+from stages.answers import NOTHING, Asked
 from stages.prediction import Predictor
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -49,13 +52,22 @@ class Summary:
         return int(self.counts.sum())
 
 
-def most_probable(logits: Tensor, temperature: float, top: int) -> tuple[Tensor, Tensor]:
+def most_probable(logits: Tensor, temperature: float, top: int, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the `top` classes (B, top) of logits (B, K), the most probable first, and their probabilities, float64.
 
-    Equal logits stand in the order of the classes.
+    `offsets` (K,) are added to logits over their temperature. Equal logits stand in the order of the classes.
     """
+    scaled = logits.double() / temperature
+    if offsets is not None:
+        logits = scaled = scaled + offsets.to(logits.device)
     order = logits.argsort(dim=1, descending=True, stable=True)[:, :top]
-    return order, (logits.double() / temperature).softmax(dim=1).gather(1, order)
+    return order, scaled.softmax(dim=1).gather(1, order)
+
+
+def set_cells(logits: Tensor, temperature: float, thresholds: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Return the prediction set of each row of logits (B, K) as a JSON list of class names, in their order."""
+    members = in_sets(logits, thresholds, temperature).cpu().numpy()
+    return [json.dumps([classes[k] for k in row.nonzero()[0]], ensure_ascii=False) for row in members]
 
 
 def write_predictions(
@@ -64,36 +76,46 @@ def write_predictions(
     split: ListedSplit,
     blocks: Iterator[Tensor],
     faults: Mapping[int, str],
-    top: int | None = None,
+    asked: Asked = NOTHING,
 ) -> Summary:
     """Write `file,class,probability,error` as CSV, a row an image, as blocks of logits (B, K) come in.
 
-    With `top` there are that many rows an image and a column `rank`, from 1. An image that cannot be read has one row
+    With `asked.top` there are that many rows an image and a column `rank`, from 1; with thresholds a column `set`,
+    filled in an image's first row. An image that cannot be read has one row
     with the reason in the column `error` and nothing else: `faults` has its number by the time its block comes.
     """
     plain = csv.writer(file, lineterminator="\n")
     # Before Python 3.13 a lone carriage return is not quoted where lines end without one.
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    ranked = top is not None
-    plain.writerow(["file", *(["rank"] if ranked else []), "class", "probability", "error"])
+    ranked, with_sets = asked.top is not None, asked.thresholds is not None
+    further = ["set"] if with_sets else []
+    plain.writerow(["file", *(["rank"] if ranked else []), "class", "probability", *further, "error"])
     summary = Summary(np.zeros(len(predictor.class_names), dtype=np.int64))
     classes = [guarded(name) for name in predictor.class_names]
     started, row = time.perf_counter(), 0
     for logits in blocks:
-        order, probabilities = (part.cpu() for part in most_probable(logits, predictor.temperature, top or 1))
+        temperature = predictor.temperature
+        found = most_probable(logits, temperature, asked.top or 1, asked.offsets)
+        order, probabilities = (part.cpu() for part in found)
+        sets = [""] * len(logits)
+        if asked.thresholds is not None:
+            sets = set_cells(logits, temperature, asked.thresholds, predictor.class_names)
         seen = torch.tensor([number not in faults for number in range(row, row + len(logits))])
         summary.counts += np.bincount(order[seen, 0].numpy(), minlength=len(summary.counts))
         summary.total += float(probabilities[seen, 0].sum())
-        for labels, shares in zip(order.tolist(), probabilities.tolist(), strict=True):
+        for labels, shares, members in zip(order.tolist(), probabilities.tolist(), sets, strict=True):
             name = guarded(utf8_text(os.fsdecode(split.images[row])))
             row += 1
             if row - 1 in faults:
                 summary.unread += 1
                 why = guarded(reason_alone(split.path(row - 1), faults[row - 1]))
-                (quoted if "\r" in name else plain).writerow([name, *([""] if ranked else []), "", "", why])
+                (quoted if "\r" in name else plain).writerow(
+                    [name, *([""] if ranked else []), "", "", *([""] * with_sets), why]
+                )
                 continue
             for rank, (label, share) in enumerate(zip(labels, shares, strict=True), 1):
-                fields: list[Any] = [name, *([rank] if ranked else []), classes[label], f"{share:.6g}", ""]
+                own = [members if rank == 1 else ""] * with_sets
+                fields: list[Any] = [name, *([rank] if ranked else []), classes[label], f"{share:.6g}", *own, ""]
                 (quoted if "\r" in name or "\r" in classes[label] else plain).writerow(fields)
     summary.seconds = time.perf_counter() - started
     return summary

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.frozen_features import network_features
 from evaluation.measure import SplitLogits, evaluate_test
+from evaluation.prediction_sets.record import KEY
 from evaluation.run_rows import read_run
 from losses.los import ONE_HOT
 from runs.checkpoint import FORMAT, Checkpoint, load_checkpoint, with_backbone
@@ -115,7 +116,7 @@ def header_of(source: Source) -> dict[str, Any]:
     """Return what a released file says of itself: a checkpoint of this project but for its tensors."""
     checkpoint, metrics = source.checkpoint, source.metrics
     assert checkpoint.content is not None
-    kept = ("temperature", "temperature_source", "last")  # the report's calibration and accuracy
+    kept = ("temperature", "temperature_source", KEY, "last")  # the report's calibration and accuracy
     header = {
         "format": FORMAT,
         "stage": source.stage,

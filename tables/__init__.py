@@ -6,7 +6,7 @@ from functools import partial
 
 from settings.declare import Facet
 from settings.fields import with_facet
-from tables import delta, path, proximal, runs, unified
+from tables import delta, path, priors, proximal, runs, sets, unified
 from tables.request import Request
 
 LARGE_SETS_METHODS = ("ce", "los", "wb", "balanced_softmax")
@@ -38,6 +38,8 @@ TABLES: dict[str, Table] = {
         proximal.make_table, {"imb_ratio"} | STARTS, {"method", "label_smooth", "anchor", "finetune_lr"} & BUDGET_FLAGS
     ),
     "path": Table(path.make_table, {"imb_ratio", "methods"} | STARTS, BUDGET_FLAGS),
+    "priors": Table(priors.make_table, {"imb_ratio", "methods"} | STARTS),
+    "sets": Table(sets.make_table, {"imb_ratio", "methods"} | STARTS),
     "gala": Table(runs.gala, {"imb_ratio"}, {"loss", "gala_margin", "gala_accumulation", "lambda1", "lambda2"}),
     "ablation": Table(
         runs.ablation,

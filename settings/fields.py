@@ -185,7 +185,7 @@ class Settings(_Hyperparameters):
     orientation: str = option(
         IGNORE,
         Group.DATA,
-        "photos turned by EXIF (list, folder) or as stored",
+        "photos upright by EXIF, as list and folder are",
         facets=SIZE,
         choices=list(ORIENTATIONS),
         named_by=TRAINING,

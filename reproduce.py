@@ -5,11 +5,11 @@
     python reproduce.py delta --pretrained_pth RUN_FOLDER_OR_FILE
 
 Tables: unified (every re-training method on one feature), cifar, delta (LOS over its smoothing), path (LOS over its
-steps), proximal (LOS with a minimum of its own), priors (test sets of other class shares), sets (prediction sets), gala,
-ablation, stress (imbalance factors 200 and 500), imagenet_lt, inaturalist2018, places_lt. Each writes a CSV, a Markdown
-table and figures into `results/`. Stopped, it goes on where it was when it is started again. The stage 1 of a table is
-the run that the flags of main_stage1.py describe, trained if it is missing, or the one that --pretrained_pth names, or
-that of features that any model made: --features.
+steps), proximal (LOS with a minimum of its own), priors (test sets of other class shares), sets (prediction sets),
+gala, ablation, stress (imbalance factors 200 and 500), imagenet_lt, inaturalist2018, places_lt. Each writes a CSV, a
+Markdown table and figures into `results/`. Stopped, it goes on where it was when it is started again. The stage 1 of
+a table is the run that the flags of main_stage1.py describe, trained if it is missing, or the one that
+--pretrained_pth names, or that of features that any model made: --features.
 """
 
 import argparse

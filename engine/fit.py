@@ -65,8 +65,9 @@ def make_sgd(
 
     With the decay `average` it averages the weights over the steps too (`engine.averaging`).
     """
-    groups = rate_groups(module)
-    fused = True if groups[0]["params"][0].is_cuda else None  # one kernel for all; None is PyTorch's own choice
+    groups = rate_groups(module) or [{"params": []}]  # of a classifier that has nothing to train: it was computed
+    on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = True if on_cuda else None  # one kernel for all; None is PyTorch's own choice
     numbers: dict[str, Any] = {
         "lr": 0.0,
         "momentum": momentum,

@@ -68,7 +68,7 @@ class Neighbours(Linear):
         self.kept_labels = torch.zeros(rows, dtype=torch.long, device=device)
 
     def effective_weight(self) -> Tensor | None:
-        """Return None: there are no rows that features are multiplied by."""
+        """Return None instead of rows (K, d): features are compared with those of the training images."""
         return None
 
     def forward(self, features: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from functools import partial
 
 from settings.declare import Facet
 from settings.fields import with_facet
-from tables import delta, path, priors, proximal, runs, sets, unified
+from tables import delta, path, proximal, runs, unified
+from tables.corrections import priors, sets
 from tables.request import Request
 
 LARGE_SETS_METHODS = ("ce", "los", "wb", "balanced_softmax")

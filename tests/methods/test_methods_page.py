@@ -42,4 +42,4 @@ def test_our_numbers_are_those_of_the_row() -> None:
 def test_every_word_that_tells_a_paper_from_its_code_is_on_the_page() -> None:
     for name, declared in HYPERPARAMETERS.items():
         if declared.values and all(isinstance(value, str) for value in declared.values[:2]):
-            assert f"--{name} {declared.values[0]}\\|{declared.values[1]}" in PAGE
+            assert f"`--{name} {declared.values[0]}` or `{declared.values[1]}`" in PAGE

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from evaluation.csv_files import read_csv
-from tables.priors import PROFILES
+from tables.corrections.priors import PROFILES
 from tests.helpers import folder_of, stage1
 from tests.table_runs import make, spoil, table
 

@@ -29,11 +29,11 @@ def slow_down() -> None:
     file_hashes.SAVE_SECONDS = file_hashes.WORTH_SECONDS = 0.0
 
 
-def main() -> None:
+def start() -> None:
     """Run the script that the first word names, with the words behind it."""
     slow_down()
     importlib.import_module(sys.argv.pop(1)).main()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(start)

@@ -15,8 +15,8 @@ from evaluation.priors.correction import Prior, corrected_predictions, prior_off
 from evaluation.priors.shifted import FACTORS, shifted_profiles, weighted_accuracy
 from evaluation.run_rows import mean_cell
 from evaluation.shown_tables import Tables
+from tables.corrections.retrained import Retrained, Rows, retrain
 from tables.request import Request, write_results
-from tables.retrained import Retrained, Rows, retrain
 from tables.rows import stage1_name
 
 NOT_USED, KNOWN = "not used", "known"

@@ -19,8 +19,8 @@ from evaluation.prediction_sets.report import sets_report
 from evaluation.prediction_sets.thresholds import KINDS
 from evaluation.run_rows import mean_cell
 from evaluation.shown_tables import Tables
+from tables.corrections.retrained import Retrained, Rows, retrain
 from tables.request import Request, write_results
-from tables.retrained import Retrained, Rows, retrain
 from tables.rows import stage1_name
 
 COVERAGE = 0.9

@@ -128,6 +128,7 @@ def report_text(report: dict[str, Any]) -> str:
         f"{shots['few']} few (< {FEW_BELOW})",
         *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
+        *report["reading"],
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
         *(f"warning: {line}" for line in report["warnings"]),
     ]

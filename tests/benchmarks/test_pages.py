@@ -104,5 +104,9 @@ def test_every_command_is_listed() -> None:
     text = LISTED.read_text(encoding="utf-8")
     scripts = [path for path in (ROOT / "benchmarks").rglob("*.py") if "__name__ ==" in path.read_text()]
     commands = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in scripts}
-    children = {"benchmarks.speed.child", "benchmarks.robustness.kills.slow_disk"}
+    children = {
+        "benchmarks.speed.child",
+        "benchmarks.robustness.everyday_inputs.child",
+        "benchmarks.robustness.kills.slow_disk",
+    }
     assert commands - children == set(re.findall(r"`python -m (benchmarks\.[a-z_.]+)", text))

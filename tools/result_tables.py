@@ -101,7 +101,8 @@ def read_source(name: str, root: Path = ROOT) -> pd.DataFrame:
         rows = read_csv(root / path)
     else:
         rows = read_markdown_table(markdown_tables((root / path).read_text(encoding="utf-8"))[int(number or 1) - 1])
-    return rows.copy().assign(**{SOURCE: name, ROW: range(len(rows))})
+    numbered = pd.DataFrame({SOURCE: name, ROW: range(len(rows))}, index=rows.index)
+    return pd.concat([rows, numbered], axis=1)
 
 
 def choose_rows(declaration: Declaration, root: Path = ROOT) -> pd.DataFrame:

@@ -81,14 +81,14 @@ def compare_groups(groups: Sequence[Group], what: str, reference: str = "") -> F
             near = not_apart(to_best, labels)
             numbers["bold"] = (numbers[labels] == list(best.key)).all(axis=1) & (not near)
             notes.append(best_note(group, best, near))
-    together = pd.concat([*(table.drop(columns="bold") for table in own), *to_reference, *long])
+    long = [*(table.drop(columns="bold") for table in own), *to_reference, *long]
     called = reference or next((group.reference.name for group in groups if group.reference is not None), "")
     return Findings(
         {
             **interval_tables(pd.concat(own), labels, what),
             **difference_tables(pd.concat(to_reference), labels, f"to {called} in points, {what}"),
         },
-        together.sort_values([*labels, "measure"], kind="stable", ignore_index=True),
+        pd.concat(long, ignore_index=True),
         [*notes, HOW],
         called,
     )

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from evaluation.prediction_sets.held_out import classifier_prior
-from evaluation.prediction_sets.thresholds import CLASSWISE, MARGINAL, class_thresholds, without_threshold
+from evaluation.prediction_sets.thresholds import CLASSWISE, MARGINAL, class_thresholds, have, without_threshold
 from evaluation.priors.correction import Prior, prior_offsets
 from evaluation.priors.files import read_prior
 from evaluation.priors.report import ruled_out
@@ -44,7 +44,7 @@ def ask_prior(checkpoint: Checkpoint, predictor: Predictor, given: str, top: int
     if (top or 1) > len(names) - absent:
         raise UserError(f"--top {top}: --test_prior gives the share 0 to {absent} of {len(names)} classes")
     source = classifier_prior(stored_held_out(checkpoint), assumed_of(checkpoint.config, counts))
-    never = f"; {absent} classes have the share 0 and are never predicted" if absent else ""
+    never = f"; {have(absent)} the share 0: never predicted" if absent else ""
     line = f"test prior: {prior.words}; the classifier's own: {source.words}{never}"
     return prior, prior_offsets(source, prior), line
 
@@ -75,8 +75,8 @@ def ask_sets(
     line += ", weighted to the test prior" * (prior is not None and kind != CLASSWISE)
     always = without_threshold(own.labels, classes, coverage)
     if kind != MARGINAL and always:
-        what = "are in every set" if kind == CLASSWISE else "count as having the threshold 0"
-        line += f"; {always} classes have too few of them for a threshold of their own and {what}"
+        what = "in every set" if kind == CLASSWISE else "counted as of the threshold 0"
+        line += f"; {have(always)} too few of them for an own threshold: {what}"
     return limits, line
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from evaluation.blocks import row_blocks
 from evaluation.metrics import SHOTS, Report, shot_groups
 from evaluation.prediction_sets.record import HeldOut
-from evaluation.prediction_sets.thresholds import KINDS, class_thresholds, without_threshold
+from evaluation.prediction_sets.thresholds import KINDS, class_thresholds, have, without_threshold
 from evaluation.priors.correction import Prior
 from evaluation.text_tables import to_text
 
@@ -94,7 +94,7 @@ def sets_text(report: dict[str, Any]) -> str:
         for kind in KINDS
     ]
     always = report["classes_in_every_set"]
-    few = f"; {always} classes have too few of them for a threshold of their own and are in every set" if always else ""
+    few = f"; {have(always)} too few of them for an own threshold: in every set" if always else ""
     holds = "whose classes are as frequent as theirs" if report["prior"] is None else "that follow the test prior"
     return (
         f"prediction sets, coverage {report['asked']:g} % asked, plain test images:\n{to_text(rows)}\n"

@@ -85,3 +85,8 @@ def without_threshold(labels: np.ndarray, num_classes: int, coverage: float) -> 
     """Return how many of K classes have too few held-out images, by their labels (n,), for a threshold of their own."""
     counts = np.bincount(labels, minlength=num_classes).tolist()
     return sum(_rank(count, coverage) > count for count in counts)
+
+
+def have(classes: int) -> str:
+    """Return that many classes and their verb, in words."""
+    return "1 class has" if classes == 1 else f"{classes} classes have"

@@ -108,7 +108,7 @@ def test_predictions_under_a_prior_and_their_sets(held: Path, photos: Path, tmp_
     assert [json.loads(row["set"]) for row in rows[::2]] == sets and {row["set"] for row in rows[1::2]} == {""}
     assert "prediction sets: classwise, coverage 0.6, from 12 held-out images" in out
     _, out = predicted(tmp_path, *images, "--coverage", 0.7, "--sets", "classwise")
-    assert "1 classes have too few of them" in out and "are in every set" in out
+    assert "1 class has too few of them" in out and ": in every set" in out
 
 
 def test_a_released_file_answers_too(held: Path, photos: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_class_of_the_share_0_is_never_predicted(held: Path, photos: Path, tmp
     images = ("--pretrained_pth", held, "--images", photos / "test", "--test_prior", shares)
     (tmp_path / "csv").mkdir()
     rows, out = predicted(tmp_path / "csv", *images, "--top", 2)
-    assert {row["class"] for row in rows} == {"green", "red"} and "1 classes have the share 0" in out
+    assert {row["class"] for row in rows} == {"green", "red"} and "1 class has the share 0" in out
     assert is_refusal(run("predict", *images, "--top", 3), "--top 3", "share 0 to 1 of 3", alone=False)
     evaluated = run("evaluate", "--pretrained_pth", held / "last.pth", "--workers", 0, "--test_prior", shares)
     assert is_refusal(evaluated, "share 0 to 'blue, deep'", alone=False)

@@ -65,7 +65,7 @@ def offsets(
     class_counts: Tensor | Sequence[int],
     held_out: HeldOut | None,
     *,
-    anchor: float = 0.1,
+    anchor: float = 0.01,
 ) -> Linear:
     """Return the linear head (K, d) with b_k + a_k, a (K,) fitted on the logits z of held-out images: it minimises
 

@@ -221,7 +221,7 @@ def test_published_defaults() -> None:
         "proximal_los": {"anchor": 1e-3},
         "tau_norm_centred": {"tau": 1.0},
         "prior2posterior": {"tau": 1.0},
-        "offsets": {"anchor": 0.1},
+        "offsets": {"anchor": 0.01},
         "ridge": {"anchor": 0.1},
         "simplex": {"scale": 30.0},
         "knn": {"scale": 14.3},

@@ -24,6 +24,7 @@ from evaluation.text_tables import details, report_table
 from models.heads import Linear
 from runs.session import Session
 from utils.distributed import is_main, wait_for_all
+from utils.errors import memory_for
 from utils.files import write_json
 from utils.text import tell
 
@@ -79,7 +80,10 @@ FALL = 5.0  # percent: measured falls of re-trainings that helped on test images
 def balanced_training_accuracy(logits_of: SplitLogits, images: Images) -> float:
     """Return the mean over the classes of the accuracy on their training images as they are, in percent."""
     labels = images["train"].labels
-    hits = torch.cat([logits.argmax(dim=1).cpu() == labels[rows].cpu() for rows, logits in logits_of.blocks("train")])
+    with memory_for("logits of training images", "--width where stage 1 is trained"):
+        hits = torch.cat(
+            [logits.argmax(dim=1).cpu() == labels[rows].cpu() for rows, logits in logits_of.blocks("train")]
+        )
     counts = torch.bincount(labels.cpu())
     of_class = torch.bincount(labels.cpu(), hits.double(), len(counts))[counts > 0] / counts[counts > 0]
     return 100 * float(of_class.mean())

@@ -119,8 +119,8 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 def then_forget_the_peak(load: Callable[..., LongTailedData]) -> Callable[..., LongTailedData]:
     """Return a loader of data after which the peak of memory counts anew: reading needs more than training."""
 
-    def loaded(*arguments: Any) -> LongTailedData:
-        data = load(*arguments)
+    def loaded(*arguments: Any, **more: Any) -> LongTailedData:
+        data = load(*arguments, **more)
         reset_peak(torch.device("cpu"))
         return data
 

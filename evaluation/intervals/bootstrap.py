@@ -129,12 +129,16 @@ def bootstrap(
     return found
 
 
-def interval(value: float, drawn: np.ndarray, level: float = LEVEL) -> Interval:
+def interval(
+    value: float, drawn: np.ndarray, level: float = LEVEL, within: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
     """Return a number with the ends of its basic interval over the draws (draws,): what the draws are above it, it may
-    be above the truth (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, equation 2.10).
+    be above the truth (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, equation 2.10). No end
+    lies outside `within`.
 
     The percentile interval would be wrong for the harmonic mean. Class accuracies that are drawn lower weigh more than
     those drawn higher, so its draws lie below it, as it lies below the truth.
     """
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(2 * value - high), float(2 * value - low))
+    ends = np.clip([2 * value - high, 2 * value - low], *within)
+    return Interval(value, float(ends[0]), float(ends[1]))

@@ -93,7 +93,7 @@ def intervals(resampled: Resampled, samples: Sequence[Sample]) -> pd.DataFrame:
     rows = []
     for one in samples:
         for measure in MEASURES:
-            found = interval(resampled.values[one.key][measure], resampled.draws[one.key][measure])
+            found = interval(resampled.values[one.key][measure], resampled.draws[one.key][measure], within=(0, 100))
             if is_guess(measure, one):
                 found = Interval(found.value, math.nan, math.nan)
             rows.append({**about(one, measure, None), **found._asdict()})

@@ -242,7 +242,7 @@ def test_what_was_held_when_memory_ran_out(runs: Path, monkeypatch: pytest.Monke
     line = ("main_stage2", *DIGITS, "--out", runs, "--finetune_epoch", 2, "--overwrite")
     for place, words in {
         "models.resnet.ResNet.features": "features of ",
-        "evaluation.measure.SplitLogits.blocks": "logits of test",
+        "evaluation.measure.SplitLogits.blocks": "logits of t",
         "runs.weights.reading.sha256_of": "the checkpoint ",
         "stages.session.build_model": "MemoryError",
     }.items():

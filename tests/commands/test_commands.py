@@ -801,8 +801,8 @@ def test_stage_2_trains_on_the_images_that_stage_1_did(tmp_path: Path, monkeypat
     seen: list[LongTailedData] = []
     original = stages.session.load_data
 
-    def noting(*arguments: Any) -> LongTailedData:
-        seen.append(original(*arguments))
+    def noting(*arguments: Any, **more: Any) -> LongTailedData:
+        seen.append(original(*arguments, **more))
         return seen[-1]
 
     monkeypatch.setattr(stages.session, "load_data", noting)

@@ -250,3 +250,9 @@ def test_the_harmonic_mean_has_no_interval_where_a_class_has_no_image_right() ->
     assert found.loc["all", "verdict"] == "ahead"
     assert "(no interval: of 1 classes no image is right)" in headline_text(report(lost), COUNTS)
     assert headline_text({"all": 3.0}, COUNTS) == ""
+
+
+def test_an_accuracy_has_no_interval_beyond_its_bounds() -> None:
+    drawn = np.linspace(0, 12, 100)
+    assert interval(1.0, drawn).low < 0
+    assert interval(1.0, drawn, within=(0, 100)).low == 0

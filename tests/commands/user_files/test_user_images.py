@@ -830,7 +830,7 @@ def test_a_table_starts_from_weights(shades: Path, weights_file: Path, tmp_path:
     used = ("--dataset", "folder", "--data_dir", shades, *TINY, "--out", tmp_path / "runs", "--weights", weights_file)
     table = ("unified", *used, "--epochs", 0, "--methods", "ce", "tau_norm", "--results", tmp_path / "results")
     succeed("reproduce", *table)
-    (rows,) = (tmp_path / "results").glob("unified*.csv")
+    (rows,) = (path for path in (tmp_path / "results").glob("unified*.csv") if not path.stem.endswith("_intervals"))
     assert {"ce", "tau_norm"} <= set(pd.read_csv(rows)["method"])
 
 

@@ -79,14 +79,12 @@ FALL = 5.0  # percent: measured falls of re-trainings that helped on test images
 
 def balanced_training_accuracy(logits_of: SplitLogits, images: Images) -> float:
     """Return the mean over the classes of the accuracy on their training images as they are, in percent."""
-    labels = images["train"].labels
+    labels = images["train"].labels.cpu()
     with memory_for("logits of training images", "--width where stage 1 is trained"):
-        hits = torch.cat(
-            [logits.argmax(dim=1).cpu() == labels[rows].cpu() for rows, logits in logits_of.blocks("train")]
-        )
-    counts = torch.bincount(labels.cpu())
-    of_class = torch.bincount(labels.cpu(), hits.double(), len(counts))[counts > 0] / counts[counts > 0]
-    return 100 * float(of_class.mean())
+        hits = torch.cat([logits.argmax(dim=1).cpu() == labels[rows] for rows, logits in logits_of.blocks("train")])
+    counts = torch.bincount(labels)
+    right = torch.bincount(labels[hits], minlength=len(counts))
+    return 100 * float((right[counts > 0].double() / counts[counts > 0]).mean())
 
 
 def collapse_line(before: float, after: float) -> str | None:

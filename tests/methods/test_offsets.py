@@ -129,8 +129,8 @@ def test_a_table_leaves_the_method_out_with_a_line(plain: Path, tmp_path: Path) 
 
 
 def test_the_offsets_of_stage_2_are_those_of_its_held_out_images(tmp_path: Path) -> None:
-    stage1(tmp_path, "--width", 2, "--epochs", 1, "--holdout", 0.2)
-    source = folder_of(tmp_path, "stage1_epochs1_holdout0.2_width2")
+    stage1(tmp_path, "--width", 4, "--epochs", 6, "--holdout", 0.2)
+    source = folder_of(tmp_path, "stage1_epochs6_holdout0.2_width4")
     line = ("--dataset", "digits", "--out", tmp_path / "two", "--pretrained_pth", source)
     before, after = (
         succeed("main_stage2", *line, "--method", method, *flags)

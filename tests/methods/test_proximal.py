@@ -75,7 +75,7 @@ def test_a_large_anchor_keeps_stage_1() -> None:
 
 def test_without_an_anchor_it_tends_to_the_nearest_minimum_of_the_loss() -> None:
     _, features, labels, _ = problem()
-    losses = [float(CrossEntropy(TARGET)(solve(anchor)(features), labels)) for anchor in (1.0, 1e-2, 1e-4, 1e-8)]
+    losses = [CrossEntropy(TARGET)(solve(anchor)(features), labels).item() for anchor in (1.0, 1e-2, 1e-4, 1e-8)]
     assert losses == sorted(losses, reverse=True)
     free = solve(1e-8)
     loss = CrossEntropy(TARGET)(free(features), labels)

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.identity.states import STATE
 from utils.errors import UserError
-from utils.files import make_folder, write_atomically
+from utils.files import make_folder, remove_leftovers, write_atomically
 from utils.text import tell
 
 DIGEST = 32  # bytes of a sha256
@@ -36,7 +36,11 @@ def kept_file(folder: Path, root: Path) -> Path:
 
 
 def read_kept(place: Path) -> Kept:
-    """Return the hashes in a file, none where it is missing or damaged: then they are computed again."""
+    """Return the hashes in a file, none where it is missing or damaged: then they are computed again.
+
+    What a killed writer of the file has left goes: where all hashes are known, nobody writes it again.
+    """
+    remove_leftovers(place.parent, [place.name])
     try:
         with np.load(place, allow_pickle=False) as opened:
             kept = Kept(opened["paths"], opened["states"], opened["digests"])

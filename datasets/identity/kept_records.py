@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.long_tail import Identity
 from utils.errors import UserError
-from utils.files import make_folder, read_json, write_text
+from utils.files import make_folder, read_json, remove_leftovers, write_text
 from utils.text import tell
 
 FORMAT = 1  # of what an identity is made of; another one makes all anew
@@ -65,6 +65,7 @@ def read_record(place: Path) -> Identity | None:
     """Return the identity in a file, None where it is missing or damaged: then it is made anew."""
     if not place.is_file():
         return None
+    remove_leftovers(place.parent, [place.name])
     try:
         content = read_json(place)
         found = Identity(content["record"], tuple(content["warnings"]))

@@ -141,5 +141,8 @@ def test_packed_features_are_found_again_by_a_run() -> None:
     arrays["train_features"] = np.hstack([arrays["train_features"], np.zeros((28, 2000), np.float32)])
     arrays["test_features"] = np.hstack([arrays["test_features"], np.zeros((15, 2000), np.float32)])
     np.savez_compressed("flowers.npz", **arrays)
+    assert Path("flowers.npz").stat().st_size < arrays["train_features"].nbytes
     succeed("main_stage2", "--features", "flowers.npz", *SHORT)
-    succeed("evaluate", "--pretrained_pth", only("stage2*"))
+    succeed("evaluate", "--pretrained_pth", only("stage2*"), "--json", "report.json")
+    last = read(only("stage2*") / "metrics.json")["last"]["plain"]
+    assert read(Path("report.json"))["checkpoints"]["last"]["plain"] == last

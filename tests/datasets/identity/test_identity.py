@@ -382,3 +382,12 @@ def test_small_and_large_files_have_one_kind_of_hash(
     assert np.array_equal(file_digests(split), plain(split))
     with open(tmp_path / "100.png", "rb") as file:  # the size is another than was said
         assert file_hashes.hash_opened(file.fileno(), 7) == hashlib.sha256(b"x" * 100).digest()
+
+
+def test_what_a_killed_writer_of_hashes_left_goes_when_they_are_read(tmp_path: Path) -> None:
+    """Where all hashes are known nobody writes the file again, and it would stay for ever."""
+    place = kept_file(tmp_path, tmp_path / "images")
+    left, other = place.with_name(f".{place.name}.999999-0123abcd.tmp"), place.with_name(".mine.1-0123abcd.tmp")
+    left.write_bytes(b"half"), other.write_bytes(b"of another file")
+    assert len(read_kept(place).paths) == 0
+    assert not left.exists() and other.exists()

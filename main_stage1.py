@@ -26,6 +26,7 @@ from engine.epoch import EpochOptions, EpochResult, mixup_shares, train_epoch
 from engine.finish import finish_run
 from engine.fit import INTERRUPTED, Training, fit, make_sgd
 from engine.frozen_features import network_features
+from engine.steps import StepGraph
 from runs.run_folder import read_metrics
 from runs.session import Session
 from settings.command_line import parse_command
@@ -57,6 +58,7 @@ def plan_training(session: Session) -> Training:
     optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
     sizes = batch_sizes(len(images), settings.batch_size, settings.drop_last)
     shared = sizes if module is not model else None
+    graph = StepGraph(optimizer, session.execution.device) if session.execution.graph and shared is None else None
 
     def train_one_epoch(epoch: int) -> EpochResult:
         model.train()
@@ -64,7 +66,7 @@ def plan_training(session: Session) -> Training:
             torch.manual_seed(mix64(mix64(settings.seed) ^ epoch) ^ process_rank())
         batches = images.training_batches(settings.batch_size, settings.seed, epoch, settings.drop_last)
         mixup = mixup_shares(settings.mixup, len(sizes), settings.seed, epoch) if settings.mixup > 0 else None
-        options = EpochOptions(mixup=mixup, batch_sizes=shared, max_norm=settings.clip_grad)
+        options = EpochOptions(mixup=mixup, batch_sizes=shared, max_norm=settings.clip_grad, graph=graph)
         result = train_epoch(module, batches, len(sizes), optimizer, session.loss, session.execution, options)
         average_buffers(model)
         return result

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets.image_source import ImageSource
+from engine.steps import EagerSteps, StepGraph
 from utils.device import Execution
 from utils.distributed import gather_rows, process_count, process_rank, sum_over_processes
 from utils.errors import memory_for
@@ -45,12 +47,14 @@ class EpochOptions:
     `mixup` (steps,) mixes each batch with itself shifted by one, which in a shuffled epoch is a random partner;
     accuracy then counts the first of the two labels. `batch_sizes` (steps,) are those over all processes where each has
     a part of every batch, and the module averages their gradients (`engine.data_parallel`); without them this process
-    has all there is. `max_norm` clips the norm of all gradients together. `message` stands at the progress bar.
+    has all there is. `max_norm` clips the norm of all gradients together. `graph` launches a step at once, where one
+    process trains one network. `message` stands at the progress bar.
     """
 
     mixup: Tensor | None = None
     batch_sizes: Sequence[int] | None = None
     max_norm: float | None = None
+    graph: StepGraph | None = None
     message: str = "training"
 
 
@@ -72,32 +76,37 @@ def train_epoch(
     counts stay on the device and are read once, at the end. With `options.batch_sizes` the result is that of all
     processes.
     """
-    losses: list[Tensor] = []
-    correct: Tensor | int = 0
     shares = None if options.mixup is None else options.mixup.to(execution.device)
     images = 0
-    for step, (inputs, labels) in enumerate(show_progress(batches, options.message, steps)):
-        with memory_for(f"a training step on {shown_shape(inputs)} inputs", "--batch_size or --width"):
-            share = None if shares is None else shares[step]
-            if share is not None:
-                inputs = share * inputs + (1 - share) * inputs.roll(1, 0)
-            with execution.autocast():
-                logits = module(inputs)
-            logits = logits.float()
-            loss = batch_loss(logits, labels, loss_function, share)
-            optimizer.zero_grad(set_to_none=True)
-            if options.batch_sizes is None:
-                loss.sum().backward()  # stacked heads share nothing: each gets the gradient of its own loss
-            else:  # averaged over the processes, these shares make the mean over the batch
-                (loss * (len(labels) * process_count() / options.batch_sizes[step])).backward()
-            if options.max_norm is not None:
-                nn.utils.clip_grad_norm_(module.parameters(), options.max_norm)
-            optimizer.step()
-            losses.append(loss.detach() * len(labels))
-            correct = correct + (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
-            images += len(labels)
-    total = torch.stack(losses)  # (steps,) or (steps, H)
-    correct = torch.as_tensor(correct, device=total.device)
+
+    def train_step(
+        inputs: Tensor, labels: Tensor, share: Tensor | None, weight: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if share is not None:
+            inputs = share * inputs + (1 - share) * inputs.roll(1, 0)
+        with execution.autocast():
+            logits = module(inputs)
+        logits = logits.float()
+        loss = batch_loss(logits, labels, loss_function, share)
+        optimizer.zero_grad(set_to_none=True)
+        # Stacked heads share nothing: each gets the gradient of its own loss.
+        (loss.sum() if weight is None else loss * weight).backward()
+        if options.max_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), options.max_norm)
+        optimizer.step()
+        return loss.detach() * len(labels), (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
+
+    launcher = options.graph or EagerSteps()
+    with launcher.epoch(steps):
+        for step, (inputs, labels) in enumerate(show_progress(batches, options.message, steps)):
+            with memory_for(f"a training step on {shown_shape(inputs)} inputs", "--batch_size or --width"):
+                share = None if shares is None else shares[step]
+                # Averaged over the processes, these weights make the mean over the batch.
+                sizes = options.batch_sizes
+                weight = None if sizes is None else len(labels) * process_count() / sizes[step]
+                launcher.run(partial(train_step, weight=weight), inputs, labels, share)
+                images += len(labels)
+    total, correct = launcher.totals()
     if options.batch_sizes is not None:
         total, correct, images = sum_over_processes(total), sum_over_processes(correct), sum(options.batch_sizes)
     return epoch_result(module, total, correct, images)

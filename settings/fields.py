@@ -133,10 +133,10 @@ class Settings(_Hyperparameters):
     compile: str = option(
         "auto",
         Group.MACHINE,
-        "torch.compile the network [on CUDA]",
+        "a step as one CUDA graph, torch.compile (on) or neither [graph on CUDA]",
         (STAGE1,),
         facets=Facet.STAGE1_STEPS,
-        choices=["auto", "on", "off"],
+        choices=["auto", "graph", "on", "off"],
     )
     deterministic: bool = option(False, Group.MACHINE, "runs on CUDA repeat bit for bit, as those on a CPU do; slower")
     resume: bool = option(False, Group.RUN, "go on with an interrupted run", TRAINING, facets=Facet.ROW)

@@ -138,7 +138,9 @@ def settle_execution(command: Command) -> Execution:
         raise UserError("--seed None draws a seed in each of the processes: give them a number")
     # Only stage 1 runs a network often enough to repay compiling it.
     compile_mode = settings.compile if command.script in FLAGS["compile"].read_by else "off"
-    if launch.count > 1 and compile_mode == "auto":
+    if launch.count > 1 and compile_mode in ("auto", "graph"):
+        if compile_mode == "graph":
+            raise UserError("--compile graph is for one process; use --compile auto or off with torchrun")
         compile_mode = "off"  # the collectives of synchronised batch norm would break the graph at every layer
     on_disk = settings.dataset in ON_DISK and settings.features is None
     threads = None if on_disk else settings.workers

@@ -24,12 +24,16 @@ WORKSPACES = (":4096:8", ":16:8")
 
 @dataclass(frozen=True)
 class Execution:
-    """The chosen device and path. `reasons` are the lines that say which path was taken and why."""
+    """The chosen device and path. `reasons` are the lines that say which path was taken and why.
+
+    With `graph` a training step is launched as one CUDA graph (`engine.steps`).
+    """
 
     device: torch.device
     bf16: bool
     compile: bool
     reasons: tuple[str, ...]
+    graph: bool = False
 
     def predict_batch(self, size: int) -> int:
         """Return how many images of `size` pixels a side pass the network at once, without gradients.
@@ -69,7 +73,7 @@ def choose_execution(
     *,
     deterministic: bool = False,
 ) -> Execution:
-    """Resolve `--device auto|cpu|cuda --gpu N --amp auto|off|bf16 --compile auto|on|off` for this machine.
+    """Resolve `--device auto|cpu|cuda --gpu N --amp auto|off|bf16 --compile auto|graph|on|off` for this machine.
 
     `threads` caps the threads of a CPU run; `processes` on this machine need a GPU each. `deterministic` makes runs on
     a CUDA device repeat bit for bit, which they do on a CPU anyway. Raises UserError where CUDA or a GPU asked for is
@@ -98,6 +102,8 @@ def choose_execution(
 
 def execution_on_cpu(why: str, amp: str, compile_mode: str, deterministic: bool) -> Execution:
     """Return how a CPU computes, which was chosen for the reason `why`."""
+    if compile_mode == "graph":
+        raise UserError("--compile graph: a CUDA graph needs a CUDA device; use --compile auto or off")
     bf16, compiled = amp == "bf16", compile_mode == "on"
     reasons = [
         f"device: CPU with {torch.get_num_threads()} threads ({why})",
@@ -118,20 +124,19 @@ def execution_on_cuda(gpu: int, amp: str, compile_mode: str, deterministic: bool
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     supported = torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = amp == "bf16" or (amp == "auto" and supported)
-    lacking = compiler_lacks() if compile_mode != "off" else None
-    if compile_mode == "on" and lacking:
+    compiled, graph = compile_mode == "on", compile_mode in ("auto", "graph")
+    if compiled and (lacking := compiler_lacks()):
         raise UserError(f"--compile on: {lacking}; use --compile auto or off")
-    compiled = compile_mode != "off" and lacking is None
-    lack = f", but {lacking}" if lacking else ""
+    how = "compiled" if compiled else "one CUDA graph" if graph else "eager"
     bf16_why = "the GPU has bf16" if supported else "the GPU has no bf16"
     reasons = [
         f"device: {torch.cuda.get_device_name(gpu)} (cuda:{gpu})",
         f"precision: {'bf16 autocast' if bf16 else 'fp32 (IEEE, no TF32)'} ({bf16_why}, --amp {amp})",
-        f"step: {'compiled' if compiled else 'eager'} (--compile {compile_mode}{lack}), channels last",
+        f"step: {how} (--compile {compile_mode}), channels last",
     ]
     if deterministic:
         reasons.append("repeatable: bit for bit on this device and these versions (--deterministic), which takes time")
-    return Execution(torch.device("cuda", gpu), bf16, compiled, tuple(reasons))
+    return Execution(torch.device("cuda", gpu), bf16, compiled, tuple(reasons), graph)
 
 
 def repeat_bits(deterministic: bool) -> None:

@@ -194,7 +194,36 @@ def test_deterministic_chooses_what_repeats_and_leaves_nothing_behind(gpu: pytes
 def test_deterministic_runs_may_be_compiled(gpu: pytest.MonkeyPatch) -> None:
     """PyTorch's compiler looks at the same switch, and measures no kernels where it is set."""
     gpu.setattr("utils.device.compiler_lacks", lambda: None)
-    assert chosen(True, "auto")[0].compile and not chosen(True, "off")[0].compile
+    assert chosen(True, "on")[0].compile and not chosen(True, "off")[0].compile
+
+
+@pytest.mark.parametrize(
+    ("mode", "graph", "compiled", "said"),
+    [
+        ("auto", True, False, "step: one CUDA graph (--compile auto)"),
+        ("graph", True, False, "step: one CUDA graph (--compile graph)"),
+        ("on", False, True, "step: compiled (--compile on)"),
+        ("off", False, False, "step: eager (--compile off)"),
+    ],
+)
+def test_how_a_step_is_launched_on_a_gpu(
+    mode: str, graph: bool, compiled: bool, said: str, gpu: pytest.MonkeyPatch
+) -> None:
+    gpu.setattr("utils.device.compiler_lacks", lambda: None)
+    execution = chosen(False, mode)[0]
+    assert (execution.graph, execution.compile) == (graph, compiled)
+    assert execution.reasons[2].startswith(said)
+    gpu.setattr("utils.device.compiler_lacks", lambda: "triton is not installed")
+    if compiled:
+        with pytest.raises(UserError, match="--compile on: triton is not installed; use --compile auto or off"):
+            chosen(False, mode)
+    else:
+        assert chosen(False, mode)[0].reasons[2].startswith(said)  # a graph needs no compiler
+
+
+def test_a_graph_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="--compile graph: a CUDA graph needs a CUDA device; use --compile auto or off"):
+        choose_execution("cpu", 0, "auto", "graph")
 
 
 def test_cublas_is_told_before_cuda_starts(gpu: pytest.MonkeyPatch) -> None:
@@ -307,7 +336,7 @@ def test_nothing_is_used_that_cuda_cannot_repeat(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("compile_mode", ["off", "auto"])
+@pytest.mark.parametrize("compile_mode", ["off", "graph", "on"])
 def test_on_cuda_two_runs_are_the_same(compile_mode: str, tmp_path: Path) -> None:
     flags = ("--dataset", "digits", "--width", 4, "--holdout", 0.2, "--device", "cuda", "--deterministic")
     stages = (

@@ -129,7 +129,7 @@ class Settings(_Hyperparameters):
         bounds=SEED,
     )
     device: str = option("auto", Group.MACHINE, "where to compute", choices=["auto", "cpu", "cuda"])
-    amp: str = option("auto", Group.MACHINE, "bf16 autocast [on CUDA that has it]", choices=["auto", "off", "bf16"])
+    amp: str = option("auto", Group.MACHINE, "bf16 autocast [where the device has units]", choices=["auto", "off", "bf16"])
     compile: str = option(
         "auto",
         Group.MACHINE,

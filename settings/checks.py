@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from datasets.augment.normalisation import constants_text, read_constants
-from evaluation.priors.files import BALANCED, FORMS, TRAIN
+from evaluation.priors.words import BALANCED, FORMS, TRAIN
 from methods.recipes import check_smoothing
 from settings.declare import EVALUATE, STAGE1, Facet
 from settings.fields import FLAGS, Settings, with_facet

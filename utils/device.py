@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import os
 import platform
 import shutil
@@ -141,7 +142,7 @@ def bf16_gain() -> float:
         while len(times) < 7 or times[-1] - times[1] < PROBE:  # the first one chooses how to compute
             nn.functional.conv2d(*given, padding=1)
             times.append(time.perf_counter())
-        seconds.append(min(after - before for before, after in zip(times[1:], times[2:], strict=False)))
+        seconds.append(min(after - before for before, after in itertools.pairwise(times)))
     return seconds[0] / seconds[1]
 
 

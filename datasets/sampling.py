@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from datasets.names import SAMPLERS
+from datasets.names import SAMPLERS as SAMPLERS  # a name of this module too
 from utils.errors import UserError
 from utils.hashing import MASK64, SAMPLING_STREAM, epoch_order, mix64, stream_seed
 

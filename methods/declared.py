@@ -87,6 +87,15 @@ class Text:
 
 
 @cache
+def read_names(module: str, name: str) -> tuple[str, ...]:
+    """Return the keys of the dictionary `name` of a module. Raises Unclear where they are not plain."""
+    table = text_of(module).value(name)
+    if not isinstance(table, ast.Dict) or not all(isinstance(key, ast.Constant) for key in table.keys):
+        raise Unclear(f"{name} is no plain dictionary")
+    return tuple(str(plain(key)) for key in table.keys if key is not None)
+
+
+@cache
 def read_table(module: str, name: str) -> dict[str, Written]:
     """Return the entries of the dictionary `name` of a module as their text declares them.
 
@@ -148,6 +157,17 @@ def table_of(module: str, name: str) -> Table:
         return read_table(module, name)
     except Unclear:
         return getattr(importlib.import_module(module), name)
+
+
+def names_of(module: str, name: str) -> tuple[str, ...]:
+    """Return the keys of a dictionary of this project, read from its text where its module is not imported."""
+    loaded = getattr(sys.modules.get(module), name, None)
+    if loaded is not None:
+        return tuple(loaded)
+    try:
+        return read_names(module, name)
+    except Unclear:
+        return tuple(getattr(importlib.import_module(module), name))
 
 
 def losses() -> Table:

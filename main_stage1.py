@@ -15,65 +15,20 @@ trains on eight GPUs, which share every batch.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import torch
-
-from datasets.image_source import batch_sizes
-from engine.data_parallel import average_buffers, data_parallel
-from engine.epoch import EpochOptions, EpochResult, mixup_shares, train_epoch
-from engine.finish import finish_run
-from engine.fit import INTERRUPTED, Training, fit, make_sgd
-from engine.frozen_features import network_features
-from engine.steps import StepGraph
-from runs.run_folder import read_metrics
-from runs.session import Session
 from settings.command_line import parse_command
 from settings.fields import STAGE1
-from stages.linear_probe_start import train_probe
-from stages.session import open_session
-from utils.command import run_command
-from utils.distributed import process_rank
-from utils.hashing import mix64
-from utils.schedules import SCHEDULES, with_warmup
+from utils.command import EPOCHS_ARE_SAVED, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 1 and return what metrics.json holds."""
     command = parse_command(STAGE1, __doc__, argv)
-    if command.settings.features is not None or command.settings.epochs == 0:
-        return train_probe(command)
-    session = open_session(command)
-    if session.run.finished:
-        return read_metrics(session.run)
-    history, logits_of = fit(session, plan_training(session), network_features(session))
-    return finish_run(session, history, logits_of)
+    from stages.commands.stage1 import run_stage1  # PyTorch, which help texts and refusals do without
 
-
-def plan_training(session: Session) -> Training:
-    """Return what an epoch of stage 1 is: every image once, all weights trained."""
-    settings, model, images = session.settings, session.model, session.images["train"]
-    module = data_parallel(model, session.execution)
-    optimizer = make_sgd(model, settings.momentum, settings.wd, settings.nesterov)
-    sizes = batch_sizes(len(images), settings.batch_size, settings.drop_last)
-    shared = sizes if module is not model else None
-    graph = StepGraph(optimizer, session.execution.device) if session.execution.graph and shared is None else None
-
-    def train_one_epoch(epoch: int) -> EpochResult:
-        model.train()
-        if process_rank():  # dropout is to differ on each; the crops do by themselves
-            torch.manual_seed(mix64(mix64(settings.seed) ^ epoch) ^ process_rank())
-        batches = images.training_batches(settings.batch_size, settings.seed, epoch, settings.drop_last)
-        mixup = mixup_shares(settings.mixup, len(sizes), settings.seed, epoch) if settings.mixup > 0 else None
-        options = EpochOptions(mixup=mixup, batch_sizes=shared, max_norm=settings.clip_grad, graph=graph)
-        result = train_epoch(module, batches, len(sizes), optimizer, session.loss, session.execution, options)
-        average_buffers(model)
-        return result
-
-    schedule = partial(with_warmup, SCHEDULES[settings.schedule], settings.warmup_epochs, settings.lr)
-    return Training(train_one_epoch, optimizer, lambda epoch: schedule(epoch, settings.epochs), settings.epochs)
+    return run_stage1(command)
 
 
 if __name__ == "__main__":
-    run_command(main, INTERRUPTED)
+    run_command(main, EPOCHS_ARE_SAVED)

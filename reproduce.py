@@ -21,12 +21,11 @@ from typing import Any, NoReturn
 
 import main_stage1
 import main_stage2
+from methods.declared import names_of
 from methods.recipes import find_recipe
 from settings.command_line import make_parser
 from settings.declare import STAGE1, Facet
 from settings.fields import FLAGS, with_facet
-from tables import TABLES
-from tables.request import STAGE1_ONLY, Request
 from utils.arguments import CommandParser, wrapped
 from utils.command import run_command
 from utils.distributed import launch_of
@@ -52,7 +51,7 @@ def make_table_parser() -> argparse.ArgumentParser:
     """Make the parser of this script's own flags; all others are those of the two stages."""
     usage = "python reproduce.py TABLE [flags]"
     parser = CommandParser("reproduce.py", __doc__, ADVICE, usage=usage, epilog=wrapped(CLOSING))
-    parser.add_argument("table", help=", ".join(TABLES))
+    parser.add_argument("table", help=", ".join(names_of("tables", "TABLES")))
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds; each has its own stage 1 [0]"
     )
@@ -71,6 +70,9 @@ def make_table_parser() -> argparse.ArgumentParser:
 
 def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     """Raise UserError for flags that the table sets itself or has no use for: none is ignored silently."""
+    from tables import TABLES
+    from tables.request import STAGE1_ONLY
+
     table = TABLES[own.table]
     sets = sorted({*with_facet(Facet.ROW), *table.sets})
     taken = [f"--{name}" for name in sets if name in given]
@@ -110,12 +112,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch_of().count > 1:
         raise UserError("reproduce.py is one process that runs the stages: start it without torchrun")
     own, rest = make_table_parser().parse_known_args(arguments)
-    if own.table not in TABLES:
-        refuse_usage(f"unknown table '{own.table}'; known: {', '.join(TABLES)}")
+    known = names_of("tables", "TABLES")
+    if own.table not in known:
+        refuse_usage(f"unknown table '{own.table}'; known: {', '.join(known)}")
     given = vars(make_parser(STAGE1, "").parse_args(rest))
-    refuse_idle(own, given)
     for method in own.methods or []:
         find_recipe(method)
+    from tables import TABLES  # PyTorch, which help texts and refusals of what any table has do without
+    from tables.request import Request
+
+    refuse_idle(own, given)
     make_folder(own.results)
     request = Request(
         table=own.table,

@@ -8,12 +8,10 @@ import io
 import os
 import pickle
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torchvision
 
 from datasets.long_tail import Augmentation, BalancedData, LongTailedData, Profile, Split, make_long_tailed
 from datasets.numpy_pickles import Array, PlainType, from_buffer, latin1
@@ -38,7 +36,7 @@ class Layout:
     num_classes: int
     train_per_class: int
     test_per_class: int
-    download: type[torchvision.datasets.CIFAR10]
+    download: str  # the class of torchvision.datasets that downloads it
 
 
 CIFAR10 = Layout(
@@ -51,7 +49,7 @@ CIFAR10 = Layout(
     num_classes=10,
     train_per_class=5000,
     test_per_class=1000,
-    download=torchvision.datasets.CIFAR10,
+    download="CIFAR10",
 )
 CIFAR100 = Layout(
     folder="cifar-100-python",
@@ -63,7 +61,7 @@ CIFAR100 = Layout(
     num_classes=100,
     train_per_class=500,
     test_per_class=100,
-    download=torchvision.datasets.CIFAR100,
+    download="CIFAR100",
 )
 
 
@@ -151,9 +149,13 @@ def find_files(root: Path, layout: Layout) -> Path:
     if len(missing) < len(names):
         raise UserError(f"{folder} lacks {', '.join(missing)}; put the missing files there or remove the folder")
     tell(f"{folder} is not there; downloading the data set through torchvision")
+    from http.client import HTTPException
+
+    import torchvision.datasets  # seconds, for a download alone
+
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            layout.download(str(root), download=True)
+            getattr(torchvision.datasets, layout.download)(str(root), download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
             f"the data set is not in {folder} and the download failed ({error}); put {', '.join(names)} there (the "

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import PIL
 import torch
-import torchvision.io
 from PIL import ExifTags, Image
 from torch import Tensor
 
@@ -130,6 +129,8 @@ def jpeg_decoder() -> JpegDecoder | None:
 
 def of_torchvision() -> JpegDecoder:
     """Return torchvision's decoder of JPEG; an AttributeError where it has none."""
+    import torchvision.io
+
     decode = functools.partial(torchvision.io.decode_jpeg, mode=torchvision.io.ImageReadMode.RGB)
     return JpegDecoder(f"torchvision {torchvision.__version__}", decode)
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.augment.autoaugment import AUGMENTATIONS, apply_policy, cutout, draw_policy
 from datasets.augment.jitter import colour_jitter
 from datasets.image_source import ImageSource
 from datasets.long_tail import Augmentation, Split
+from datasets.names import AUGMENTATIONS
 from utils.errors import UserError
 from utils.hashing import HOLE_STREAM, JITTER_IN_MEMORY_STREAM, POLICY_STREAM, hash_ids, stream_seed
 
@@ -74,6 +74,9 @@ class DeviceImages(ImageSource):
             draws = hash_ids(self.ids[rows], stream_seed(seed, JITTER_IN_MEMORY_STREAM), epoch)
             return colour_jitter(pixels, draws).permute(0, 2, 3, 1).contiguous()
         draws = hash_ids(self.ids[rows], stream_seed(seed, POLICY_STREAM), epoch)
+        # torchvision, which takes longer to import than PyTorch
+        from datasets.augment.autoaugment import apply_policy, cutout, draw_policy
+
         pixels = apply_policy(pixels, *draw_policy(draws.cpu()))
         pixels = cutout(pixels, hash_ids(self.ids[rows], stream_seed(seed, HOLE_STREAM), epoch))
         return pixels.permute(0, 2, 3, 1).contiguous()

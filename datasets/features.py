@@ -5,10 +5,7 @@ A split's `images` are then (N, 1, d) or, with the mirrored images' features beh
 but the network, whose `features` are what it is given (`models.given_features`).
 """
 
-import os
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,22 +15,8 @@ from datasets.device_images import DeviceImages
 from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, refuse_equal_names, subset_identity
 from utils.errors import UserError
 
-USER_DATASET_PREFIX = "own_"  # how the names of these data sets begin, so that none is that of a known one
-FEATURE_FILES = (".npz", ".safetensors", ".pt", ".pth", ".parquet")  # of several arrays each
 CHUNK = 1 << 24  # numbers that are looked at in one go
 KINDS = ("images", "labels", "ids")
-
-
-def user_dataset_name(path: Path) -> str:
-    """Return the name of the data set that a file or a folder of features is: its stem or name, after a prefix.
-
-    A single array stands for all of its folder.
-    """
-    if path.suffix == ".npy":
-        path = path.parent
-    path = path if path.name.strip(".") else Path(os.path.abspath(path))
-    name = path.stem if path.suffix in FEATURE_FILES else path.name
-    return USER_DATASET_PREFIX + re.sub(r"[^\w.+-]+", "-", name)
 
 
 def features_data(

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from datasets.names import SAMPLERS as SAMPLERS  # a name of this module too
 from utils.errors import UserError
 from utils.hashing import MASK64, SAMPLING_STREAM, epoch_order, mix64, stream_seed
-
-SAMPLERS = ["instance", "class_balanced", "sqrt", "progressive"]
 
 
 def class_probabilities(class_counts: Tensor | Sequence[int], sampler: str, progress: float = 0.0) -> Tensor:

@@ -44,8 +44,6 @@ from utils.files import write_json
 from utils.hashing import mix64
 from utils.text import tell
 
-INTERRUPTED = ": finished epochs are saved; the same command with --resume (and the same --seed) goes on from there"
-
 
 @dataclass
 class History:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from engine.epoch import EpochResult
 from evaluation.csv_files import csv_text
 from evaluation.metrics import SHOTS
@@ -84,6 +82,8 @@ def log_accuracies(record: dict[str, Any] | None) -> dict[str, Any]:
 
 def write_log(run: Run, log: list[dict[str, Any]]) -> None:
     """Write log.csv anew from the history, so that it never disagrees with the checkpoint."""
+    import pandas as pd
+
     write_text(run.folder / "log.csv", csv_text(pd.DataFrame(log)))
 
 

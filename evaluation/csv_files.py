@@ -5,15 +5,18 @@ one that begins with `'` and would be taken for such a cell. To undo it, take on
 with `'`, any number more of them and one of those signs. `read_csv` does; numbers are never touched.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.outside import open_plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 GUARDED = re.compile(r"''*[=+\-@\t\r]")
@@ -34,6 +37,8 @@ def unguarded(value: Any) -> Any:
 
 def changed(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
     """Return a table after a change of its texts; columns in which nothing changes are as they were."""
+    import pandas as pd
+
     new: dict[str, pd.Series] = {}
     for name, column in table.items():
         cells = [] if pd.api.types.is_numeric_dtype(column) else [change(cell) for cell in column]
@@ -49,6 +54,8 @@ def csv_text(table: pd.DataFrame, float_format: str | None = None) -> str:
 
 def read_csv(path: Path, needed: Sequence[str] = (), **options: Any) -> pd.DataFrame:
     """Read a CSV file of ours; a UserError names one that is missing, damaged, or lacks columns that are needed."""
+    import pandas as pd
+
     try:
         with open_plain(path) as file:
             table = pd.read_csv(file, **options)

@@ -17,14 +17,12 @@ from evaluation.blocks import row_blocks
 from evaluation.class_accuracies import class_measures, describe_test_images
 from evaluation.intervals.correct import pack_correct
 from evaluation.probabilities import CALIBRATION_BINS, bin_of, probability_scores, top_accuracy
-from utils.parameters import Range
+from utils.parameters import TEMPERATURES
 
 MANY_ABOVE = 100
 FEW_BELOW = 20
 SHOTS = ["many", "medium", "few"]
 Report = dict[str, Any]
-
-TEMPERATURES = Range(1e-4, 1e4)  # those that can be given and fitted
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,19 +1,21 @@
 """The pictures of a run: training curves, accuracy over class size, LoMa and weight norm per class."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from evaluation.metrics import FEW_BELOW, MANY_ABOVE, SHOTS
 from utils.errors import UserError
 from utils.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {"all": "black", "many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 MOST_JOINED = 200  # classes whose points a line joins; of more, the points are faint and the line is a running median
@@ -22,6 +24,8 @@ PLOTS = ("training_curves.png", "accuracy_per_class.png", "logits_per_class.png"
 
 def draw_plots(folder: Path, metrics: dict[str, Any], log: list[dict[str, Any]]) -> None:
     """Write the three pictures of a run into `folder`."""
+    import pandas as pd
+
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -33,12 +37,17 @@ def draw_plots(folder: Path, metrics: dict[str, Any], log: list[dict[str, Any]])
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)  # no display and no global pyplot state
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def training_curves(log: pd.DataFrame) -> Figure:
     """Draw loss and learning rate, and the accuracies on training and test images, over the epochs."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(log["epoch"], log["loss"], color="black", marker=".", markersize=3)
@@ -64,6 +73,9 @@ def training_curves(log: pd.DataFrame) -> Figure:
 
 def accuracy_per_class(metrics: dict[str, Any]) -> Figure:
     """Draw each class's test accuracy (last epoch, plain) over its number of training images."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     counts = np.array(metrics["class_counts"])
     accuracy = np.array(metrics["last"]["plain"]["per_class_accuracy"], dtype=float)
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
@@ -102,6 +114,8 @@ def shade_groups(axes: Axes, low: float, high: float) -> None:
 
 def logits_per_class(metrics: dict[str, Any]) -> Figure:
     """Draw LoMa (column reading, training and test images) and the classifier's weight norm, classes sorted by size."""
+    from matplotlib.figure import Figure
+
     order = np.argsort(-np.array(metrics["class_counts"]), kind="stable")
     loma: dict[str, np.ndarray] = {}
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -128,6 +142,8 @@ def logits_per_class(metrics: dict[str, Any]) -> Figure:
 def over_classes(axes: Axes, values: np.ndarray, colour: str, label: str | None = None) -> None:
     """Draw a value (K,) a class, the classes in the order given: joined points; of more than `MOST_JOINED` classes
     faint points, and the median of a fiftieth of the classes around each place."""
+    import pandas as pd
+
     if len(values) <= MOST_JOINED:
         axes.plot(values, color=colour, marker=".", markersize=3, linewidth=1, label=label)
         return
@@ -138,6 +154,8 @@ def over_classes(axes: Axes, values: np.ndarray, colour: str, label: str | None 
 
 def whole_numbers(axes: Axes) -> None:
     """Let the ticks below a picture be whole numbers: there is no class 0.5."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
 
 

@@ -1,13 +1,14 @@
 """A finished run as one CSV row, and rows as the tables that people read."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from datasets.identity.content import CONTENT
 from evaluation.class_accuracies import MEASURES as CLASS_MEASURES
@@ -20,6 +21,9 @@ from evaluation.text_tables import headline
 from utils.errors import UserError
 from utils.files import read_json
 from utils.text import printable, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUPS = ("all", *SHOTS)
 # What a report holds beside `GROUPS`, macro F1 and ECE; those of earlier versions lack it, and rows have None there.
@@ -231,6 +235,8 @@ def best_column(rows: pd.DataFrame) -> tuple[str, str]:
 
 def mean_cell(values: pd.Series, digits: int) -> str:
     """Return the mean of a column, with its deviation where there are several rows; "-" where it is empty."""
+    import pandas as pd
+
     numbers = pd.to_numeric(values)
     if numbers.isna().any():
         return "-"

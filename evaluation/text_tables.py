@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from datasets.long_tail import LongTailedData
@@ -48,6 +47,8 @@ def cell(value: object) -> str:
 
 def to_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Return rows as the text of a table, in columns as wide as they need."""
+    import pandas as pd
+
     return pd.DataFrame([{name: cell(value) for name, value in row.items()} for row in rows]).to_string(index=False)
 
 

@@ -17,9 +17,8 @@ from losses.logit_adjustment import BalancedSoftmax, LogitAdjustment
 from losses.los import ONE_HOT, CrossEntropy, Target
 from losses.vector_scaling import VectorScaling
 from utils.errors import UserError
-from utils.parameters import check_counts, check_given, constructor_parameters, keyword_parameters
+from utils.parameters import LOSS_ARGUMENTS, check_counts, check_given, constructor_parameters, keyword_parameters
 
-SHARED = ("class_counts", "target")
 # A constructor names what it wants: those that are shared, and its hyper-parameters as keywords with their defaults
 # (`utils.parameters` declares them). Its class says with `plain_logits` whether it takes those of a linear classifier.
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -56,7 +55,7 @@ def build_loss(
     if target != ONE_HOT and "target" not in wanted:
         soft = [other for other in LOSSES if "target" in constructor_parameters("loss", other, LOSSES)]
         raise UserError(f"the loss '{name}' takes no soft target; those that do: {', '.join(soft)}")
-    shared = {key: value for key, value in zip(SHARED, (class_counts, target), strict=True) if key in wanted}
+    shared = {key: value for key, value in zip(LOSS_ARGUMENTS, (class_counts, target), strict=True) if key in wanted}
     loss = LOSSES[name](**shared, **parameters)
     loss.register_forward_pre_hook(partial(_check_columns, len(class_counts)))
     if not isinstance(loss, Loss):  # a module of its own kind: its labels are checked all the same
@@ -74,19 +73,4 @@ def loss_parameters(name: str) -> dict[str, float | str]:
 
     Raises UserError for an unknown loss, and where its constructor asks for what nobody can give it.
     """
-    own = keyword_parameters("loss", name, LOSSES)
-    for parameter in constructor_parameters("loss", name, LOSSES):
-        if parameter not in (*SHARED, *own):
-            raise UserError(
-                f"the loss '{name}' takes '{parameter}', which is neither {' nor '.join(SHARED)}; a hyper-parameter "
-                "stands behind the * of its constructor"
-            )
-    return own
-
-
-def takes_plain_logits(name: str) -> bool:
-    """Tell whether the loss `name` takes the logits of a linear classifier, as stage 1 has; UserError if it is mute."""
-    plain = getattr(LOSSES[name], "plain_logits", None)
-    if not isinstance(plain, bool):
-        raise UserError(f"the loss '{name}' must say whether it takes plain logits: plain_logits: ClassVar[bool]")
-    return plain
+    return keyword_parameters("loss", name, LOSSES, LOSS_ARGUMENTS)

@@ -50,14 +50,11 @@ from torch import Tensor
 
 from losses.functional import Loss, add_constants, known_labels, mean_of
 from utils.errors import UserError
-from utils.parameters import Range
+from utils.parameters import GAP, SMOOTHING
 
 Target = tuple[float, float]  # (y_true, y_other)
 
 ONE_HOT: Target = (1.0, 0.0)  # plain cross-entropy
-
-SMOOTHING = Range(0, 1, "[)")  # values of --label_smooth; `rest_target` takes fewer
-GAP = Range(1e-6, 100)  # values of --loma_target
 
 
 def torch_target(smoothing: float, num_classes: int) -> Target:

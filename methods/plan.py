@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from datasets.sampling import sampled_order
 from losses import build_loss, loss_parameters
-from losses.los import Target
+from losses.los import ONE_HOT, TARGETS, Target, smoothing_for_gap
 from methods.closed_form import build_closed_form, closed_form_parameters
 from methods.offsets import HeldOut
-from methods.recipes import LATE_FROM, Recipe, Value, find_recipe, resolve_target
+from methods.recipes import LATE_FROM, Recipe, Value, check_smoothing, find_recipe
 from models.heads import build_head, head_parameters, max_norm_threshold
 from models.neighbours import Neighbours
 from models.network import Network
@@ -158,3 +158,24 @@ def row_norm_limit(plan: Plan, linear: nn.Linear) -> Tensor | None:
 def visiting_order(plan: Plan, labels: Tensor, num_classes: int, seed: int, epoch: int) -> Tensor:
     """Return the positions (N,) of the images in the order in which `epoch` visits them."""
     return sampled_order(labels.cpu(), num_classes, plan.sampler, seed, epoch, plan.epochs).to(labels.device)
+
+
+def resolve_smoothing(
+    method: str, num_classes: int, label_smooth: float | None, loma_target: float | None
+) -> float | None:
+    """Return the smoothing that `method` uses: given, derived from the wanted logit gap, or the recipe's own.
+
+    Raises UserError where `check_smoothing` does, and for a gap that cannot be.
+    """
+    check_smoothing(method, label_smooth, loma_target)
+    recipe = find_recipe(method)
+    if recipe.target is not None and loma_target is not None:
+        return smoothing_for_gap(loma_target, num_classes, recipe.target)
+    return recipe.label_smooth if label_smooth is None else label_smooth
+
+
+def resolve_target(recipe: Recipe, label_smooth: float | None, num_classes: int) -> Target:
+    """Return (y_true, y_other) for a recipe's convention and smoothing; a UserError says which K it does not fit."""
+    if recipe.target is None or label_smooth is None:
+        return ONE_HOT
+    return TARGETS[recipe.target](label_smooth, num_classes)

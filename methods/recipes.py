@@ -3,10 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from losses import loss_parameters
-from losses.los import ONE_HOT, TARGETS, Target, smoothing_for_gap
-from methods.closed_form import closed_form_parameters, needs_held_out
-from models.heads import head_parameters
+from methods.declared import closed_form_parameters, head_parameters, loss_parameters, needs_held_out
 from utils.errors import UserError
 
 Value = float | str
@@ -333,27 +330,6 @@ def check_smoothing(method: str, label_smooth: float | None, loma_target: float 
         flag = "--label_smooth" if label_smooth is not None else "--loma_target"
         users = ", ".join(name for name, row in RECIPES.items() if row.target)
         raise UserError(f"{flag} has no meaning for --method {method}; it belongs to {users}")
-
-
-def resolve_smoothing(
-    method: str, num_classes: int, label_smooth: float | None, loma_target: float | None
-) -> float | None:
-    """Return the smoothing that `method` uses: given, derived from the wanted logit gap, or the recipe's own.
-
-    Raises UserError where `check_smoothing` does, and for a gap that cannot be.
-    """
-    check_smoothing(method, label_smooth, loma_target)
-    recipe = find_recipe(method)
-    if recipe.target is not None and loma_target is not None:
-        return smoothing_for_gap(loma_target, num_classes, recipe.target)
-    return recipe.label_smooth if label_smooth is None else label_smooth
-
-
-def resolve_target(recipe: Recipe, label_smooth: float | None, num_classes: int) -> Target:
-    """Return (y_true, y_other) for a recipe's convention and smoothing; a UserError says which K it does not fit."""
-    if recipe.target is None or label_smooth is None:
-        return ONE_HOT
-    return TARGETS[recipe.target](label_smooth, num_classes)
 
 
 def resolve_parameters(method: str, given: Mapping[str, Value]) -> dict[str, Value]:

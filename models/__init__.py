@@ -4,16 +4,23 @@ Every network here is a `models.network.Network`: it has `features(images) -> (B
 `forward = fc(features)`.
 """
 
+from __future__ import annotations
+
 import difflib
+import importlib.util
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torchvision
-
-from models import resnet, resnet_cifar, resnet_imagenet, torchvision_networks
-from models.network import Network
+from models.architectures import DEPTHS, LAYERS, VARIANTS
 from utils.errors import UserError
 
-NETWORKS = [*resnet_cifar.VARIANTS, *resnet.DEPTHS]  # those of the stem "cifar"
+if TYPE_CHECKING:
+    from models.network import Network
+
+NETWORKS = [*VARIANTS, *DEPTHS]  # those of the stem "cifar"
 STEMS = ["cifar", "imagenet"]
+REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)  # a classifier of torchvision
 LISTED = 20  # longer lists of names are no help in an error
 
 
@@ -33,13 +40,17 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", width: int | N
     check_network(name, stem)
     if num_classes < 1 or (width is not None and width < 1):
         raise UserError(f"a network needs at least one class and one channel, not {num_classes} and {width}")
+    from models import resnet, resnet_cifar  # PyTorch: what only checks names does without
+
     if stem == "imagenet":
         if width is not None:
             raise UserError(f"the networks of the imagenet stem have one width: leave out --width {width}")
-        if name in resnet_imagenet.LAYERS:
+        from models import resnet_imagenet, torchvision_networks  # torchvision
+
+        if name in LAYERS:
             return resnet_imagenet.build(name, num_classes)
         return torchvision_networks.build(name, num_classes)
-    family = resnet if name in resnet.DEPTHS else resnet_cifar
+    family = resnet if name in DEPTHS else resnet_cifar
     return family.build(name, num_classes, family.DEFAULT_WIDTH if width is None else width)
 
 
@@ -49,9 +60,24 @@ def network_names(stem: str) -> list[str]:
         raise UserError(f"unknown stem '{stem}'; known: {', '.join(STEMS)}")
     if stem == "cifar":
         return list(NETWORKS)
-    residual = list(resnet_imagenet.LAYERS)
-    others = torchvision.models.list_models(module=torchvision.models)
-    return [*residual, *(name for name in others if name not in residual)]
+    return [*LAYERS, *(name for name in torchvision_names() if name not in LAYERS)]
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's classifiers, sorted, as its `list_models` does.
+
+    They are read off the text of its files, since importing it takes longer than PyTorch does; where no name stands
+    there any more, it is imported and asked.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    folders = [Path(folder, "models") for folder in (spec.submodule_search_locations or [])] if spec else []
+    files = [file for folder in folders for file in folder.glob("*.py")]
+    names = {name for file in files for name in REGISTERED.findall(file.read_text(encoding="utf-8"))}
+    if not names:
+        import torchvision
+
+        names = set(torchvision.models.list_models(module=torchvision.models))
+    return sorted(names)
 
 
 def check_network(name: str, stem: str) -> None:
@@ -65,5 +91,5 @@ def check_network(name: str, stem: str) -> None:
     belongs = f"; the {elsewhere[0]} stem has it" if elsewhere else ""
     all_names = f"; known: {', '.join(known)}"
     if len(known) > LISTED:
-        all_names = f"; known: {', '.join(resnet_imagenet.LAYERS)} and torchvision's other classifiers by their names"
+        all_names = f"; known: {', '.join(LAYERS)} and torchvision's other classifiers by their names"
     raise UserError(f"unknown --network '{name}' for the {stem} stem{belongs}{likely}{all_names}")

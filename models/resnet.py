@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from models.architectures import DEPTHS
 from models.network import Network
 
 # Makes the shortcut of a block from (in_channels, out_channels, stride); None where the identity will do.
@@ -100,17 +101,11 @@ class ResNet(Network):
         return x.mean(dim=(2, 3))
 
 
-DEPTHS: dict[str, tuple[Block, list[int]]] = {
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (Bottleneck, [3, 4, 23, 3]),
-    "resnet152": (Bottleneck, [3, 8, 36, 3]),
-}
+BLOCKS: dict[str, Block] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 DEFAULT_WIDTH = 64
 
 
 def build(name: str, num_classes: int, width: int) -> ResNet:
     """Build one of `DEPTHS` with `width` channels in its first stage."""
     block, depths = DEPTHS[name]
-    return ResNet(block, depths, num_classes, width)
+    return ResNet(BLOCKS[block], depths, num_classes, width)

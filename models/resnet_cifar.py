@@ -9,6 +9,7 @@ released checkpoints do.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.architectures import VARIANTS
 from models.resnet import BasicBlock, ResNet, projection
 
 
@@ -32,11 +33,6 @@ def zero_padding(in_channels: int, out_channels: int, stride: int) -> nn.Module 
     return ZeroPadding(stride, out_channels - in_channels)
 
 
-BLOCKS_PER_STAGE = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
-# Of each network the blocks a stage, and whether its shortcuts are projections (option B).
-VARIANTS = {name: (count, False) for name, count in BLOCKS_PER_STAGE.items()} | {
-    f"{name}b": (count, True) for name, count in BLOCKS_PER_STAGE.items() if count > 1
-}
 DEFAULT_WIDTH = 16
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.models import ResNet as TorchvisionResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from models.architectures import LAYERS
 from models.network import Network
 
 # What stands before the classifier, in the order of the forward pass.
@@ -26,23 +27,10 @@ class ImageNetResNet(Network, TorchvisionResNet):
         return x.flatten(1)
 
 
-# Block, blocks a stage, groups of the 3x3 convolutions, their channels a group where the stage has 64.
-LAYERS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int], int, int]] = {
-    "resnet10": (BasicBlock, [1, 1, 1, 1], 1, 64),
-    "resnet18": (BasicBlock, [2, 2, 2, 2], 1, 64),
-    "resnet34": (BasicBlock, [3, 4, 6, 3], 1, 64),
-    "resnet50": (Bottleneck, [3, 4, 6, 3], 1, 64),
-    "resnet101": (Bottleneck, [3, 4, 23, 3], 1, 64),
-    "resnet152": (Bottleneck, [3, 8, 36, 3], 1, 64),
-    "resnext50_32x4d": (Bottleneck, [3, 4, 6, 3], 32, 4),
-    "resnext101_32x8d": (Bottleneck, [3, 4, 23, 3], 32, 8),
-    "resnext101_64x4d": (Bottleneck, [3, 4, 23, 3], 64, 4),
-    "wide_resnet50_2": (Bottleneck, [3, 4, 6, 3], 1, 128),
-    "wide_resnet101_2": (Bottleneck, [3, 4, 23, 3], 1, 128),
-}
+BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 def build(name: str, num_classes: int) -> ImageNetResNet:
     """Build one of `LAYERS`."""
     block, layers, groups, width_per_group = LAYERS[name]
-    return ImageNetResNet(block, layers, num_classes, groups=groups, width_per_group=width_per_group)
+    return ImageNetResNet(BLOCKS[block], layers, num_classes, groups=groups, width_per_group=width_per_group)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -49,6 +48,8 @@ class TorchvisionNetwork(Network):
 
 def build(name: str, num_classes: int) -> TorchvisionNetwork:
     """Build torchvision's classifier `name` without weights. Raises UserError where its last layer is not linear."""
+    import torchvision
+
     network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **OPTIONS.get(name, {}))
     classifier = find_classifier(network)
     if classifier is None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from datasets.identity.content import HOW, SPLITS
 from datasets.long_tail import IMB_TYPES
-from evaluation.metrics import TEMPERATURES
 from evaluation.prediction_sets.record import KEY, is_sound
 from settings.checks import check_value
 from settings.declare import Facet, Flag
@@ -20,6 +19,7 @@ from settings.presets import NATURAL
 from utils.errors import UserError
 from utils.files import read_json
 from utils.outside import is_name
+from utils.parameters import TEMPERATURES
 from utils.text import shown
 
 Check = Callable[[Any], bool]

@@ -1,5 +1,6 @@
 """What config.json says of a run."""
 
+import importlib.metadata
 import platform
 import shlex
 import subprocess
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 from datasets.decoding.options import DecodeOptions, recorded_options
 from datasets.features import holds_features
@@ -99,7 +99,7 @@ def describe_environment(execution: Execution) -> dict[str, Any]:
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a subclass of str otherwise, which a checkpoint may not hold
-        "torchvision": str(torchvision.__version__),
+        "torchvision": importlib.metadata.version("torchvision"),
         "numpy": str(np.__version__),
         "cuda": torch.version.cuda if execution.device.type == "cuda" else None,
         "device": device_name(execution.device),

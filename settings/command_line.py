@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets.augment.normalisation import constants_text
-from losses import loss_parameters
+from methods.declared import loss_parameters
 from settings.declare import STAGE1, STAGE2, Facet, Flag, Group
 from settings.fields import FLAGS, STAGE1_LOSSES
 from settings.resolve import Command, report_unused, resolve

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasets.decoding.options import FULL, IGNORE, ORIENTATIONS
-from datasets.sampling import SAMPLERS
-from evaluation.metrics import TEMPERATURES
-from losses.los import GAP
+from datasets.names import SAMPLERS
 from settings.declare import (
     EVALUATE,
     STAGE1,
@@ -33,7 +31,7 @@ from settings.domains import (
     SIZE,
 )
 from settings.first_fields import STAGE1_LOSSES, FirstFields
-from utils.parameters import HYPERPARAMETERS, Hyperparameter, Range
+from utils.parameters import GAP, HYPERPARAMETERS, TEMPERATURES, Hyperparameter, Range
 from utils.schedules import SCHEDULES
 
 __all__ = ["EVALUATE", "FLAGS", "STAGE1", "STAGE1_LOSSES", "STAGE2", "TRAINING", "Settings", "with_facet"]
@@ -129,7 +127,7 @@ class Settings(_Hyperparameters):
         bounds=SEED,
     )
     device: str = option("auto", Group.MACHINE, "where to compute", choices=["auto", "cpu", "cuda"])
-    amp: str = option("auto", Group.MACHINE, "bf16 autocast [on CUDA that has it]", choices=["auto", "off", "bf16"])
+    amp: str = option("auto", Group.MACHINE, "bf16 autocast [where there are units]", choices=["auto", "off", "bf16"])
     compile: str = option(
         "auto",
         Group.MACHINE,

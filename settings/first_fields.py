@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from datasets import DATASETS
-from datasets.augment.autoaugment import AUGMENTATIONS
 from datasets.long_tail import IMB_TYPES, SUBSETS
-from losses import LOSSES, takes_plain_logits
-from losses.los import SMOOTHING
+from datasets.names import AUGMENTATIONS
+from methods.declared import losses, takes_plain_logits
 from methods.recipes import RECIPES
 from models import STEMS
 from settings.declare import (
@@ -32,11 +31,11 @@ from settings.domains import (
     SHARE,
     SIZE,
 )
-from utils.parameters import Range
+from utils.parameters import SMOOTHING, Range
 from utils.schedules import SCHEDULES
 
 # Losses that stage 1 can learn features with: its classifier is linear.
-STAGE1_LOSSES = [name for name in LOSSES if takes_plain_logits(name)]
+STAGE1_LOSSES = [name for name in losses() if takes_plain_logits(name)]
 
 
 @dataclass(frozen=True)

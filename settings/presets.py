@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import DATASETS
 from datasets.decoding.options import EXIF
-from datasets.features import USER_DATASET_PREFIX
+from datasets.names import USER_DATASET_PREFIX
 from methods.recipes import find_recipe
 from settings.declare import STAGE1, STAGE2
 from settings.fields import FLAGS

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from datasets import ON_DISK
-from datasets.features import user_dataset_name
-from losses import loss_parameters
+from datasets.names import user_dataset_name
+from methods.declared import loss_parameters
 from methods.recipes import RECIPES, find_recipe, resolve_parameters
 from models import check_network
 from settings.checks import check_domains, check_stage, refuse_without_images

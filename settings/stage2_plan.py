@@ -1,7 +1,7 @@
 """From resolved settings of stage 2 to the plan of its classifier."""
 
-from methods.plan import Plan
-from methods.recipes import find_recipe, resolve_smoothing
+from methods.plan import Plan, resolve_smoothing
+from methods.recipes import find_recipe
 from models.heads import FROZEN_WEIGHT
 from settings.fields import Settings
 from utils.errors import UserError

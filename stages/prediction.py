@@ -25,13 +25,13 @@ from datasets.on_disk.walk import IMAGE_EXTENSIONS, LeftOut, numbers_above, walk
 from datasets.streamed import StreamedImages
 from datasets.workers import PIECE, Reading, find_unreadable
 from engine.epoch import predict_blocks
-from evaluation.metrics import TEMPERATURES
 from methods.plan import attach_head
 from models import build_model
 from models.network import Network
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, load_weights, with_backbone
 from utils.device import Execution
 from utils.errors import DivergedError, UserError
+from utils.parameters import TEMPERATURES
 from utils.text import shown, tell, utf8_text
 
 # Checkpoints from before the images' constants were recorded: those of the data sets whose images have one size.

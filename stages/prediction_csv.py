@@ -22,17 +22,12 @@ from evaluation.csv_files import guarded
 from evaluation.measure import HELD_OUT, Temperature, missing_reason
 from evaluation.prediction_sets.report import in_sets
 from runs.checkpoint import Checkpoint
+from settings.checks import STANDARD_OUTPUT
 from stages.answers import NOTHING, Asked
 from stages.prediction import Predictor
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.text import shown, utf8_text
-
-STANDARD_OUTPUT = "-"
-
-
-LONGEST_NAME = 230  # bytes of a file's name, of which a temporary one beside it needs some more
-
 
 MOST_FREQUENT = 10  # predicted classes of a summary
 
@@ -119,20 +114,6 @@ def write_predictions(
                 (quoted if "\r" in name or "\r" in classes[label] else plain).writerow(fields)
     summary.seconds = time.perf_counter() - started
     return summary
-
-
-def check_target(target: str, overwrite: bool) -> None:
-    """Raise UserError where a file of predictions cannot be written, before anything is computed."""
-    if target == STANDARD_OUTPUT:
-        return
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise UserError(f"--csv {target} is no file; name one, or - for standard output")
-    if os.path.lexists(target) and not overwrite:
-        raise UserError(f"--csv {target} is there already; --overwrite replaces it")
-    if len(os.fsencode(Path(target).name)) > LONGEST_NAME or "\0" in target:
-        raise UserError(f"--csv {shown(target)}: cannot write a file of that name; use a shorter one")
-    if not Path(target).name or not os.path.isdir(Path(target).parent):
-        raise UserError(f"--csv {target}: there is no folder {Path(target).parent}")
 
 
 def write_to(target: str, output: TextIO, write: Callable[[TextIO], Summary]) -> Summary:

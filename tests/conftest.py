@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def cifar100_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_dir = tmp_path_factory.mktemp("data")
     (data_dir / "cifar100").symlink_to(holder, target_is_directory=True)
     return data_dir
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_precision_on_every_cpu() -> Iterator[None]:
+    """Let commands in this process and those that they start compute in fp32 unless a test asks for bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,16 @@ wrong. That every file exists is always looked at (a minute for half a million o
 are decoded.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 from datasets import IN_MEMORY, load_dataset
 from datasets.decoding.options import ORIENTATIONS, DecodeOptions
@@ -37,6 +37,9 @@ from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import sha256_file, write_json
 from utils.text import shown, tell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMED = 30  # classes that are printed one by one
 WARNING = "warning: "  # how such a note of a data set begins
@@ -118,6 +121,8 @@ def make_report(
 
 def report_text(report: dict[str, Any]) -> str:
     """Return the report for people."""
+    import pandas as pd
+
     classes = pd.DataFrame(report["by_class"], index=[shown(name) for name in report["class_names"]])
     shots, train = report["shots"], report["parts"]["train"]
     lines = [
@@ -137,6 +142,8 @@ def report_text(report: dict[str, Any]) -> str:
 
 def file_lines(files: dict[str, Any] | None) -> list[str]:
     """Return the lines of the report on the files, none for a data set that has none."""
+    import pandas as pd
+
     if files is None:
         return []
     options = DecodeOptions(**files["options"])
@@ -165,6 +172,8 @@ def is_usable(report: dict[str, Any]) -> bool:
 
 def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draw the sorted class sizes with the bounds of the shot groups."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     sizes = np.sort(class_counts)[::-1]

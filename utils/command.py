@@ -23,6 +23,10 @@ SECONDS_FOR_WORKERS = 0.5
 # Seconds in which signals after the first are taken for the same request: terminals and torchrun send several.
 SECONDS_OF_ONE_REQUEST = 10
 ENDED_BY_SYSTEM = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT)  # errors that no code can help
+# What a training that is interrupted says of what it leaves.
+EPOCHS_ARE_SAVED = (
+    ": finished epochs are saved; the same command with --resume (and the same --seed) goes on from there"
+)
 ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 

@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import os
 import platform
 import shutil
+import sys
 import sysconfig
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +18,15 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
+from utils.text import tell
 
 Placed = TypeVar("Placed", bound=nn.Module)
 
 # Of cuBLAS's workspaces these make its sums repeat bit for bit; the first one is the faster.
 WORKSPACES = (":4096:8", ":16:8")
+# Limits on the instructions that oneDNN takes ($ONEDNN_MAX_CPU_ISA) which leave it none for bf16.
+NO_BF16_LIMITS = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+PROBE = 0.01  # seconds for each precision of a probe, of which there are two and a warm-up of both
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,56 @@ def execution_on_cpu(why: str, amp: str, compile_mode: str, deterministic: bool)
     """Return how a CPU computes, which was chosen for the reason `why`."""
     if compile_mode == "graph":
         raise UserError("--compile graph: a CUDA graph needs a CUDA device; use --compile auto or off")
-    bf16, compiled = amp == "bf16", compile_mode == "on"
+    units = has_bf16_units()
+    bf16, compiled = amp == "bf16" or (amp == "auto" and units), compile_mode == "on"
+    if amp == "bf16" and not units:
+        warn_of_slow_bf16(bf16_gain())
+    units_why = "the CPU has bf16 units" if units else "the CPU has no bf16 units"
     reasons = [
         f"device: CPU with {torch.get_num_threads()} threads ({why})",
-        f"precision: {'bf16 autocast (asked for)' if bf16 else 'fp32 (the default on a CPU)'}",
+        f"precision: {'bf16 autocast' if bf16 else 'fp32'} ({units_why}, --amp {amp})",
         f"step: {'compiled (asked for)' if compiled else 'eager (the default on a CPU)'}, channels last",
     ]
     if deterministic:
         reasons.append("repeatable: bit for bit with as many threads, as every run on a CPU; no need to ask for it")
     return Execution(torch.device("cpu"), bf16, compiled, tuple(reasons))
+
+
+def has_bf16_units() -> bool:
+    """Tell whether the CPU has instructions for bf16 (AVX512_BF16, AMX) that oneDNN may use.
+
+    Only the hardware decides, no measurement: a run that is resumed, and all of several processes, decide alike.
+    """
+    asked = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return any(supported is not None and supported() for supported in asked) and limit not in NO_BF16_LIMITS
+
+
+@torch.inference_mode()
+def bf16_gain() -> float:
+    """Return how many times as fast as in fp32 a 3 x 3 convolution is in bf16 on this CPU, in about 50 ms."""
+    generator = torch.Generator().manual_seed(0)
+    images, weight = (torch.rand(shape, generator=generator) for shape in ((4, 32, 16, 16), (32, 32, 3, 3)))
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        given = [tensor.to(dtype, memory_format=torch.channels_last) for tensor in (images, weight)]
+        times = [time.perf_counter()]
+        while len(times) < 7 or times[-1] - times[1] < PROBE:  # the first one chooses how to compute
+            nn.functional.conv2d(given[0], given[1], padding=1)
+            times.append(time.perf_counter())
+        seconds.append(min(after - before for before, after in itertools.pairwise(times)))
+    return seconds[0] / seconds[1]
+
+
+def warn_of_slow_bf16(gain: float) -> None:
+    """Say on standard error where bf16, which was asked for, is slower than fp32 on this CPU."""
+    if gain < 1:
+        tell(
+            f"warning: --amp bf16: this CPU has no bf16 units; a convolution takes {1 / gain:.1f} times as long "
+            "as in fp32; leave the flag out",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def execution_on_cuda(gpu: int, amp: str, compile_mode: str, deterministic: bool) -> Execution:

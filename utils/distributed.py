@@ -4,17 +4,19 @@ Without a process group each function does what is right for one process alone. 
 the others (`sum_over_processes`, `gather_rows`, `from_main`, `wait_for_all`), in the same order.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
-
-import torch
-import torch.distributed
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Value = TypeVar("Value")
 
@@ -54,10 +56,12 @@ def connect(launch: Launch, device: torch.device) -> None:
 
     From then on only the first prints to standard output.
     """
-    if launch.count == 1 or _joined():
+    if launch.count == 1 or _group():
         return
     if launch.rank > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the first process speaks for all
+    import torch.distributed
+
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         torch.distributed.init_process_group(
@@ -71,22 +75,29 @@ def connect(launch: Launch, device: torch.device) -> None:
 
 def disconnect() -> None:
     """Leave the others, if there are any."""
-    if _joined():
-        torch.distributed.destroy_process_group()
+    if group := _group():
+        group.destroy_process_group()
 
 
-def _joined() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _group() -> Any:
+    """Return PyTorch's module of what processes do together, None where this one has joined no others.
+
+    Who has joined has imported it: a command that ends before its work, and needs no PyTorch, does not for this.
+    """
+    module = sys.modules.get("torch.distributed")
+    return module if module is not None and module.is_available() and module.is_initialized() else None
 
 
 def process_rank() -> int:
     """Return the number of this process, from 0."""
-    return torch.distributed.get_rank() if _joined() else 0
+    group = _group()
+    return group.get_rank() if group else 0
 
 
 def process_count() -> int:
     """Return the number of processes that work together."""
-    return torch.distributed.get_world_size() if _joined() else 1
+    group = _group()
+    return group.get_world_size() if group else 1
 
 
 def is_main() -> bool:
@@ -99,34 +110,39 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
     Every process must call it, with the same shape and dtype. Nothing waits on the host for a CUDA tensor.
     """
-    if not _joined():
+    group = _group()
+    if not group:
         return tensor
     total = tensor.clone()
-    torch.distributed.all_reduce(total)
+    group.all_reduce(total)
     return total
 
 
 def gather_rows(rows: Tensor) -> Tensor:
     """Return the rows (n, ...) of all processes one behind the other, (processes * n, ...); all n must be the same."""
-    if not _joined():
+    group = _group()
+    if not group:
         return rows
     rows = rows.contiguous()
-    parts = [torch.empty_like(rows) for _ in range(process_count())]
-    torch.distributed.all_gather(parts, rows)
-    return torch.cat(parts)
+    gathered = rows.new_empty((process_count() * len(rows), *rows.shape[1:]))
+    group.all_gather(list(gathered.split(len(rows))), rows)
+    return gathered
 
 
 def from_main(value: Value) -> Value:
     """Return the main process's `value`, which must be made of tensors on the CPU and plain Python values."""
-    if not _joined():
+    group = _group()
+    if not group:
         return value
+    import torch
+
     holder = [value if is_main() else None]
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.distributed.get_backend() == "nccl" else None
-    torch.distributed.broadcast_object_list(holder, src=0, device=device)
+    device = torch.device("cuda", torch.cuda.current_device()) if group.get_backend() == "nccl" else None
+    group.broadcast_object_list(holder, src=0, device=device)
     return holder[0]  # type: ignore[return-value]
 
 
 def wait_for_all() -> None:
     """Go on when every process has come here."""
-    if _joined():
-        torch.distributed.barrier()
+    if group := _group():
+        group.barrier()

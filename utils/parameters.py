@@ -37,6 +37,12 @@ class Range(NamedTuple):
         return f"{self.lower_end()} and {high} {self.high:g}"
 
 
+LOSS_ARGUMENTS = ("class_counts", "target")  # what the constructor of a loss can ask for beside its hyper-parameters
+SMOOTHING = Range(0, 1, "[)")  # values of --label_smooth; `losses.los.rest_target` takes fewer
+GAP = Range(1e-6, 100)  # values of --loma_target
+TEMPERATURES = Range(1e-4, 1e4)  # of logits: those that can be given and fitted
+
+
 class Hyperparameter(NamedTuple):
     """A hyper-parameter: what it is, in words, and the values that it may take, a range or a choice of words.
 
@@ -81,11 +87,14 @@ def check_parameter(name: str, value: float | str) -> None:
         raise UserError(f"--{name} must be {may}, not {value}")
 
 
-def keyword_parameters(kind: str, name: str, table: Mapping[str, Callable[..., Any]]) -> dict[str, float | str]:
+def keyword_parameters(
+    kind: str, name: str, table: Mapping[str, Callable[..., Any]], shared: Sequence[str] | None = None
+) -> dict[str, float | str]:
     """Return the keyword-only parameters of the entry `name` of `table` with their defaults.
 
-    Raises UserError for an unknown name (`kind` says what it should be a name of), and for a hyper-parameter that
-    `HYPERPARAMETERS` lacks or that has no default: no flag could set it.
+    Raises UserError for an unknown name (`kind` says what it should be a name of), for a hyper-parameter that
+    `HYPERPARAMETERS` lacks or that has no default, since no flag could set it, and for another parameter that is not
+    among the `shared` ones, where these are given.
     """
     own = [item for item in constructor_parameters(kind, name, table).values() if item.kind is item.KEYWORD_ONLY]
     for parameter in own:
@@ -96,6 +105,12 @@ def keyword_parameters(kind: str, name: str, table: Mapping[str, Callable[..., A
             )
         if parameter.default is parameter.empty:
             raise UserError(f"the hyper-parameter '{parameter.name}' of the {kind} '{name}' needs a default value")
+    for parameter_name in constructor_parameters(kind, name, table) if shared is not None else ():
+        if parameter_name not in (*(shared or ()), *(item.name for item in own)):
+            raise UserError(
+                f"the {kind} '{name}' takes '{parameter_name}', which is neither {' nor '.join(shared or ())}; a "
+                "hyper-parameter stands behind the * of its constructor"
+            )
     return {parameter.name: parameter.default for parameter in own}
 
 

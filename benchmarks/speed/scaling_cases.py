@@ -13,7 +13,7 @@ from datasets.cifar import AUGMENTATION
 from datasets.device_images import DeviceImages
 from datasets.image_source import steps_per_epoch
 from datasets.long_tail import Split, long_tail_counts, select_subset, split_holdout
-from datasets.sampling import SAMPLERS
+from datasets.names import SAMPLERS
 from engine.epoch import train_epoch
 from engine.fit import make_sgd
 from engine.frozen_features import feature_batches

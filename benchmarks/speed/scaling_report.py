@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets.sampling import SAMPLERS
+from datasets.names import SAMPLERS
 
 MIN_MEMORY_MB = 32.0  # MB: below it the allocator's own habits hide how memory grows
 

@@ -43,10 +43,11 @@ from benchmarks.speed.startup_lists import (
     training_list,
     write_lists,
 )
+from datasets.names import SAMPLERS
 from datasets.on_disk.coco import read_json_list
 from datasets.on_disk.listed_split import path_identity
 from datasets.on_disk.text_lists import read_list
-from datasets.sampling import SAMPLERS, sampled_order
+from datasets.sampling import sampled_order
 from evaluation.logits_magnitude import logits_magnitude
 from evaluation.metrics import classification_report, shot_groups
 from losses import LOSSES, build_loss

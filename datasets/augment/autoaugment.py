@@ -14,8 +14,6 @@ from torch import Tensor
 
 from utils.hashing import split_draws
 
-AUGMENTATIONS = ["crop", "jitter", "autoaugment"]
-
 Step = tuple[str, float, int | None]  # operation, probability, magnitude's index among MAGNITUDES (None: has none)
 
 # GALA's code keeps the policy's usual grey where an operation uncovers the outside of an image.

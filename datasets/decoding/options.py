@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from PIL import Image
-
 EXIF, IGNORE = "exif", "ignore"
 ORIENTATIONS = (EXIF, IGNORE)
 FULL = 16  # bits: the upper 8 are kept, whatever is in use
@@ -27,6 +25,8 @@ class DecodeOptions:
     @property
     def limit(self) -> int | None:
         """The pixels of the largest image that is decoded; None where there is no limit."""
+        from PIL import Image  # a tenth of what a help text may cost
+
         return Image.MAX_IMAGE_PIXELS if self.max_pixels is None else self.max_pixels
 
     def words(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.long_tail import LongTailedData, Profile, Split, split_holdout
+from datasets.names import SPLIT_NAMES, split_named
 from datasets.on_disk.folders import nested_images, read_folder
 from datasets.on_disk.listed_split import ListedSplit
 from datasets.on_disk.long_tailed import Notes, long_tailed
@@ -22,7 +23,6 @@ from datasets.on_disk.walk import (
     litter_reason,
     scan,
 )
-from datasets.split_names import SPLIT_NAMES, split_named
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
 from utils.outside import read_plain, within

@@ -3,18 +3,22 @@
 A line is a method or a run with its repeats. All lines that are compared have the same test images.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from evaluation.intervals.bootstrap import DRAWS, Interval, bootstrap, class_accuracies, interval, scores
 from evaluation.intervals.correct import unpack_correct
 from evaluation.intervals.paired import bootstrap_p, holm, mcnemar
 from evaluation.metrics import Report
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MEASURES = ("all", "harmonic")
 AT = 0.05  # what is told apart: p-values below it, after Holm's correction
@@ -90,6 +94,8 @@ def values_of(one: Sample) -> dict[str, float]:
 
 def intervals(resampled: Resampled, samples: Sequence[Sample]) -> pd.DataFrame:
     """Return, a row a line and measure, its value and its 95 % interval in percent."""
+    import pandas as pd
+
     rows = []
     for one in samples:
         for measure in MEASURES:
@@ -107,6 +113,8 @@ def differences(resampled: Resampled, samples: Sequence[Sample], reference: Samp
     `mcnemar_p` is that of McNemar's test, of `all` and lines of one repeat. Numbers without an interval (`is_guess`)
     have no p-value and are not told apart.
     """
+    import pandas as pd
+
     parts = []
     others = [one for one in samples if one.key != reference.key]
     for measure in MEASURES:

@@ -1,12 +1,13 @@
 """Intervals and paired differences as tables that people read, as the long form of a CSV, and in a sentence."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from evaluation.intervals.bootstrap import DRAWS
 from evaluation.intervals.comparison import (
@@ -21,6 +22,9 @@ from evaluation.intervals.comparison import (
 )
 from evaluation.metrics import Report
 from evaluation.run_rows import sha256_of_test
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHORT = {"all": "all", "harmonic": "harmonic mean"}
 TITLES = {"all": "Accuracy", "harmonic": "Harmonic mean of the class accuracies"}
@@ -60,6 +64,8 @@ def compare_groups(groups: Sequence[Group], what: str, reference: str = "") -> F
     `what` says how the numbers are, in titles ("last epoch, plain"), and `reference` how the lines that they are
     compared with are called together; where it is empty, by the label of the only one.
     """
+    import pandas as pd
+
     labels = list(groups[0].samples[0].label)
     own, to_reference, long, notes = [], [pd.DataFrame()], [], []
     for group in groups:
@@ -112,6 +118,8 @@ def best_note(group: Group, best: Sample, near: Sequence[str]) -> str:
 
 def interval_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> dict[str, pd.DataFrame]:
     """Return a table a measure: each number and the ends of its interval, one that is ahead of all others in bold."""
+    import pandas as pd
+
     tables = {}
     for measure in MEASURES:
         lines = []
@@ -131,6 +139,8 @@ def number(value: float, form: str) -> str:
 
 def difference_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> dict[str, pd.DataFrame]:
     """Return a table a measure: each difference, the ends of its interval, and what it comes to."""
+    import pandas as pd
+
     tables = {}
     for measure in MEASURES if not rows.empty else ():
         lines = []
@@ -166,6 +176,8 @@ def missing_note(labels: Sequence[Mapping[str, str]]) -> list[str]:
 def interval_columns(reports: Sequence[Report | None], class_counts: Sequence[int], name: str) -> pd.DataFrame:
     """Return, a row a report, the ends of its 95 % intervals, in columns `<name>_<measure>_low` and `_high`; empty
     where a report does not record its images."""
+    import pandas as pd
+
     rows = []
     for report in reports:
         one = sample({"": ""}, [report], class_counts, [""])

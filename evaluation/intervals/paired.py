@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import bdtr
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -12,6 +11,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     McNemar's test in its exact form (Psychometrika 12, 1947): of the images that only one of them gets right, each is
     the first one's with probability one half.
     """
+    from scipy.special import bdtr
+
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if only_first + only_second == 0:
         return 1.0

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from evaluation.blocks import row_blocks
 from evaluation.metrics import SHOTS, Report, shot_groups
+from evaluation.prediction_sets.kinds import KINDS
 from evaluation.prediction_sets.record import HeldOut
-from evaluation.prediction_sets.thresholds import KINDS, class_thresholds, have, without_threshold
+from evaluation.prediction_sets.thresholds import class_thresholds, have, without_threshold
 from evaluation.priors.correction import Prior
 from evaluation.text_tables import to_text
 

@@ -18,8 +18,8 @@ import math
 
 import numpy as np
 
-MARGINAL, CLASSWISE, INTERPOLATED = "marginal", "classwise", "interpolated"
-KINDS = (MARGINAL, CLASSWISE, INTERPOLATED)
+from evaluation.prediction_sets.kinds import CLASSWISE, MARGINAL
+
 WEIGHT = 0.5  # of the class's own threshold in the interpolated one
 ROUNDING = 1e-9  # 0.9 * 10 is above 9 in floating point
 

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from evaluation.priors.correction import Prior
+from evaluation.priors.words import BALANCED, CONTENT, FORMS, TRAIN
 from utils.errors import UserError
 from utils.files import refuse_constant
 from utils.outside import read_plain
 from utils.text import shown
 
-BALANCED, TRAIN = "balanced", "train"
-CONTENT = "a JSON object of shares by class name, a CSV 'name,share', or one number a line in the order of the classes"
-FORMS = f"a file: {CONTENT}"
 ROUNDING = 0.01  # how far from 1 rounded shares may sum
 MOST_NAMED = 3  # classes in an error
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from datasets.features import user_dataset_name
+from datasets.names import user_dataset_name
 from runs.feature_files.content import USER_FEATURES, USER_NETWORK, content_of
 from runs.feature_files.folder import READERS, SUFFIXES, read_folder
 from runs.feature_files.names import taken_words

@@ -6,7 +6,7 @@ A name is compared by its letters and digits alone, in any case: `X_train`, `x.t
 import re
 from collections.abc import Iterable, Mapping
 
-from datasets.split_names import SPLIT_NAMES
+from datasets.names import SPLIT_NAMES
 from utils.errors import UserError
 from utils.text import shown
 

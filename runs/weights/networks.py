@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models import network_names, resnet, resnet_cifar, resnet_imagenet
+from models import network_names, resnet, resnet_cifar
+from models.architectures import DEPTHS, LAYERS, VARIANTS
 from runs.state_dict_adapter import SHOWN, rename
 from runs.weights.containers import sees_colours
 
@@ -53,8 +54,8 @@ def residual(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         inner, per_group = shapes.get("layer1.0.conv2.weight", (0, 0))[:2]
         found = [
             name
-            for name, (block, layers, groups, group_width) in resnet_imagenet.LAYERS.items()
-            if layers == blocks and (block is resnet_imagenet.Bottleneck) == bottleneck and width == 64
+            for name, (block, layers, groups, group_width) in LAYERS.items()
+            if layers == blocks and (block == "bottleneck") == bottleneck and width == 64
             if not bottleneck or (inner, per_group) == (groups * group_width, group_width)
         ]
         return [f"--network {name} --stem imagenet" for name in found]
@@ -62,16 +63,14 @@ def residual(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         return []
     projected = any(".downsample." in name for name in shapes)
     found = [
-        name
-        for name, (block, layers) in resnet.DEPTHS.items()
-        if layers == blocks and (block is resnet.Bottleneck) == bottleneck
+        name for name, (block, layers) in DEPTHS.items() if layers == blocks and (block == "bottleneck") == bottleneck
     ]
     usual = resnet.DEFAULT_WIDTH
     if not found:
         usual = resnet_cifar.DEFAULT_WIDTH
         found = [
             name
-            for name, (count, by_projection) in resnet_cifar.VARIANTS.items()
+            for name, (count, by_projection) in VARIANTS.items()
             if [count] * 3 == blocks and by_projection == projected and not bottleneck
         ]
     own_width = "" if width == usual else f" --width {width}"

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.metrics import SHOTS, fit_temperature
+from evaluation.prediction_sets.kinds import KINDS
 from evaluation.prediction_sets.record import measure_held_out
 from evaluation.prediction_sets.report import sets_report
-from evaluation.prediction_sets.thresholds import KINDS
 from evaluation.run_rows import mean_cell
 from evaluation.shown_tables import Tables
 from tables.corrections.retrained import Retrained, Rows, retrain

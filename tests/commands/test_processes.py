@@ -23,6 +23,7 @@ import main_stage2
 from datasets.image_source import batch_sizes, share_of_batches
 from losses import build_loss
 from models.sync_batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
+from stages.commands import stage1
 from tests.forks import run_script, start_two
 from tests.helpers import ROOT, image_tree, read, run, weights
 from utils.distributed import Launch, connect, disconnect, gather_rows, launch_of, process_rank
@@ -82,7 +83,7 @@ def as_one_of_two(tree: Path, out: Path, rank: int) -> None:
 def stop_and_resume(tree: Path, out: Path) -> None:
     """Train as "plain" does, stopped in the second epoch and gone on with."""
     line = [*stage1_lines(tree, out)["plain"], "--out", str(out / "resumed")]
-    original, calls = main_stage1.train_epoch, []
+    original, calls = stage1.train_epoch, []
 
     def stopping(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -90,7 +91,7 @@ def stop_and_resume(tree: Path, out: Path) -> None:
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    main_stage1.train_epoch = stopping
+    stage1.train_epoch = stopping
     with contextlib.suppress(KeyboardInterrupt):
         main_stage1.main(line)
     main_stage1.main([*line, "--resume"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import engine.epoch
 from datasets.device_images import DeviceImages
-from datasets.sampling import SAMPLERS
+from datasets.names import SAMPLERS
 from engine.many_heads import train_heads
 from losses import loss_parameters
 from losses.ldam import LDAM, WeightedLDAM

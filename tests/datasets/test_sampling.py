@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.sampling import SAMPLERS, class_probabilities, sampled_order
+from datasets.names import SAMPLERS
+from datasets.sampling import class_probabilities, sampled_order
 from utils.errors import UserError
 from utils.hashing import epoch_order
 

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from losses import build_loss, takes_plain_logits
+from losses import build_loss
+from methods.declared import takes_plain_logits
 from tests.formulas import softmax, value_and_gradient
 
 COUNTS = [60, 20, 7, 3, 1]

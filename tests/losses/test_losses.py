@@ -18,7 +18,8 @@ from losses import LOSSES, build_loss, loss_parameters
 from losses.class_balanced import effective_number_weights, inverse_frequency_weights
 from losses.los import ONE_HOT, CrossEntropy, Target, optimal_gap, rest_target, smoothing_for_gap, torch_target
 from methods.closed_form import CLOSED_FORM, closed_form_parameters
-from methods.recipes import RECIPES, find_recipe, resolve_smoothing, resolve_target
+from methods.plan import resolve_smoothing, resolve_target
+from methods.recipes import RECIPES, find_recipe
 from tests.formulas import FORMULAS, ce_formula, effective_weights, ldam_formula, value_and_gradient
 from utils.errors import UserError
 from utils.parameters import HYPERPARAMETERS, Range, check_parameter

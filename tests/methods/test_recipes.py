@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.sampling import SAMPLERS
+from datasets.names import SAMPLERS
 from losses import LOSSES, loss_parameters
 from losses.los import ONE_HOT, TARGETS, torch_target
 from methods.closed_form import CLOSED_FORM, closed_form_parameters
-from methods.plan import Plan, build_losses, compute_head, plan_key, start_head
-from methods.recipes import RECIPES, Recipe, find_recipe, resolve_parameters, resolve_target
+from methods.plan import Plan, build_losses, compute_head, plan_key, resolve_target, start_head
+from methods.recipes import RECIPES, Recipe, find_recipe, resolve_parameters
 from models.heads import FROZEN_WEIGHT, HEADS, head_parameters
 from settings.command_line import parse_command
 from settings.fields import STAGE1, STAGE1_LOSSES, STAGE2

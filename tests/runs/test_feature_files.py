@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import runs.feature_files.numpy_arrays
-from datasets.features import FEATURE_FILES
+from datasets.names import FEATURE_FILES
 from runs.feature_files import read_features
 from runs.feature_files.folder import READERS
 from runs.feature_files.names import KINDS, ROLES, SPLIT_WORDS, SPLITS, role_of, split_in, split_of

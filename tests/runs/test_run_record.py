@@ -12,10 +12,10 @@ import torch
 import engine.fit
 import engine.frozen_features
 import engine.log
-from engine.fit import INTERRUPTED
 from engine.log import LAST_EPOCHS, Pace
 from runs.run_folder import other_part, parts_of
 from tests.helpers import folder_of, read, run, stage1, succeed
+from utils.command import EPOCHS_ARE_SAVED
 from utils.files import write_json
 
 LINE = ("--dataset", "digits", "--width", 4, "--epochs", 3)
@@ -34,7 +34,7 @@ def stopped(out: Path, epochs: int) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.fit, "train_one", interrupting)
         outcome = run("main_stage1", *LINE, "--out", out)
-    assert outcome.status == 130 and INTERRUPTED in outcome.err
+    assert outcome.status == 130 and EPOCHS_ARE_SAVED in outcome.err
     return folder_of(out, NAME)
 
 

@@ -18,8 +18,9 @@ import torch
 import runs.run_record
 import utils.files
 from datasets import DATASETS
-from losses import LOSSES, loss_parameters, takes_plain_logits
+from losses import LOSSES, loss_parameters
 from methods.closed_form import CLOSED_FORM, closed_form_parameters
+from methods.declared import takes_plain_logits
 from methods.recipes import RECIPES
 from models import build_model
 from models.heads import HEADS, head_parameters

@@ -2,7 +2,7 @@
 
 import re
 
-from datasets.split_names import split_named
+from datasets.names import split_named
 
 TRUE, FALSE = ("1", "1.0", "true", "t", "yes", "y"), ("0", "0.0", "false", "f", "no", "n")
 # Columns that say yes or no, and what no means.

@@ -1,5 +1,7 @@
 """Tables with a row for each image: what they are, and their rows, read by pandas in parts of a bounded size."""
 
+from __future__ import annotations
+
 import csv
 import io
 import re
@@ -7,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from datasets.on_disk.layouts import TABLES, ListFiles
 from datasets.on_disk.rows import Listing, Row, Source, collect
@@ -25,6 +26,9 @@ from datasets.on_disk.tables.splits import plain_word, split_of
 from utils.errors import UserError
 from utils.outside import open_plain
 from utils.text import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENDINGS = dict(zip(TABLES, (",;\t|", "\t", "\t", "|"), strict=True))  # and their separators
 OTHERS = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".jsonl", ".ndjson", ".pkl", ".pickle")
@@ -141,6 +145,8 @@ def parts_of(table: Table, size: int) -> Iterator[pd.DataFrame]:
 
     All columns are read: with `usecols`, pandas does not see that a row has too many fields.
     """
+    import pandas as pd
+
     try:
         with open_plain(table.path, "the list") as file:
             yield from pd.read_csv(

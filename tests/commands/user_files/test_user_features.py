@@ -18,7 +18,7 @@ from torch import nn
 import tables.path
 import tables.request
 from datasets import DATASETS
-from datasets.features import user_dataset_name
+from datasets.names import user_dataset_name
 from methods.linear_probe import fit_probe
 from runs.feature_files import read_features
 from settings.declare import Facet

@@ -12,6 +12,7 @@ from datasets.decode import decode_rgb
 from datasets.decoding.pil import FORMATS
 from datasets.identity.content import with_identity
 from datasets.long_tail import LongTailedData, Profile
+from datasets.names import SPLIT_NAMES
 from datasets.on_disk.folder_splits import find_splits, load_folder, split_of, with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, ListFiles
 from datasets.on_disk.listed_split import ListedSplit
@@ -32,7 +33,6 @@ from datasets.on_disk.walk import (
     LeftOut,
     walk,
 )
-from datasets.split_names import SPLIT_NAMES
 from runs.feature_files.names import split_of as in_features
 from tools import check_dataset
 from utils.errors import UserError

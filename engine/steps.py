@@ -39,7 +39,7 @@ class EagerSteps:
         self._correct = self._correct + correct
 
     def totals(self) -> tuple[Tensor, Tensor]:
-        """Return the losses (steps,), each times its images, and the right answers (); of H heads (steps, H) and (H,)."""
+        """Return the losses (steps,) times their images and the right answers (); of H heads (steps, H) and (H,)."""
         losses = torch.stack(self._losses)
         return losses, torch.as_tensor(self._correct, device=losses.device)
 

@@ -3,6 +3,7 @@
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FOLDER --csv predictions.csv
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FILE [FILE ...] --top 5 --csv -
     python predict.py --pretrained_pth RUN_FOLDER --images FOLDER --coverage 0.9 --sets classwise
+    python predict.py --pretrained_pth model.onnx --images FOLDER
 
 writes a row `file,class,probability,error` for each image. Folders are walked through with all folders in them. A
 probability is softmax(logits / temperature) with the temperature that the run fitted on its held-out images
@@ -24,11 +25,13 @@ from typing import TextIO
 from datasets.decoding.options import EXIF, ORIENTATIONS, DecodeOptions
 from datasets.workers import Reading
 from evaluation.prediction_sets.thresholds import KINDS, MARGINAL
+from runs.checkpoint import Checkpoint
 from settings.checks import check_prior, check_value
 from settings.fields import FLAGS, Settings
 from settings.resolve import report_unused
 from stages.answers import answers_of
 from stages.data import loader_processes
+from stages.exported_model import is_exported
 from stages.prediction import (
     Predictor,
     find_images,
@@ -59,7 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this script; flags that other scripts have mean what they mean there."""
     usage = "python predict.py --pretrained_pth PATH --images PATH [PATH ...] [flags]"
     parser = CommandParser("predict.py", __doc__, usage=usage)
-    parser.add_argument("--pretrained_pth", required=True, metavar="PATH", help="run folder (last epoch) or checkpoint")
+    parser.add_argument(
+        "--pretrained_pth", required=True, metavar="PATH", help="run folder (last epoch), checkpoint or exported model"
+    )
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files, or folders of them")
     parser.add_argument("--trust_pickle", action="store_true", help="load pickled modules, which can run any code")
     parser.add_argument(
@@ -123,6 +128,16 @@ def options_for(arguments: argparse.Namespace, predictor: Predictor) -> DecodeOp
     return replace(own, orientation=arguments.orientation, **given)
 
 
+def execution_flags(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[str, int, str]:
+    """Return device, GPU and precision. Raises UserError for an exported model anywhere but on the CPU in fp32."""
+    if not is_exported(checkpoint.path):
+        return arguments.device, arguments.gpu or 0, arguments.amp
+    for flag, value in (("device", "cuda"), ("amp", "bf16")):
+        if getattr(arguments, flag) == value:
+            raise UserError(f"--{flag} {value}: {checkpoint.path} runs on the CPU, in fp32; name its run for others")
+    return "cpu", 0, "off"
+
+
 def predict(arguments: argparse.Namespace, output: TextIO) -> int:
     """Predict what the arguments ask for, with the rows on `output` for `--csv -`; say what was done.
 
@@ -135,7 +150,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> int:
         raise UserError("--flip: a mirrored image shows something else in the run's data set; leave the flag out")
     options = options_for(arguments, predictor)
     split, left_out = find_images(arguments.images)
-    execution = choose_execution(arguments.device, arguments.gpu or 0, arguments.amp, "off")
+    execution = choose_execution(*execution_flags(arguments, checkpoint), "off")
     if execution.device.type == "cpu" and arguments.gpu is not None:
         report_unused("predict", ["--gpu"], " on cpu")
     workers = loader_processes(replace(Settings(), workers=arguments.workers), execution)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +44,17 @@ class TrainingFeatures(Protocol):
         """Return the features (N, d) of the training images that `epoch` (from 0) trains on."""
 
 
+Features = TypeVar("Features", bound=TrainingFeatures)
+
+
 @dataclass(frozen=True)
-class HeadTrainer:
+class HeadTrainer(Generic[Features]):
     """What all classifiers of a table share: the frozen features, stage 1's classifier `linear`, how steps are made.
 
     `labels` (N,) are those of the training images, `seed` that of stage 2. A `quiet` training shows no progress.
     """
 
-    frozen: TrainingFeatures
+    frozen: Features
     linear: nn.Linear
     labels: Tensor
     class_counts: list[int]

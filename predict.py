@@ -3,6 +3,7 @@
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FOLDER --csv predictions.csv
     python predict.py --pretrained_pth RUN_FOLDER_OR_FILE --images FILE [FILE ...] --top 5 --csv -
     python predict.py --pretrained_pth RUN_FOLDER --images FOLDER --coverage 0.9 --sets classwise
+    python predict.py --pretrained_pth model.onnx --images FOLDER
 
 writes a row `file,class,probability,error` for each image. Folders are walked through with all folders in them. A
 probability is softmax(logits / temperature) with the temperature that the run fitted on its held-out images
@@ -33,7 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this script; flags that other scripts have mean what they mean there."""
     usage = "python predict.py --pretrained_pth PATH --images PATH [PATH ...] [flags]"
     parser = CommandParser("predict.py", __doc__, usage=usage)
-    parser.add_argument("--pretrained_pth", required=True, metavar="PATH", help="run folder (last epoch) or checkpoint")
+    parser.add_argument(
+        "--pretrained_pth", required=True, metavar="PATH", help="run folder (last epoch), checkpoint or exported model"
+    )
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files, or folders of them")
     parser.add_argument("--trust_pickle", action="store_true", help="load pickled modules, which can run any code")
     parser.add_argument(

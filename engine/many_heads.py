@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from datasets.image_source import steps_per_epoch
 from engine.averaging import swap_averages
 from engine.epoch import EpochOptions, EpochResult, train_epoch
 from engine.fit import rate_groups
-from engine.frozen_features import FrozenFeatures, feature_batches
+from engine.frozen_features import feature_batches
 from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
+from methods.offsets import HeldOut
 from methods.plan import Plan, build_losses, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
 from utils.device import Execution
@@ -21,20 +23,45 @@ from utils.hashing import mix64
 MOST_STACKED = 96  # heads: more gain no speed, and their logits on a batch take memory
 
 
+class TrainingFeatures(Protocol):
+    """What is asked of features: `engine.frozen_features.FrozenFeatures`, or arrays that a program has (`api`)."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the order of batches."""
+
+    @property
+    def execution(self) -> Execution:
+        """Where and how the features were computed."""
+
+    def plain(self, split: str, mirrored: bool = False) -> Tensor:
+        """Return the features (N, d) of a split's images as they are, or mirrored."""
+
+    def held_out(self) -> HeldOut | None:
+        """Return the features (M, d) and labels (M,) of held-out images, None where there are none."""
+
+    def training_view(self, epoch: int) -> Tensor:
+        """Return the features (N, d) of the training images that `epoch` (from 0) trains on."""
+
+
+Features = TypeVar("Features", bound=TrainingFeatures)
+
+
 @dataclass(frozen=True)
-class HeadTrainer:
+class HeadTrainer(Generic[Features]):
     """What all classifiers of a table share: the frozen features, stage 1's classifier `linear`, how steps are made.
 
-    `labels` (N,) are those of the training images, `seed` that of stage 2.
+    `labels` (N,) are those of the training images, `seed` that of stage 2. A `quiet` training shows no progress.
     """
 
-    frozen: FrozenFeatures
+    frozen: Features
     linear: nn.Linear
     labels: Tensor
     class_counts: list[int]
     batch_size: int
     momentum: float
     seed: int
+    quiet: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -139,7 +166,7 @@ def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: Aft
         batches = feature_batches(view, trainer.labels, order, trainer.batch_size)
         loss = losses[in_late_phase(epoch, first.epochs)]
         swap_averages(optimizer)  # the trained weights come back
-        message = f"{len(plans)} heads, epoch {epoch + 1}/{first.epochs}"
+        message = "" if trainer.quiet else f"{len(plans)} heads, epoch {epoch + 1}/{first.epochs}"
         counts = train_epoch(
             stacked, batches, steps, optimizer, loss, trainer.execution.full_precision(), EpochOptions(message=message)
         )

@@ -19,6 +19,28 @@ from losses.vector_scaling import VectorScaling
 from utils.errors import UserError
 from utils.parameters import LOSS_ARGUMENTS, check_counts, check_given, constructor_parameters, keyword_parameters
 
+__all__ = [
+    "GALA",
+    "LDAM",
+    "LOSSES",
+    "BalancedSoftmax",
+    "ClassBalancedBinary",
+    "ClassBalancedCrossEntropy",
+    "CrossEntropy",
+    "Focal",
+    "GaussianClouded",
+    "GeometricMean",
+    "InverseFrequencyCrossEntropy",
+    "LabelAwareSmoothing",
+    "LogitAdjustment",
+    "Loss",
+    "VectorScaling",
+    "WeightedLDAM",
+    "build_loss",
+    "loss_parameters",
+    "takes_plain_logits",
+]
+
 # A constructor names what it wants: those that are shared, and its hyper-parameters as keywords with their defaults
 # (`utils.parameters` declares them). Its class says with `plain_logits` whether it takes those of a linear classifier.
 LOSSES: dict[str, Callable[..., nn.Module]] = {

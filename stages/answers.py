@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from evaluation.prediction_sets.held_out import classifier_prior
@@ -15,6 +16,7 @@ from runs.checkpoint import Checkpoint
 from runs.held_out import HOLD_OUT, assumed_of, stored_held_out
 from stages.prediction import Predictor
 from utils.errors import UserError
+from utils.text import shown
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,39 @@ class Asked:
 NOTHING = Asked()
 
 
-def ask_prior(checkpoint: Checkpoint, predictor: Predictor, given: str, top: int | None) -> tuple[Prior, Tensor, str]:
-    """Return `--test_prior` for a finished run, its offsets (K,), and what is said of them."""
-    names, counts = predictor.class_names, checkpoint.config.get("class_counts")
+def source_prior(checkpoint: Checkpoint) -> Prior:
+    """Return the prior that a finished run's probabilities stand for. Raises UserError where it does not know its
+    training images."""
+    counts = checkpoint.config.get("class_counts")
     if counts is None:
         raise UserError(f"--test_prior: {checkpoint.path} does not say how many training images its classes have")
-    prior = read_prior(given, names, counts)
+    return classifier_prior(stored_held_out(checkpoint), assumed_of(checkpoint.config, counts))
+
+
+def stored_prior(checkpoint: Checkpoint, num_classes: int) -> Prior | None:
+    """Return the test prior that an exported model was made for (`tools.export_model`), None without one."""
+    record = (checkpoint.content or {}).get("test_prior")
+    if record is None:
+        return None
+    try:
+        shares = torch.tensor(record["shares"], dtype=torch.float64)
+        sound = shares.shape == (num_classes,) and bool((shares >= 0).all()) and abs(float(shares.sum()) - 1) < 1e-6
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(f"{checkpoint.path} is damaged: its test prior cannot be")
+    return Prior(shares, f"{shown(str(record.get('words')))}, of the exported model")
+
+
+def ask_prior(
+    checkpoint: Checkpoint, predictor: Predictor, given: str | Prior, top: int | None
+) -> tuple[Prior, Tensor, str]:
+    """Return `--test_prior`, or one that was read, for a finished run, its offsets (K,), and what is said of them."""
+    names, source = predictor.class_names, source_prior(checkpoint)
+    prior = given if isinstance(given, Prior) else read_prior(given, names, checkpoint.config["class_counts"])
     absent = ruled_out(prior)
     if (top or 1) > len(names) - absent:
         raise UserError(f"--top {top}: --test_prior gives the share 0 to {absent} of {len(names)} classes")
-    source = classifier_prior(stored_held_out(checkpoint), assumed_of(checkpoint.config, counts))
     never = f"; {have(absent)} the share 0: never predicted" if absent else ""
     line = f"test prior: {prior.words}; the classifier's own: {source.words}{never}"
     return prior, prior_offsets(source, prior), line
@@ -87,8 +112,9 @@ def answers_of(checkpoint: Checkpoint, predictor: Predictor, asked: argparse.Nam
         raise UserError(f"--top {top}: {checkpoint.path} knows {known} classes")
     prior = offsets = thresholds = None
     lines: list[str] = []
-    if asked.test_prior is not None:
-        prior, offsets, line = ask_prior(checkpoint, predictor, asked.test_prior, top)
+    wanted = asked.test_prior if asked.test_prior is not None else stored_prior(checkpoint, known)
+    if wanted is not None:
+        prior, offsets, line = ask_prior(checkpoint, predictor, wanted, top)
         lines.append(line)
     if asked.coverage is not None:
         if asked.flip:

@@ -29,6 +29,7 @@ from methods.plan import attach_head
 from models import build_model
 from models.network import Network
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, load_weights, with_backbone
+from stages.exported_model import ExportedNetwork, is_exported, read_exported
 from utils.device import Execution
 from utils.errors import DivergedError, UserError
 from utils.parameters import TEMPERATURES
@@ -113,8 +114,10 @@ def leave_out_unreadable(
 def read_trained(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Return the checkpoint of a run folder (its last one) or of a file, with its backbone.
 
-    Raises UserError where there is none, and for one that holds no network of ours.
+    Raises UserError where there is none, and for one that holds no network of ours. An exported model is one.
     """
+    if is_exported(path) and not os.path.isdir(path):
+        return read_exported(path, trust_pickle)
     is_folder = os.path.isdir(path)  # unlike pathlib, it has no exceptions for names that cannot be
     file = path / "last.pth" if is_folder else path
     if is_folder and not file.exists():
@@ -147,8 +150,11 @@ def make_predictor(checkpoint: Checkpoint, temperature: float | None = None) -> 
         raise UserError(f"{checkpoint.path} does not say how many classes it has: another version wrote it")
     size, resize, augmentation = image_constants(checkpoint)
     own, source = (temperature, "given") if temperature is not None else own_temperature(checkpoint)
+    exported = is_exported(checkpoint.path) and not checkpoint.state
+    if exported:  # the file normalises its images itself
+        augmentation = replace(augmentation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return Predictor(
-        restore_network(checkpoint, number),
+        ExportedNetwork(checkpoint.path) if exported else restore_network(checkpoint, number),
         names_of(checkpoint, number),
         size,
         resize,

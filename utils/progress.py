@@ -35,7 +35,13 @@ ERASE_LINE = "\r\x1b[K"  # the next line of the report takes the bar's place
 
 
 def show_progress(items: Iterable[Item], message: str, total: int) -> Iterator[Item]:
-    """Yield `items`, drawing a bar on standard error; where that is no terminal, a line a minute."""
+    """Yield `items`, drawing a bar on standard error; where that is no terminal, a line a minute.
+
+    Without a `message` nothing is shown.
+    """
+    if not message:
+        yield from items
+        return
     if not (is_main() and sys.stderr.isatty()):
         tell, started = LineAMinute(sys.stderr), time.monotonic()
         for number, item in enumerate(items):

@@ -9,11 +9,13 @@ from typing import TextIO
 
 from datasets.decoding.options import DecodeOptions
 from datasets.workers import Reading
+from runs.checkpoint import Checkpoint
 from settings.checks import STANDARD_OUTPUT
 from settings.fields import Settings
 from settings.resolve import report_unused
 from stages.answers import answers_of
 from stages.data import loader_processes
+from stages.exported_model import is_exported
 from stages.prediction import (
     Predictor,
     find_images,
@@ -41,6 +43,16 @@ def options_for(arguments: argparse.Namespace, predictor: Predictor) -> DecodeOp
     return replace(own, orientation=arguments.orientation, **given)
 
 
+def execution_flags(arguments: argparse.Namespace, checkpoint: Checkpoint) -> tuple[str, int, str]:
+    """Return device, GPU and precision. Raises UserError for an exported model anywhere but on the CPU in fp32."""
+    if not is_exported(checkpoint.path):
+        return arguments.device, arguments.gpu or 0, arguments.amp
+    for flag, value in (("device", "cuda"), ("amp", "bf16")):
+        if getattr(arguments, flag) == value:
+            raise UserError(f"--{flag} {value}: {checkpoint.path} runs on the CPU, in fp32; name its run for others")
+    return "cpu", 0, "off"
+
+
 def predict(arguments: argparse.Namespace, output: TextIO) -> int:
     """Predict what the arguments ask for, with the rows on `output` for `--csv -`; say what was done.
 
@@ -53,7 +65,7 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> int:
         raise UserError("--flip: a mirrored image shows something else in the run's data set; leave the flag out")
     options = options_for(arguments, predictor)
     split, left_out = find_images(arguments.images)
-    execution = choose_execution(arguments.device, arguments.gpu or 0, arguments.amp, "off")
+    execution = choose_execution(*execution_flags(arguments, checkpoint), "off")
     if execution.device.type == "cpu" and arguments.gpu is not None:
         report_unused("predict", ["--gpu"], " on cpu")
     workers = loader_processes(replace(Settings(), workers=arguments.workers), execution)

@@ -19,7 +19,9 @@ from models.heads import HEADS
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 PUBLIC = {
-    "losses": ["LOSSES", "build_loss", "loss_parameters"],
+    "api": ["Comparison", "InputError", "RetrainedClassifier", "compare", "retrain"],
+    "datasets.pytorch": ["ClassBalancedSampler", "SplitImages"],
+    "losses": ["LOSSES", "Focal", "LogitAdjustment", "build_loss", "loss_parameters"],
     "losses.los": [
         "ONE_HOT",
         "CrossEntropy",
@@ -30,7 +32,7 @@ PUBLIC = {
         "torch_target",
     ],
     "models": ["build_model"],
-    "models.heads": ["HEADS", "build_head", "head_parameters"],
+    "models.heads": ["HEADS", "Cosine", "DisAlign", "build_head", "head_parameters"],
     "methods.closed_form": ["CLOSED_FORM", "build_closed_form", "closed_form_parameters"],
     "datasets": ["DATASETS", "ListFiles", "LongTailedData", "Profile", "load_dataset"],
     "datasets.long_tail": ["Augmentation", "BalancedData", "Split", "long_tail_counts", "make_long_tailed"],

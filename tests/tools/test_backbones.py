@@ -269,7 +269,7 @@ def test_a_run_is_a_backbone_with_its_own_preprocessing(tmp_path: Path) -> None:
 )
 def test_a_missing_package_is_named(package: str, spec: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"--backbone \w+:\.\.\. .*{package}.*: pip install {install}$"):
+    with pytest.raises(UserError, match=rf"--backbone \w+:NAME .*{package}.*: pip install {install}$"):
         open_backbone(spec)
 
 

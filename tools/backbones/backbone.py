@@ -47,13 +47,13 @@ class Backbone:
     text: TextEncoder | None = None
 
 
-def require_package(package: str, install: str, kind: str) -> ModuleType:
+def require_package(package: str, install: str, spec: str) -> ModuleType:
     """Import an optional package. Raises UserError, with the line that installs it, where it is missing."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
         missing = f"needs the package {install}" if error.name == package else f"cannot import {package} ({error})"
-        raise UserError(f"--backbone {kind}:... {missing}: pip install {install}") from error
+        raise UserError(f"--backbone {spec} {missing}: pip install {install}") from error
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str], what: str = "model") -> UserError:

@@ -1,6 +1,7 @@
 """Backbones in files: a run or a released file of this project, or a Python file that makes any network at all."""
 
 import runpy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datasets.augment.crops import centre_crop
-from stages.prediction import make_predictor, read_trained
+from stages.prediction import Predictor, make_predictor, read_trained
 from tools.backbones.backbone import Backbone, described
 from tools.backbones.modules import FeaturesOf
 from utils.errors import UserError
@@ -36,10 +37,16 @@ def load(path: Path, weights: str | None) -> Backbone:
         advice = "; of a state dict alone, give --backbone torchvision:NAME --weights FILE, or timm:NAME"
         raise UserError(f"{error}{advice if 'does not say' in str(error) else ''}") from error
     predictor = make_predictor(checkpoint)
+    constants = f"mean {predictor.augmentation.mean}, std {predictor.augmentation.std}"
+    words = f"shorter side {predictor.resize}, centre crop {predictor.size}, {constants}"
+    weights = f"{path} ({checkpoint.sha256})"
+    return Backbone(FeaturesOf(predictor.model), preparation(predictor), weights, words)
+
+
+def preparation(predictor: Predictor) -> Callable[[Image.Image], Tensor]:
+    """Return the preprocessing of a run: from an image of PIL (RGB) to a tensor (3, size, size)."""
     constants = (predictor.augmentation.mean, predictor.augmentation.std)
-    prepare = partial(prepare_as_trained, predictor.size, predictor.resize, *constants)
-    words = f"shorter side {predictor.resize}, centre crop {predictor.size}, mean {constants[0]}, std {constants[1]}"
-    return Backbone(FeaturesOf(predictor.model), prepare, f"{path} ({checkpoint.sha256})", words)
+    return partial(prepare_as_trained, predictor.size, predictor.resize, *constants)
 
 
 def of_python(path: Path) -> Backbone:

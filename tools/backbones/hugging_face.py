@@ -28,7 +28,7 @@ def load(name: str, weights: str | None) -> Backbone:
     Raises UserError where transformers is not installed, the model or its image processor cannot be had, it has
     weights missing, or it makes no single vector of an image.
     """
-    transformers = require_package("transformers", "transformers", "hf")
+    transformers = require_package("transformers", "transformers", "hf:NAME")
     if weights is not None:
         raise UserError(
             f"--weights is not for hf:{name}, which has its own; name a folder, as save_pretrained writes it"

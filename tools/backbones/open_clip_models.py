@@ -30,7 +30,7 @@ def load(name: str, weights: str | None) -> Backbone:
     `weights` is a file of weights in the place of a tag, or "none". Raises UserError where open_clip is not installed,
     does not know the model or its tag, or the weights cannot be had.
     """
-    open_clip = require_package("open_clip", "open_clip_torch", "open_clip")
+    open_clip = require_package("open_clip", "open_clip_torch", "open_clip:NAME")
     name, _, tag = name.partition("@")
     spec = f"open_clip:{name}"
     if not name.startswith(HUB):

@@ -12,8 +12,8 @@ def load(name: str, weights: str | None) -> Backbone:
     `weights` is a file of weights for it by timm's names, or "none". Raises UserError where timm is not installed, does
     not know the model, or the weights cannot be had or do not fit.
     """
-    timm = require_package("timm", "timm", "timm")
-    data = require_package("timm.data", "timm", "timm")
+    timm = require_package("timm", "timm", "timm:NAME")
+    data = require_package("timm.data", "timm", "timm:NAME")
     if not name.startswith(ELSEWHERE) and not timm.is_model(name):
         raise unknown_name("timm", name.partition(".")[0], timm.list_models())
     spec = f"timm:{name}"

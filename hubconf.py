@@ -4,8 +4,8 @@
     loss = torch.hub.load(REPOSITORY, "loss", "logit_adjust", class_counts=[500, 50, 5], source="local")
 
 torch.hub has the repository on Python's path only while it loads, and other repositories and packages have `models`,
-`utils` and `datasets` of their own. So the project is imported under a name of its own (`tools.one_name`), and neither
-takes the place of the other, whichever comes first.
+`utils` and `datasets` of their own. So the project is imported under a name of its own (see
+`tools/installation/one_name.py`), and neither takes the place of the other, whichever comes first.
 """
 
 # Modules alone are imported by name: torch.hub lists whatever else can be called as one of the repository's.
@@ -39,7 +39,9 @@ _RELEASED = _ROOT / "checkpoints" / "released"
 def _room(name: str) -> types.ModuleType:
     """Import a module of this project, such as `losses`, under a name that no other clone and no package has."""
     package = f"longtail_los_hub_{hashlib.sha256(str(_ROOT).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location("longtail_los_one_name", _ROOT / "tools" / "one_name.py")
+    spec = importlib.util.spec_from_file_location(
+        "longtail_los_one_name", _ROOT / "tools" / "installation" / "one_name.py"
+    )
     assert spec is not None and spec.loader is not None
     one_name = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(one_name)

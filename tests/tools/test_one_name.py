@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT, is_refusal, run, succeed
-from tools import one_name
-from tools.console import SCRIPTS, TOOLS
+from tools.installation import one_name
+from tools.installation.console import SCRIPTS, TOOLS
 
 ROOMS = ["losses", "utils", "predict"]
 
@@ -73,15 +73,15 @@ def test_scripts_and_tools_are_those_that_there_are() -> None:
     """Every tool that a clone has is a command of an installation, unless it works on the repository itself."""
     tools = {path.stem for path in (ROOT / "tools").glob("*.py") if 'if __name__ == "__main__":' in path.read_text()}
     left_out = {Path(name).stem for name in one_name.LEFT_OUT}
-    assert set(TOOLS) == tools - left_out - {"console"}
+    assert set(TOOLS) == tools - left_out
     assert SCRIPTS == one_name.SCRIPTS and all((ROOT / f"{name}.py").is_file() for name in SCRIPTS)
 
 
 def test_the_command_starts_scripts_and_tools() -> None:
-    assert "scripts: main_stage1" in succeed("tools/console", "--help").out
-    assert is_refusal(run("tools/console"), "which command: main_stage1")
-    assert is_refusal(run("tools/console", "nothing"), "'nothing' is none of the commands: main_stage1")
-    assert is_refusal(run("tools/console", "evaluate", "--nothing"), "--nothing")
+    assert "scripts: main_stage1" in succeed("tools/installation/console", "--help").out
+    assert is_refusal(run("tools/installation/console"), "which command: main_stage1")
+    assert is_refusal(run("tools/installation/console", "nothing"), "'nothing' is none of the commands: main_stage1")
+    assert is_refusal(run("tools/installation/console", "evaluate", "--nothing"), "--nothing")
 
 
 # A wheel
@@ -105,7 +105,7 @@ import torch
 from longtail_los.losses import build_loss
 print(float(build_loss("ce", [3, 2])(torch.zeros(1, 2), torch.tensor([0]))))
 sys.argv = ["longtail-los", "main_stage1", "--dataset", "digits", "--epochs", "1", "--width", "4", "--out", "runs"]
-importlib.import_module("longtail_los.tools.console").main()
+importlib.import_module("longtail_los.tools.installation.console").main()
 """
 
 
@@ -115,7 +115,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", reason="setuptools is not installed")
     home = tmp_path_factory.mktemp("wheel")
     clone = home / "clone"
-    for path in [*one_name.sources(ROOT), *map(Path, ("tools/wheel.py", "tools/one_name.py"))]:
+    for path in [
+        *one_name.sources(ROOT),
+        *map(Path, ("tools/installation/wheel.py", "tools/installation/one_name.py")),
+    ]:
         (clone / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, clone / path)
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
@@ -141,7 +144,7 @@ def test_a_wheel_has_one_name(wheel: Path) -> None:
     files = {path.relative_to(wheel / "longtail_los").as_posix() for path in (wheel / "longtail_los").rglob("*.*")}
     assert files == {"__init__.py", "py.typed", *(path.as_posix() for path in one_name.sources(ROOT))}
     info = wheel / "longtail_los-0.1.0.dist-info"
-    assert "longtail-los = longtail_los.tools.console:main" in (info / "entry_points.txt").read_text()
+    assert "longtail-los = longtail_los.tools.installation.console:main" in (info / "entry_points.txt").read_text()
     required = {line.removeprefix("Requires-Dist: ") for line in (info / "METADATA").read_text().splitlines()}
     assert required >= set((ROOT / "requirements.txt").read_text().split())
     assert (info / "top_level.txt").read_text().split() == ["longtail_los"]
@@ -167,7 +170,7 @@ def test_an_editable_installation_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed")
     from setuptools.errors import SetupError
 
-    from tools.wheel import BuildPackage
+    from tools.installation.wheel import BuildPackage
 
     builder = BuildPackage(setuptools.Distribution())
     builder.editable_mode = True

@@ -1,6 +1,6 @@
 """The one command of an installation, which starts the scripts and tools by name: `longtail-los main_stage2 --help`.
 
-In a clone `python -m tools.console main_stage2 ...` is the same as `python main_stage2.py ...`.
+In a clone `python -m tools.installation.console main_stage2 ...` is the same as `python main_stage2.py ...`.
 """
 
 import runpy
@@ -14,7 +14,7 @@ from utils.text import shown, tell
 
 SCRIPTS = ("main_stage1", "main_stage2", "evaluate", "predict", "reproduce")
 TOOLS = ("check_dataset", "compare", "export_features", "extract", "release")
-HOME = (__package__ or "tools").removesuffix("tools")  # what stands before the name of a room
+HOME = (__package__ or "tools.installation").removesuffix("tools.installation")  # what stands before the name of a room
 USAGE = "usage: longtail-los NAME [flags], NAME --help for its flags"
 
 

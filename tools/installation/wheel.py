@@ -1,4 +1,4 @@
-"""How setuptools builds the project: every room inside one package, its imports rewritten (`tools.one_name`).
+"""How setuptools builds the project: every room inside one package, its imports rewritten (`one_name.py`).
 
     pip install .
 
@@ -12,13 +12,21 @@ from types import ModuleType
 from setuptools.command.build_py import build_py
 from setuptools.errors import SetupError
 
-ROOT = Path(__file__).resolve().parent.parent
-BESIDE = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "tools/wheel.py", "tools/one_name.py")
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BESIDE = (
+    "pyproject.toml",
+    "requirements.txt",
+    "README.md",
+    "LICENSE",
+    "tools/installation/wheel.py",
+    "tools/installation/one_name.py",
+)
 
 
 def one_name() -> ModuleType:
-    """Return `tools/one_name.py`, loaded by its path."""
-    spec = importlib.util.spec_from_file_location("one_name", ROOT / "tools" / "one_name.py")
+    """Return the file of that name beside this one, loaded by its path."""
+    spec = importlib.util.spec_from_file_location("one_name", HERE / "one_name.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

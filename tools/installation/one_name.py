@@ -2,9 +2,9 @@
 
 Here rooms import one another as top-level packages (`from datasets.cifar import ...`). Installed like that they would
 take the place of packages of the same names, such as Hugging Face's `datasets`. So an installation has them inside one
-package, with their imports rewritten: `from longtail_los.datasets.cifar import ...`. `tools.wheel` does that when a
-wheel is built, and `import_under` when Python imports the files of a clone, for `hubconf.py`. Both change import
-statements alone, and in texts the words for a command; lines keep their numbers.
+package, with their imports rewritten: `from longtail_los.datasets.cifar import ...`. `wheel.py` beside this file does
+that when a wheel is built, and `import_under` when Python imports the files of a clone, for `hubconf.py`. Both change
+import statements alone, and in texts the words for a command; lines keep their numbers.
 
 This file imports nothing of the project, so that it can be loaded by its path.
 """
@@ -24,7 +24,12 @@ NAME, COMMAND = "longtail_los", "longtail-los"
 SCRIPTS = ("main_stage1", "main_stage2", "evaluate", "predict", "reproduce")
 # What stays behind: tests, benchmarks and findings, and tools that work on the repository itself.
 OUTSIDE = ("tests", "benchmarks", "findings")
-LEFT_OUT = ("tools/flags.py", "tools/result_tables.py", "tools/wheel.py", "tools/one_name.py")
+LEFT_OUT = (
+    "tools/flags.py",
+    "tools/result_tables.py",
+    "tools/installation/wheel.py",
+    "tools/installation/one_name.py",
+)
 # How a command is called in a clone, and once it is installed.
 CALLS = (
     (re.compile(r"\bpython (main_stage[12]|evaluate|predict|reproduce|\{script\})\.py"), rf"{COMMAND} \1"),

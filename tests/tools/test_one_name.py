@@ -121,12 +121,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]:
         (clone / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, clone / path)
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.cfg", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
     build = "import sys\nfrom setuptools import build_meta\nprint(build_meta.build_wheel(sys.argv[1]))"
     command = [sys.executable, "-c", build, str(home)]
     done = subprocess.run(command, cwd=clone, env=clean(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert not (clone / "build").exists()  # which tests and style checks of the clone would find
     (file,) = home.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         archive.extractall(home / "site")

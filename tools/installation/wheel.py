@@ -6,6 +6,7 @@
 """
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,7 @@ class BuildPackage(build_py):
                 "an editable installation would need the rooms at the top level, where they would shadow packages such "
                 "as datasets: install without --editable, or run the scripts in the clone"
             )
+        shutil.rmtree(self._folder(), ignore_errors=True)  # an earlier build may have had other files
         for name, text in one_name().installed_files(ROOT):
             path = self._folder() / name
             path.parent.mkdir(parents=True, exist_ok=True)

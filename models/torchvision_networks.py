@@ -60,7 +60,7 @@ def build(name: str, num_classes: int) -> TorchvisionNetwork:
     return TorchvisionNetwork(network, classifier)
 
 
-def find_classifier(network: nn.Module) -> str | None:
+def find_classifier(network: nn.Module, image_size: int = IMAGE_SIZE) -> str | None:
     """Return the name of the linear layer whose output (B, K) is the network's own, None where there is no such layer.
 
     One pass in eval mode without any arithmetic tells; the network is left in train mode.
@@ -71,7 +71,7 @@ def find_classifier(network: nn.Module) -> str | None:
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    logits = forward_shapes(network.eval(), IMAGE_SIZE)
+    logits = forward_shapes(network.eval(), image_size)
     network.train()
     for hook in hooks:
         hook.remove()

@@ -134,11 +134,15 @@ def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Return the commit of this checkout, marked `+` where files differ from it; None without git."""
-    here = Path(__file__).parent
+    """Return the commit of this checkout, marked `+` where files differ from it; None without git, and where this is
+    installed in a folder of another checkout."""
+    here = Path(__file__).resolve().parent
+    where = ["git", "rev-parse", "HEAD", "--show-toplevel"]
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        commit, top = subprocess.run(where, cwd=here, capture_output=True, text=True, check=True).stdout.splitlines()
         status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+    if Path(top).resolve() != here.parent:
+        return None
+    return commit + ("+" if status.stdout.strip() else "")

@@ -172,13 +172,20 @@ def remove_unfinished(file: Path) -> None:
 
 
 def write_safetensors(
-    file: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], part_mib: float = SHARD_MIB
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    header: dict[str, Any],
+    part_mib: float = SHARD_MIB,
+    *,
+    uncut: bool = False,
 ) -> list[Path]:
     """Write tensors with a header, as one file or in shards of at most `part_mib` MiB; return what was written.
 
-    Until its card is written, which is for the caller, a card says that the file is not finished.
+    Until its card is written, which is for the caller, a card says that the file is not finished. With `uncut` a tensor
+    that is larger than a shard is one of its own, and all files name the format that transformers asks for.
     """
-    metadata = {"checkpoint": json.dumps(header)}
+    form = {"format": "pt"} if uncut else {}
+    metadata = {"checkpoint": json.dumps(header), **form}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     content = save(tensors, metadata)
     if not 0 < part_mib < math.inf:
@@ -193,14 +200,14 @@ def write_safetensors(
     overhead = 1024 + len(json.dumps(metadata)) + sum(200 + len(key) for key in tensors)
     if limit <= overhead:
         raise UserError(f"--part_mib {part_mib:g} leaves no room for tensors: the header alone needs {overhead} bytes")
-    groups = pack(cut_rows(tensors, limit - overhead), limit - overhead)
+    groups = pack(tensors if uncut else cut_rows(tensors, limit - overhead), limit - overhead)
     paths = shard_names(file, len(groups))
-    common = {"whole": hashlib.sha256(content).hexdigest(), "parts": str(len(groups))}
+    common = {"whole": hashlib.sha256(content).hexdigest(), "parts": str(len(groups)), **form}
     write_json(card_of(file), UNFINISHED)
     for i, (path, group) in enumerate(zip(paths, groups, strict=True)):
         own = {**(metadata if i == 0 else {}), **common, "part": str(i + 1)}
         shard = save(group, own)
-        assert len(shard) <= limit
+        assert uncut or len(shard) <= limit
         write_atomically(path, lambda opened, shard=shard: opened.write(shard))  # type: ignore[misc]
     return paths
 

@@ -4,6 +4,8 @@
     python -m tools.release STAGE2_RUN_FOLDER CLASSIFIER.safetensors --backbone FILE.safetensors
     python -m tools.release CHECKPOINT.pth FILE.safetensors --imb_ratio 100 --network resnet34
 
+    python -m tools.release RUN_FOLDER FOLDER/model.safetensors
+
 The first argument is whatever `evaluate.py --pretrained_pth` reads: a finished run or a checkpoint alone. One that does
 not name its data and network, such as a plain state dict, takes the flags of `evaluate.py` that do.
 
@@ -13,15 +15,21 @@ configuration, so that `evaluate.py --pretrained_pth FILE` and `main_stage2.py -
 flag. A file of more than `--part_mib` MiB is written in shards and still named as one (`runs.shards`). The card, FILE
 with the ending .json, has the command, the data, the accuracy of the run, the accuracy `measured` with what is
 published, and the sha256 of every shard.
+
+A file that is called model.safetensors holds the whole network, of a stage 2 too, in the layout of Hugging Face's hub:
+beside it lie config.json, the model card README.md and, of shards, model.safetensors.index.json.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_backbone, with_backbone
 from runs.shards import SHARD_MIB, card_of, describe_files, refuse_taken_name, write_safetensors
 from stages.sources import Source, accuracy_of, describe_source, header_of, look_at, make_parser, open_source
+from tools.publishing.model_folder import MODEL_FILE, refuse_taken_folder, write_model_folder
 from utils.command import run_command
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -38,9 +46,7 @@ def release_stage1(source: Source, file: Path, flags: Sequence[str] = (), part_m
     refuse_taken_name(file)
     checkpoint = source.checkpoint
     state = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.state.items()}
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"{key} of {source.path} has numbers that half precision cannot hold")
+    refuse_lost_numbers(state, source.path)
     header = header_of(source)
     measured = accuracy_of(look_at(Checkpoint(file, "", checkpoint.kind, state, {**header, "model": state}), flags))
     written = write_safetensors(file, state, header, part_mib)
@@ -71,6 +77,37 @@ def release_classifier(
     described = {"precision": "float32", "backbone": named, "measured": measured, **describe_source(source)}
     write_json(card_of(file), {**describe_files(file), **described})
     return [*written, card_of(file)]
+
+
+def release_model(source: Source, file: Path, flags: Sequence[str] = (), part_mib: float = SHARD_MIB) -> list[Path]:
+    """Write the whole network of a run in the layout of the hub; return what was written, the card last.
+
+    The backbone is in half precision, the classifier in full.
+    """
+    refuse_taken_folder(file)
+    checkpoint = with_backbone(source.checkpoint)
+    if checkpoint.features is not None or all(key.startswith(CLASSIFIER) for key in checkpoint.state):
+        raise UserError(f"{source.path} is of features: it holds no network; name the file something else")
+    state = {
+        key: value.half() if value.is_floating_point() and not key.startswith(CLASSIFIER) else value
+        for key, value in checkpoint.state.items()
+    }
+    refuse_lost_numbers(state, source.path)
+    header = header_of(source)
+    measured = accuracy_of(look_at(Checkpoint(file, "", checkpoint.kind, state, {**header, "model": state}), flags))
+    written = write_safetensors(file, state, header, part_mib, uncut=True)
+    described = {"precision": "float16, the classifier float32", "measured": measured, **describe_source(source)}
+    card = {**describe_files(file), **described}
+    written += write_model_folder(file, {key: value.nbytes for key, value in state.items()}, header, card)
+    write_json(card_of(file), card)
+    return [*written, card_of(file)]
+
+
+def refuse_lost_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError where a number is not finite, as those that half precision cannot hold are."""
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{key} of {path} has numbers that half precision cannot hold")
 
 
 def refuse_other_backbone(source: Path, config: Config, file: Path, base: Checkpoint) -> None:
@@ -115,12 +152,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = open_source(own.source, flags)
     if source.stage == "stage1" and own.backbone is not None:
         parser.error("--backbone is for a stage 2: a stage 1 has its own")
-    if source.stage == "stage2" and own.backbone is None:
+    if own.file.name == MODEL_FILE and own.backbone is not None:
+        parser.error(f"--backbone is for a classifier alone: {MODEL_FILE} holds the whole network")
+    if source.stage == "stage2" and own.backbone is None and own.file.name != MODEL_FILE:
         parser.error(
             f"{own.source} is of a stage 2, of which the classifier is released: name the file that has its stage 1 "
             "with --backbone"
         )
-    if source.stage == "stage1":
+    if own.file.name == MODEL_FILE:
+        written = release_model(source, own.file, flags, own.part_mib)
+    elif source.stage == "stage1":
         written = release_stage1(source, own.file, flags, own.part_mib)
     else:
         written = release_classifier(source, own.file, own.backbone, flags, own.part_mib)

@@ -29,7 +29,7 @@ LADDER = (
     ("runs",),
     ("engine",),
     ("stages",),
-    ("main_stage1", "main_stage2", "evaluate", "predict", "tables", "tools", "api"),
+    ("main_stage1", "main_stage2", "evaluate", "predict", "hubconf", "tables", "tools", "api"),
     ("reproduce",),
     ("benchmarks",),
     ("tests",),

@@ -1,0 +1,1 @@
+"""The project as one package: for pip, for torch.hub, and its one command."""

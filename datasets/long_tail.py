@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.text import shown
+from utils.text import counted, shown
 
 IMB_TYPES = ["exp", "step"]
 SUBSETS = ["first", "shuffle"]
@@ -167,7 +167,7 @@ def select_subset(labels: np.ndarray, counts: list[int], subset: str = "first", 
     chosen = []
     for label, (members, count) in enumerate(zip(members_by_class(labels, len(counts)), counts, strict=True)):
         if len(members) < count:
-            raise UserError(f"class {label} has {len(members)} images where the profile needs {count}")
+            raise UserError(f"class {label} has {counted(len(members), 'image')} where the profile needs {count}")
         if subset == "shuffle":
             generator.shuffle(members)
         chosen.append(members[:count])

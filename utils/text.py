@@ -1,5 +1,6 @@
 """Text that may come from a stranger's file, made fit for a message of one line, a table or a file's name."""
 
+import hashlib
 import re
 from typing import TextIO
 
@@ -35,6 +36,16 @@ def tell(text: str = "", *, file: TextIO | None = None, flush: bool = False) -> 
 def plain_name(text: str) -> str:
     """Return text as it can stand in a file's name anywhere."""
     return re.sub(r"[^0-9A-Za-z.-]+", "-", text).strip("-.") or "root"
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return text as part of a file's name: as it is, or where it is longer 8 hexadecimal digits of its sha256."""
+    return text if len(text) <= longest else hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number of things in words: "1 image", "2 images"; `several` where it is not `one` with an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
 def utf8_text(text: str) -> str:

@@ -12,6 +12,7 @@ from evaluation.prediction_sets.record import HeldOut
 from evaluation.prediction_sets.thresholds import KINDS, class_thresholds, have, without_threshold
 from evaluation.priors.correction import Prior
 from evaluation.text_tables import to_text
+from utils.text import counted
 
 
 @torch.no_grad()
@@ -98,6 +99,7 @@ def sets_text(report: dict[str, Any]) -> str:
     holds = "whose classes are as frequent as theirs" if report["prior"] is None else "that follow the test prior"
     return (
         f"prediction sets, coverage {report['asked']:g} % asked, plain test images:\n{to_text(rows)}\n"
-        f"(thresholds from {report['held_out_images']} held-out images at temperature {report['temperature']:.4g}; "
+        f"(thresholds from {counted(report['held_out_images'], 'held-out image')} at temperature "
+        f"{report['temperature']:.4g}; "
         f"marginal holds for images {holds}, classwise for each class{few})"
     )

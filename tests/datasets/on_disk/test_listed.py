@@ -661,7 +661,7 @@ def test_check_warns_of_repeats_leaks_and_what_it_passed_over(tree: Path, capsys
     assert f"1 paths are training and test images both (first: {tests[0][0]})" in out
     (tree / "train" / "ant" / "notes.txt").write_text("no image")
     assert run_check("--dataset", "folder", "--data_dir", tree) == 0
-    words = "warning: left out: 1 files whose ending is of no image that can be read: .txt 1 (train/ant/notes.txt)"
+    words = "warning: left out: 1 file whose ending is of no image that can be read: .txt 1 (train/ant/notes.txt)"
     assert words in capsys.readouterr().out
 
 
@@ -671,7 +671,7 @@ def test_check_warns_of_a_path_under_two_labels(tree: Path, capsys: pytest.Captu
     for how in ("content", "names"):
         assert run_check("--dataset", "list", "--data_dir", tree, "--identity", how) == 0
         out = capsys.readouterr().out
-        assert f"warning: 1 training images stand under two labels (first: {rows[0][0]})" in out
+        assert f"warning: 1 training image stands under two labels (first: {rows[0][0]})" in out
         assert ("are training images too, by content" in out) == (how == "content")
 
 

@@ -27,6 +27,8 @@ from evaluation.measure import (
     logits_summary,
     rebalanced_report,
 )
+from evaluation.per_class.confusion import class_table, confusion_report, most_certain_mistakes
+from evaluation.per_class.texts import classes_text
 from evaluation.priors.correction import Prior
 from evaluation.text_tables import details, headline_of, per_class_table, report_table
 from runs.checkpoint import Checkpoint, load_weights
@@ -34,11 +36,12 @@ from runs.session import LoadedModel
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
 from stages.asked_reports import asked_prior, asked_reports, asked_texts, known_temperature, stored_temperature
+from stages.page import MISTAKES, refuse_place, run_page
 from stages.session import open_model, settle_execution
 from stages.start import find_reported
 from utils.command import run_command
 from utils.distributed import is_main
-from utils.files import write_json
+from utils.files import write_json, write_text
 from utils.text import tell
 
 
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     execution = settle_execution(command)
     command, checkpoints = find_reported(command)
     first = next(iter(checkpoints.values()))
+    if command.settings.html is not None:
+        refuse_place(Path(command.settings.html))
     loaded = open_model(command, execution, first, first.path.parent)
     prior = asked_prior(loaded)
     records = {}
@@ -58,14 +63,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     tell()
     tell(report_table(records, loaded.settings.protocol))
     tell(headline_text(headline_of(records, loaded.settings.protocol), loaded.data.class_counts))
+    name, record = next(iter(records.items()))
+    accuracy = record["plain"]["per_class_accuracy"]
+    classes = class_table(record["confusion"], accuracy, loaded.data.class_names, loaded.data.class_counts)
+    tell(f"\n{classes_text(record['confusion'], classes, f'{name}, plain')}")
     for name, record in records.items():
         tell(f"\n{name}:")
         tell("\n\n".join([details(record), *asked_texts(record)]))
     if loaded.settings.json is not None and is_main():
         data = loaded.data
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
-        write_json(Path(loaded.settings.json), {"schema": 1, **subset, "checkpoints": records})
+        about = {"schema": 1, **subset, "class_names": data.class_names}
+        write_json(Path(loaded.settings.json), {**about, "checkpoints": records})
         tell(f"written to {loaded.settings.json}")
+    if loaded.settings.html is not None and is_main():
+        load_weights(loaded.model, first)
+        write_text(Path(loaded.settings.html), run_page(loaded, first, records))
+        tell(f"written to {loaded.settings.html}")
 
 
 def report_on(loaded: LoadedModel, checkpoint: Checkpoint, prior: Prior | None = None) -> dict[str, Any]:
@@ -79,11 +93,14 @@ def report_on(loaded: LoadedModel, checkpoint: Checkpoint, prior: Prior | None =
     given = stored_temperature(checkpoint, settings.temperature)
     calibration = calibration_report(logits_of, images, data, given)
     temperature = known_temperature(calibration)
+    plain, labels = logits_of("test"), images["test"].labels
     return {
         "epoch": checkpoint.epoch,
         "sha256": checkpoint.sha256,
         "kind": checkpoint.kind,
         **evaluate_test(logits_of, images, data),
+        "confusion": confusion_report(plain.argmax(dim=1), labels, data.class_counts),
+        "mistakes": most_certain_mistakes(plain, labels, MISTAKES),
         "logits": logits,
         "logits_summary": logits_summary(logits),
         "calibration": calibration,

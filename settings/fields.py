@@ -260,6 +260,9 @@ class Settings(_Hyperparameters):
         (EVALUATE,),
         bounds=Range(0, 1, "()"),
     )
+    html: str | None = option(
+        None, Group.REPORT, "write tables, figures and mistakes as one page", (EVALUATE,), metavar="FILE"
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

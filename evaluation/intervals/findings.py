@@ -187,4 +187,4 @@ def headline_text(report: Report, class_counts: np.ndarray) -> str:
         if math.isnan(row["low"]):
             ends = f"(no interval: of {counted(lost_classes(one), 'class', 'classes')} no image is right)"
         cells.append(f"{SHORT[row['measure']]} {row['value']:.2f} {ends}")
-    return f"95 % intervals, by the bootstrap over the test images of each class: {', '.join(cells)}"
+    return "95 % intervals, by the bootstrap over the test images of each class:\n" + "\n".join(cells)

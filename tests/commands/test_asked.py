@@ -168,3 +168,42 @@ def test_a_damaged_record_is_refused(held: Path, photos: Path, tmp_path: Path) -
     save_checkpoint(tmp_path / "bad.pth", {**content, KEY: {**content[KEY], "images": [1, 2, 3]}})
     outcome = run("predict", "--pretrained_pth", tmp_path / "bad.pth", "--images", photos / "test")
     assert is_refusal(outcome, "is damaged", KEY, alone=False)
+
+
+# The page
+
+
+def test_a_page_has_tables_figures_and_the_images_that_are_wrong(plain: Path, tmp_path: Path) -> None:
+    out = succeed("evaluate", "--pretrained_pth", plain, "--html", tmp_path / "page.html", "--json", tmp_path / "r.json")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"written to {tmp_path / 'page.html'}" in out.out and page.endswith("</html>\n")
+    record = read(tmp_path / "r.json")["checkpoints"]["last"]
+    wrong = sum(record["plain"]["class_images"]) - sum(
+        round(accuracy * images / 100)
+        for accuracy, images in zip(record["plain"]["per_class_accuracy"], record["plain"]["class_images"], strict=True)
+    )
+    assert 0 < wrong == len(record["mistakes"]) and page.count("<img ") == 3 + wrong  # curves, classes, logits
+    first = record["mistakes"][0]
+    names = read(tmp_path / "r.json")["class_names"]
+    assert f"{names[first['true']]}, taken for {names[first['predicted']]} (" in page and ".png" in page
+    assert max(map(len, out.out.split("worst classes")[1].splitlines())) <= 80
+
+
+def test_a_run_leaves_a_table_of_its_classes(plain: Path) -> None:
+    metrics = read(plain / "metrics.json")
+    rows = rows_of(plain / "per_class.csv")
+    assert [row["name"] for row in rows] == metrics["class_names"] == sorted(COLOURS)
+    assert [int(row["training_images"]) for row in rows] == metrics["class_counts"]
+    accuracy = metrics["last"]["plain"]["per_class_accuracy"]
+    assert [float(row["accuracy"]) for row in rows] == pytest.approx(accuracy, rel=1e-4)
+    confused = metrics["confusion"]["confused_with"]
+    assert [row["most_confused_with"] for row in rows] == [
+        "" if k is None else metrics["class_names"][k] for k in confused
+    ]
+
+
+def test_a_page_that_has_no_place_is_refused_at_once(plain: Path, tmp_path: Path) -> None:
+    for place, words in ((tmp_path, "it is a folder"), (tmp_path / "no" / "page.html", "there is no folder")):
+        outcome = run("evaluate", "--pretrained_pth", plain, "--html", place)
+        assert is_refusal(outcome, "--html", words)
+    assert not list(tmp_path.iterdir())

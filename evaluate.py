@@ -35,7 +35,14 @@ from runs.checkpoint import Checkpoint, load_weights
 from runs.session import LoadedModel
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
-from stages.asked_reports import asked_prior, asked_reports, asked_texts, known_temperature, stored_temperature
+from stages.asked_reports import (
+    asked_prior,
+    asked_reports,
+    asked_texts,
+    known_temperature,
+    stored_temperature,
+    with_shots,
+)
 from stages.page import MISTAKES, refuse_place, run_page
 from stages.session import open_model, settle_execution
 from stages.start import find_reported
@@ -53,27 +60,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = next(iter(checkpoints.values()))
     if command.settings.html is not None:
         refuse_place(Path(command.settings.html))
-    loaded = open_model(command, execution, first, first.path.parent)
+    loaded = with_shots(open_model(command, execution, first, first.path.parent))
+    data = loaded.data
     prior = asked_prior(loaded)
     records = {}
     for name, checkpoint in checkpoints.items():
         load_weights(loaded.model, checkpoint)
         records[name] = report_on(loaded, checkpoint, prior)
-    tell(per_class_table(records, loaded.data))
+    tell(per_class_table(records, data))
     tell()
     tell(report_table(records, loaded.settings.protocol))
-    tell(headline_text(headline_of(records, loaded.settings.protocol), loaded.data.class_counts))
+    tell(headline_text(headline_of(records, loaded.settings.protocol), data.class_counts))
     name, record = next(iter(records.items()))
     accuracy = record["plain"]["per_class_accuracy"]
-    classes = class_table(record["confusion"], accuracy, loaded.data.class_names, loaded.data.class_counts)
+    classes = class_table(record["confusion"], accuracy, data.class_names, data.class_counts, data.shot_bounds)
     tell(f"\n{classes_text(record['confusion'], classes, f'{name}, plain')}")
     for name, record in records.items():
         tell(f"\n{name}:")
         tell("\n\n".join([details(record), *asked_texts(record)]))
     if loaded.settings.json is not None and is_main():
-        data = loaded.data
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
-        about = {"schema": 1, **subset, "class_names": data.class_names}
+        about = {"schema": 1, **subset, "class_names": data.class_names, "shot_bounds": data.shot_bounds._asdict()}
         write_json(Path(loaded.settings.json), {**about, "checkpoints": records})
         tell(f"written to {loaded.settings.json}")
     if loaded.settings.html is not None and is_main():
@@ -99,7 +106,7 @@ def report_on(loaded: LoadedModel, checkpoint: Checkpoint, prior: Prior | None =
         "sha256": checkpoint.sha256,
         "kind": checkpoint.kind,
         **evaluate_test(logits_of, images, data),
-        "confusion": confusion_report(plain.argmax(dim=1), labels, data.class_counts),
+        "confusion": confusion_report(plain.argmax(dim=1), labels, data.class_counts, data.shot_bounds),
         "mistakes": most_certain_mistakes(plain, labels, MISTAKES),
         "logits": logits,
         "logits_summary": logits_summary(logits),

@@ -263,6 +263,9 @@ class Settings(_Hyperparameters):
     html: str | None = option(
         None, Group.REPORT, "write tables, figures and mistakes as one page", (EVALUATE,), metavar="FILE"
     )
+    shots: str | None = option(
+        None, Group.REPORT, "many- and few-shot: above and below, or thirds [100,20]", (EVALUATE,), metavar="N,N"
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -44,7 +44,8 @@ def run_page(loaded: LoadedModel, checkpoint: Checkpoint, records: Mapping[str, 
     data, settings = loaded.data, loaded.settings
     name, record = next(iter(records.items()))
     confusion = record["confusion"]
-    classes = class_table(confusion, record["plain"]["per_class_accuracy"], data.class_names, data.class_counts)
+    accuracy = record["plain"]["per_class_accuracy"]
+    classes = class_table(confusion, accuracy, data.class_names, data.class_counts, data.shot_bounds)
     what = f"{name}, plain"
     title = f"{checkpoint.path.parent.name}: {data.name}, {data.num_classes} classes"
     about = [
@@ -90,6 +91,7 @@ def figures(loaded: LoadedModel, checkpoint: Checkpoint, record: dict[str, Any])
     """Return the figures of a run: the curves of its log, where it lies beside the checkpoint, and its classes."""
     shown_of = {
         "class_counts": loaded.data.class_counts.tolist(),
+        "shot_bounds": loaded.data.shot_bounds,
         "last": record,
         "logits": record["logits"],
         "weight_norm": weight_norms(loaded.model.fc, loaded.data.num_classes),

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from datasets.long_tail import FIELD_BOUNDS, ShotBounds
 from evaluation.blocks import row_blocks
 from evaluation.metrics import SHOTS, shot_groups
 
@@ -19,7 +20,9 @@ WORST_PAIRS = 20
 Confusion = dict[str, Any]
 
 
-def confusion_report(predictions: Tensor, labels: Tensor, class_counts: np.ndarray) -> Confusion:
+def confusion_report(
+    predictions: Tensor, labels: Tensor, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
+) -> Confusion:
     """Return, as JSON can hold it, what predicted classes (N,) say of test images with labels (N,).
 
     `class_counts` (K,) are the training images of each class. A list a class: `test_images`, `predicted` (images that
@@ -44,7 +47,7 @@ def confusion_report(predictions: Tensor, labels: Tensor, class_counts: np.ndarr
         "confused_with": [int(first["predicted"][k]) if k in first.index else None for k in range(classes)],
         "confused_images": [int(first["images"][k]) if k in first.index else 0 for k in range(classes)],
         "pairs": worst.assign(share=share).to_dict("records"),
-        "groups": group_matrix(true, predicted, class_counts),
+        "groups": group_matrix(true, predicted, class_counts, bounds),
     }
 
 
@@ -57,10 +60,12 @@ def wrong_pairs(true: np.ndarray, predicted: np.ndarray, classes: int) -> pd.Dat
     return pairs.sort_values(["true", "images"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
-def group_matrix(true: np.ndarray, predicted: np.ndarray, class_counts: np.ndarray) -> dict[str, dict[str, float]]:
+def group_matrix(
+    true: np.ndarray, predicted: np.ndarray, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
+) -> dict[str, dict[str, float]]:
     """Return, for each shot group that has test images, the percent of them that are `right`, and that are taken for
     another class of the groups `many`, `medium` and `few`: together 100."""
-    groups = shot_groups(class_counts)
+    groups = shot_groups(class_counts, bounds)
     of_class = np.select([groups[name] for name in SHOTS], range(len(SHOTS)))
     matrix: dict[str, dict[str, float]] = {}
     for place, name in enumerate(SHOTS):
@@ -96,13 +101,17 @@ def most_certain_mistakes(logits: Tensor, labels: Tensor, most: int) -> list[dic
 
 
 def class_table(
-    confusion: Confusion, accuracy: Sequence[float | None], class_names: Sequence[str], class_counts: np.ndarray
+    confusion: Confusion,
+    accuracy: Sequence[float | None],
+    class_names: Sequence[str],
+    class_counts: np.ndarray,
+    bounds: ShotBounds = FIELD_BOUNDS,
 ) -> pd.DataFrame:
     """Return the rows of per_class.csv, a class each, in the order of the classes.
 
     `accuracy` (K,) in percent is None where a class has no test image.
     """
-    shots = shot_groups(class_counts)
+    shots = shot_groups(class_counts, bounds)
     return pd.DataFrame(
         {
             "class": range(len(class_names)),

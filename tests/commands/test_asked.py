@@ -174,7 +174,9 @@ def test_a_damaged_record_is_refused(held: Path, photos: Path, tmp_path: Path) -
 
 
 def test_a_page_has_tables_figures_and_the_images_that_are_wrong(plain: Path, tmp_path: Path) -> None:
-    out = succeed("evaluate", "--pretrained_pth", plain, "--html", tmp_path / "page.html", "--json", tmp_path / "r.json")
+    out = succeed(
+        "evaluate", "--pretrained_pth", plain, "--html", tmp_path / "page.html", "--json", tmp_path / "r.json"
+    )
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"written to {tmp_path / 'page.html'}" in out.out and page.endswith("</html>\n")
     record = read(tmp_path / "r.json")["checkpoints"]["last"]
@@ -186,7 +188,8 @@ def test_a_page_has_tables_figures_and_the_images_that_are_wrong(plain: Path, tm
     first = record["mistakes"][0]
     names = read(tmp_path / "r.json")["class_names"]
     assert f"{names[first['true']]}, taken for {names[first['predicted']]} (" in page and ".png" in page
-    assert max(map(len, out.out.split("worst classes")[1].splitlines())) <= 80
+    lines = out.out.split("worst classes")[1].split("written to")[0].splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_run_leaves_a_table_of_its_classes(plain: Path) -> None:
@@ -207,3 +210,26 @@ def test_a_page_that_has_no_place_is_refused_at_once(plain: Path, tmp_path: Path
         outcome = run("evaluate", "--pretrained_pth", plain, "--html", place)
         assert is_refusal(outcome, "--html", words)
     assert not list(tmp_path.iterdir())
+
+
+# Bounds of the shot groups
+
+
+def test_shots_are_grouped_as_asked(plain: Path, tmp_path: Path) -> None:
+    """12, 8 and 4 training images: few-shot all, by the field's bounds."""
+    usual = succeed("evaluate", "--pretrained_pth", plain)
+    assert "0 many, 0 medium, 3 few classes; --shots thirds" in usual.out
+    out = succeed("evaluate", "--pretrained_pth", plain, "--shots", "thirds", "--json", tmp_path / "r.json").out
+    assert "many > 8, few < 8 training images: 1 many, 1 medium, 1 few classes" in out
+    found = read(tmp_path / "r.json")
+    report = found["checkpoints"]["last"]["plain"]
+    by_size = dict(zip(found["class_counts"], report["per_class_accuracy"], strict=True))
+    assert [report[name] for name in ("many", "medium", "few")] == [by_size[12], by_size[8], by_size[4]]
+    assert found["shot_bounds"] == {"many_above": 8, "few_below": 8}
+    given = succeed("evaluate", "--pretrained_pth", plain, "--shots", "8,8").out
+    assert given.split("shots: ")[1] == out.split("shots: ")[1].split("written to")[0]
+
+
+@pytest.mark.parametrize("given", ["10", "5,20", "a,b", "20,-1", "", "1,2,3", "thirdds"])
+def test_shots_that_make_no_sense_are_refused(plain: Path, given: str) -> None:
+    assert is_refusal(run("evaluate", "--pretrained_pth", plain, "--shots", given), "--shots", alone=False)

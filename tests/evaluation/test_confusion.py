@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score
 
+from datasets.long_tail import ShotBounds
+from evaluation.metrics import SHOTS, prediction_report, shot_groups, third_bounds
 from evaluation.per_class.confusion import (
     WORST_PAIRS,
     class_table,
@@ -107,6 +109,38 @@ def test_the_classes_fit_80_columns_and_the_table_has_their_names(drawn: tuple[t
     lines = classes_text(report, table, "last epoch, plain").splitlines()
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[2:8]] == ["f", "e", "d", "c", "<b>", "a" * 19 + "..."]
+
+
+# Bounds of the shot groups
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ([90, 80, 70, 60, 50, 40], (2, 2, 2)),
+        ([900, 800, 700, 650, 640, 630, 620], (2, 3, 2)),
+        ([7, 7, 7], (0, 3, 0)),  # as large as one another: none is larger than the others
+        ([9, 3], (1, 0, 1)),
+        ([500, 5, 5, 5, 5, 5], (1, 5, 0)),
+    ],
+)
+def test_thirds_group_the_classes_by_their_sizes(counts: list[int], wanted: tuple[int, int, int]) -> None:
+    sizes = np.array(counts)
+    groups = shot_groups(sizes, third_bounds(sizes))
+    assert tuple(int(groups[name].sum()) for name in SHOTS) == wanted
+    assert (np.stack(list(groups.values())).sum(axis=0) == 1).all()
+
+
+def test_reports_group_by_the_bounds_that_they_are_given(drawn: tuple[torch.Tensor, torch.Tensor]) -> None:
+    predictions, labels = drawn
+    report = prediction_report(predictions, labels, COUNTS, ShotBounds(400, 100))
+    accuracy = report["per_class_accuracy"]
+    assert report["many"] == accuracy[0] and report["medium"] == accuracy[1]
+    assert report["few"] == pytest.approx(np.mean(accuracy[2:6]))
+    confusion = confusion_report(predictions, labels, COUNTS, ShotBounds(400, 100))
+    assert confusion["groups"]["many"]["right"] == pytest.approx(accuracy[0])
+    table = class_table(confusion, accuracy, NAMES, COUNTS, ShotBounds(400, 100))
+    assert table["shot"].tolist() == ["many", "medium", *["few"] * 5]
 
 
 # The page

@@ -268,6 +268,7 @@ def device_images(data: LongTailedData, execution: Execution, settings: Settings
                 size=size,
                 resize=resize,
                 augment=kinds.get(name, "crop"),
+                crop_area=settings.crop_area,
                 reading=reading,
             )
             for name, split in splits.items()

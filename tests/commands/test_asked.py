@@ -233,3 +233,24 @@ def test_shots_are_grouped_as_asked(plain: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["10", "5,20", "a,b", "20,-1", "", "1,2,3", "thirdds"])
 def test_shots_that_make_no_sense_are_refused(plain: Path, given: str) -> None:
     assert is_refusal(run("evaluate", "--pretrained_pth", plain, "--shots", given), "--shots", alone=False)
+
+
+# The area of crops
+
+
+def test_the_area_of_crops_is_stage_1s_and_stage_2_follows_it(photos: Path, tmp_path: Path) -> None:
+    whole = train(photos, tmp_path / "whole", "--crop_area", 0.9)
+    usual = train(photos, tmp_path / "usual")
+    assert "crop_area0.9" in whole.name and "crop_area" not in usual.name
+    assert read(whole / "config.json")["images"]["crop_area"] == 0.9
+    assert "crop_area" not in read(usual / "config.json")["images"]
+    losses = [[row["loss"] for row in rows_of(folder / "log.csv")] for folder in (whole, usual)]
+    assert losses[0] != losses[1]
+    stage2 = ("--method", "los", "--finetune_epoch", 1, "--workers", 0, "--out", tmp_path / "whole")
+    succeed("main_stage2", "--pretrained_pth", whole, *stage2, "--views", 2)
+    (folder,) = (tmp_path / "whole").rglob("stage2*")
+    assert read(folder / "config.json")["settings"]["crop_area"] == 0.9
+    other = run("main_stage2", "--pretrained_pth", whole, *stage2, "--crop_area", 0.5)
+    assert other.status == 0 and "not used by main_stage2: --crop_area" in other.err
+    for wrong in (0, 1.5, -1):
+        assert run("main_stage1", "--dataset", "folder", "--data_dir", photos, "--crop_area", wrong).status == 2

@@ -9,15 +9,27 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.text import shown
+from utils.text import counted, shown
 
 IMB_TYPES = ["exp", "step"]
 SUBSETS = ["first", "shuffle"]
+
+
+class ShotBounds(NamedTuple):
+    """Where the groups of classes end, in training images of a class: many-shot ones have more than `many_above`,
+    few-shot ones fewer than `few_below`, medium-shot ones are between."""
+
+    many_above: int
+    few_below: int
+
+
+# Liu et al., "Large-Scale Long-Tailed Recognition in an Open World" (OLTR), CVPR 2019: those of the field.
+FIELD_BOUNDS = ShotBounds(100, 20)
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class LongTailedData:
     `subset_identity`. `identity` says it of all splits by content, once they were read (`with_identity`). `notes` say
     how it was read, those that may be a mistake with `warning: ` before them. `lists` record it of lists: columns of a
     table, and the class that each label names. `test_share` is the share of each class that was taken for the test, 0
-    where there is a test split.
+    where there is a test split. `shot_bounds` say which classes a report groups as many-, medium- and few-shot.
     """
 
     name: str
@@ -113,6 +125,7 @@ class LongTailedData:
     notes: tuple[str, ...] = ()
     lists: dict[str, Any] | None = None
     test_share: float = 0.0
+    shot_bounds: ShotBounds = FIELD_BOUNDS
 
     @property
     def num_classes(self) -> int:
@@ -167,7 +180,7 @@ def select_subset(labels: np.ndarray, counts: list[int], subset: str = "first", 
     chosen = []
     for label, (members, count) in enumerate(zip(members_by_class(labels, len(counts)), counts, strict=True)):
         if len(members) < count:
-            raise UserError(f"class {label} has {len(members)} images where the profile needs {count}")
+            raise UserError(f"class {label} has {counted(len(members), 'image')} where the profile needs {count}")
         if subset == "shuffle":
             generator.shuffle(members)
         chosen.append(members[:count])

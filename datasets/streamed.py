@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.augment.crops import AREA
 from datasets.augment.jitter import colour_jitter
 from datasets.image_source import ImageSource
 from datasets.long_tail import Augmentation
@@ -30,10 +31,10 @@ class StreamedImages(ImageSource):
     """The images of one split on disk, and the batches made of them.
 
     `size` is the side of a crop in pixels, `resize` what the shorter side becomes before a centre crop; `labels` (N,)
-    and `ids` (N,) int64 lie on the device. `augment` says what an image of a view undergoes: "crop" is a random crop
-    and, where the data set allows it, mirroring; "jitter" adds `colour_jitter`. With patience (`Reading`), images that
-    cannot be read are noted in `faults` (row: why). Raises UserError for another augmentation, and for a crop that is
-    larger than the resized image.
+    and `ids` (N,) int64 lie on the device. `augment` says what an image of a view undergoes: "crop" is a random crop of
+    at least the share `crop_area` of it and, where the data set allows it, mirroring; "jitter" adds `colour_jitter`.
+    With patience (`Reading`), images that cannot be read are noted in `faults` (row: why). Raises UserError for another
+    augmentation, and for a crop that is larger than the resized image.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class StreamedImages(ImageSource):
         size: int,
         resize: int,
         augment: str = "crop",
+        crop_area: float = AREA[0],
         reading: Reading = NO_WORKERS,
     ) -> None:
         if augment == "autoaugment":
@@ -68,7 +70,7 @@ class StreamedImages(ImageSource):
         self.shift = torch.tensor(augmentation.mean, device=device).repeat(size) / std
         self._pinned = device.type == "cuda"
         self.faults: dict[int, str] = {}
-        self._crops = Crops(split, size, resize, reading)
+        self._crops = Crops(split, size, resize, reading, crop_area)
         self._tasks = Tasks()
         self._readers: Workers | None = None
         self._passes = 0

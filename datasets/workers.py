@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets.augment.crops import centre_crop, random_crop
+from datasets.augment.crops import AREA, centre_crop, random_crop
 from datasets.decode import decode_rgb
 from datasets.decoding.memory import memory_for
 from datasets.decoding.options import PLAIN, DecodeOptions
@@ -82,11 +82,14 @@ class Crops(Dataset[list[Fault]]):
     costs some milliseconds of handing over a file descriptor, as much as decoding several images.
     """
 
-    def __init__(self, split: ListedSplit, size: int, resize: int, reading: Reading) -> None:
+    def __init__(
+        self, split: ListedSplit, size: int, resize: int, reading: Reading, crop_area: float = AREA[0]
+    ) -> None:
         self.split = split
         self.ids = torch.from_numpy(split.ids)
         self.size = size
         self.resize = resize
+        self.crop_area = crop_area
         self.reading = reading
         self.slots = torch.empty(0, dtype=torch.uint8)
         self.memory = memory_for(reading.options, reading.workers)
@@ -124,7 +127,9 @@ class Crops(Dataset[list[Fault]]):
         """Return the crop (3, size, size) uint8 of the image at `row` that `draw` chooses, the centre crop for None."""
         with self.memory.claims() as claim:
             image = decode_rgb(self.split.path(row), claim, self.reading.options)
-            return centre_crop(image, self.size, self.resize) if draw is None else random_crop(image, self.size, draw)
+            if draw is None:
+                return centre_crop(image, self.size, self.resize)
+            return random_crop(image, self.size, draw, self.crop_area)
 
 
 class Faults(Dataset[list[str]]):

@@ -7,6 +7,7 @@ from torch import nn
 
 from datasets.long_tail import LongTailedData
 from engine.fit import History
+from evaluation.csv_files import csv_text
 from evaluation.measure import (
     Images,
     SplitLogits,
@@ -19,13 +20,15 @@ from evaluation.measure import (
     training_fit,
 )
 from evaluation.metrics import feature_variance_ratio, finite_or_none
+from evaluation.per_class.confusion import class_table, confusion_report
+from evaluation.per_class.texts import classes_text
 from evaluation.plots import draw_plots
 from evaluation.text_tables import details, report_table
 from models.heads import Linear
 from runs.session import Session
 from utils.distributed import is_main, wait_for_all
 from utils.errors import memory_for
-from utils.files import write_json
+from utils.files import write_json, write_text
 from utils.text import tell
 
 
@@ -114,12 +117,20 @@ def finish_run(session: Session, history: History, logits_of: SplitLogits) -> di
     """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
     run, settings = session.run, session.run.config["settings"]
     metrics = run_metrics(run.config, history, logits_of, session.images, session.data)
+    predictions, data = logits_of("test").argmax(dim=1), session.data
+    confusion = confusion_report(predictions, session.images["test"].labels, data.class_counts)
+    metrics |= {"class_names": data.class_names, "confusion": confusion}
+    accuracy = metrics["last"]["plain"]["per_class_accuracy"]
+    classes = class_table(confusion, accuracy, data.class_names, data.class_counts)
     if is_main():
         draw_plots(run.folder / "plots", metrics, history.log)
+        write_text(run.folder / "per_class.csv", csv_text(classes, "%.6g"))
         write_json(run.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     wait_for_all()  # a stage that follows in the same processes reads these files in each of them
     tell()
     tell(report_table({name: metrics[name] for name in ("last", "best")}, settings["protocol"]))
+    tell()
+    tell(classes_text(confusion, classes, "last epoch, plain"))
     tell()
     tell(details(metrics))
     if metrics["holdout"]:

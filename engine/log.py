@@ -112,9 +112,19 @@ class Pace:
 
 
 def print_epoch(row: dict[str, Any], epochs: int, to_go: float) -> None:
-    """Print one line an epoch, with the time to go, which is given in seconds."""
-    text = f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  train {row['train_accuracy']:5.2f}"
+    """Print one line an epoch, of at most 80 columns, with the time to go, which is given in seconds.
+
+    Behind the test accuracy stand those of the many-, medium- and few-shot classes; log.csv has every digit.
+    """
+    text = f"epoch {row['epoch']:>3}/{epochs} loss {row['loss']:#.4g} train {row['train_accuracy']:.1f}"
     if row["plain_all"] is not None:
-        parts = [f"{name} {row[f'plain_{name}']:5.2f}" for name in ("all", *SHOTS) if row[f"plain_{name}"] is not None]
-        text += "  test " + "  ".join(parts)
-    tell(f"{text}  {row['images_per_second']:.0f} images/s  {to_go / 60:.1f} min to go", flush=True)
+        shots = "/".join("-" if row[f"plain_{name}"] is None else f"{row[f'plain_{name}']:.1f}" for name in SHOTS)
+        text += f" test {row['plain_all']:.1f} ({shots})"
+    tell(f"{text} {time_left(to_go)} to go", flush=True)
+
+
+def time_left(seconds: float) -> str:
+    """Return a time in at most 7 characters."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.image_source import ImageSource
-from datasets.long_tail import LongTailedData
+from datasets.long_tail import LongTailedData, ShotBounds
 from evaluation.logits_magnitude import MagnitudeStatistics, Readings, logits_magnitude, summarise
 from evaluation.metrics import (
     Report,
@@ -110,14 +110,15 @@ def logits_by_way(logits_of: SplitLogits, data: LongTailedData) -> dict[str, Ten
 
 
 def report_ways(
-    report: Callable[[Tensor, Tensor, np.ndarray], Report],
+    report: Callable[[Tensor, Tensor, np.ndarray, ShotBounds], Report],
     values: dict[str, Tensor],
     images: Images,
     data: LongTailedData,
 ) -> dict[str, Any]:
     """Return the `report` of the logits or predictions of each way of testing; None for the one that is missing."""
     labels = images["test"].labels
-    return {way: report(values[way], labels, data.class_counts) if way in values else None for way in ("plain", "flip")}
+    counts, bounds = data.class_counts, data.shot_bounds
+    return {way: report(values[way], labels, counts, bounds) if way in values else None for way in ("plain", "flip")}
 
 
 def selection_score(record: dict[str, Any]) -> float:

@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.long_tail import FIELD_BOUNDS, ShotBounds
 from evaluation.blocks import row_blocks
 from evaluation.class_accuracies import class_measures, describe_test_images
 from evaluation.intervals.correct import pack_correct
 from evaluation.probabilities import CALIBRATION_BINS, bin_of, probability_scores, top_accuracy
 from utils.parameters import TEMPERATURES
 
-MANY_ABOVE = 100
-FEW_BELOW = 20
 SHOTS = ["many", "medium", "few"]
 Report = dict[str, Any]
 
 
-def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a mask (K,) a group for the training images (K,) of each class: many > 100, medium 20 to 100, few < 20.
+def shot_groups(class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS) -> dict[str, np.ndarray]:
+    """Return a mask (K,) a group for the training images (K,) of each class: many > 100, medium 20 to 100, few < 20,
+    or by other `bounds`.
 
     Liu et al., "Large-Scale Long-Tailed Recognition in an Open World" (OLTR), CVPR 2019.
     """
-    many, few = class_counts > MANY_ABOVE, class_counts < FEW_BELOW
+    many, few = class_counts > bounds.many_above, class_counts < bounds.few_below
     return {"many": many, "medium": ~many & ~few, "few": few}
 
 
@@ -50,7 +50,16 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BI
     return 100 * float(gaps.abs().sum()) / len(labels)
 
 
-def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
+def third_bounds(class_counts: np.ndarray) -> ShotBounds:
+    """Return the bounds by which a third of the classes each, by their training images (K,), are many-, medium- and
+    few-shot; of classes as large as that at a bound all are medium-shot."""
+    sizes, third = np.sort(class_counts), round(len(class_counts) / 3)
+    return ShotBounds(int(sizes[len(sizes) - 1 - third]), int(sizes[third]))
+
+
+def prediction_report(
+    predictions: Tensor, labels: Tensor, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
+) -> Report:
     """Return accuracies and macro F1 in percent of predicted classes (N,) for labels (N,).
 
     `class_counts` (K,) are the training images of each class, which make the groups `many`, `medium` and `few`
@@ -70,7 +79,7 @@ def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndar
     accuracy = np.divide(100 * hits, actual, out=np.full(len(hits), np.nan), where=present)
     f1 = 200 * hits / np.maximum(actual + predicted, 1)
     report: Report = {"all": float(100 * hits.sum() / actual.sum())}
-    for name, members in shot_groups(class_counts).items():
+    for name, members in shot_groups(class_counts, bounds).items():
         report[name] = float(accuracy[members & present].mean()) if (members & present).any() else None
     report["macro_f1"] = float(f1[present].mean())
     report |= class_measures(accuracy)
@@ -81,13 +90,15 @@ def prediction_report(predictions: Tensor, labels: Tensor, class_counts: np.ndar
     return report
 
 
-def classification_report(logits: Tensor, labels: Tensor, class_counts: np.ndarray) -> Report:
+def classification_report(
+    logits: Tensor, labels: Tensor, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
+) -> Report:
     """Return `prediction_report` of the largest of logits (N, K) for labels (N,), with `top_5`, the images whose class
     is among the five largest in percent, and what the probabilities are worth (`probability_scores`).
 
     `class_counts` (K,) are the training images of each class. Calibration is that of Guo et al., ICML 2017.
     """
-    report = prediction_report(logits.argmax(dim=1), labels, class_counts)
+    report = prediction_report(logits.argmax(dim=1), labels, class_counts, bounds)
     return {**report, "top_5": top_accuracy(logits, labels), **probability_scores(logits, labels)}
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.metrics import FEW_BELOW, MANY_ABOVE, SHOTS
+from datasets.long_tail import FIELD_BOUNDS, ShotBounds
+from evaluation.metrics import SHOTS
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -72,10 +73,13 @@ def training_curves(log: pd.DataFrame) -> Figure:
 
 
 def accuracy_per_class(metrics: dict[str, Any]) -> Figure:
-    """Draw each class's test accuracy (last epoch, plain) over its number of training images."""
+    """Draw each class's test accuracy (last epoch, plain) over its number of training images.
+
+    `shot_bounds` of the metrics are the field's where they are not there."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
+    bounds = ShotBounds(*metrics.get("shot_bounds", FIELD_BOUNDS))
     counts = np.array(metrics["class_counts"])
     accuracy = np.array(metrics["last"]["plain"]["per_class_accuracy"], dtype=float)
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
@@ -87,11 +91,11 @@ def accuracy_per_class(metrics: dict[str, Any]) -> Figure:
     plain = FuncFormatter(lambda size, _: f"{size:g}")
     axes.xaxis.set_major_formatter(plain)
     axes.xaxis.set_minor_formatter(plain if counts.max() < 10 * counts.min() else NullFormatter())
-    shade_groups(axes, counts.min() * 0.8, counts.max() * 1.25)
+    shade_groups(axes, counts.min() * 0.8, counts.max() * 1.25, bounds)
     for name, low, high in (
-        ("few", 0, FEW_BELOW - 1),
-        ("medium", FEW_BELOW, MANY_ABOVE),
-        ("many", MANY_ABOVE + 1, np.inf),
+        ("few", 0, bounds.few_below - 1),
+        ("medium", bounds.few_below, bounds.many_above),
+        ("many", bounds.many_above + 1, np.inf),
     ):
         members = counts[(counts >= low) & (counts <= high)]
         mean = metrics["last"]["plain"][name]
@@ -104,10 +108,10 @@ def accuracy_per_class(metrics: dict[str, Any]) -> Figure:
     return figure
 
 
-def shade_groups(axes: Axes, low: float, high: float) -> None:
+def shade_groups(axes: Axes, low: float, high: float, bounds: ShotBounds) -> None:
     """Mark the borders of the shot groups on a logarithmic axis of class sizes."""
     axes.set_xlim(low, high)
-    for border in (FEW_BELOW - 0.5, MANY_ABOVE + 0.5):
+    for border in (bounds.few_below - 0.5, bounds.many_above + 0.5):
         if low < border < high:
             axes.axvline(border, color="lightgrey", linewidth=1, zorder=0)
 

@@ -35,7 +35,14 @@ MEASURES = {
     "brier": "Brier score",
     "nll": "NLL",
 }
+LONGEST_NAME = 22  # characters of a class's name in a table
 END_CLASSES = 50  # classes at each end of a table that is too long to be printed
+
+
+def short_name(name: str) -> str:
+    """Return the name of a class as it fits into a table."""
+    text = shown(name)
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
 
 
 def cell(value: object) -> str:
@@ -119,8 +126,9 @@ def rebalanced_table(report: dict[str, Any]) -> str:
     }
     return (
         f"re-balanced predictions:\n{measure_table(columns, MEASURES)}\n"
-        f"(probabilities divided by their mean over images to the power tau = {report['tau']:g}; transductive: over "
-        "the test images themselves, supposed balanced; inductive: over held-out images, one image at a time)"
+        f"(probabilities divided by their mean over images to the power tau = {report['tau']:g};\n"
+        "transductive: over the test images themselves, supposed balanced;\n"
+        "inductive: over held-out images, one image at a time)"
     )
 
 
@@ -131,8 +139,8 @@ def logits_table(summary: dict[str, Any]) -> str:
         for reading, values in readings.items():
             row = {"logits": split, "reading": reading}
             for name, label in (("loma", "LoMa"), ("rsd_true", "RSD true"), ("rsd_other", "RSD other")):
-                row |= {label: values[name]["mean"], f"{label} +-": values[name]["deviation"]}
-            rows.append({**row, "LoMa +-/mean": values["loma"]["variation"]})
+                row |= {label: values[name]["mean"], f"{label.removeprefix('RSD ')} +-": values[name]["deviation"]}
+            rows.append({**row, "+-/LoMa": values["loma"]["variation"]})
     return to_text(rows)
 
 
@@ -140,7 +148,7 @@ def calibration_text(report: dict[str, Any] | None) -> str:
     """Return what calibration changes: the scores of the plain test images before and after the temperature."""
     if report is None:
         return (
-            "no temperature: it is fitted on held-out images (train both stages with --holdout, or give --temperature)"
+            "no temperature: it is fitted on held-out images\n(train both stages with --holdout, or give --temperature)"
         )
     if report["temperature"] is None:
         return f"{shown(report['source'])}; hold more images out, or give --temperature"
@@ -174,7 +182,10 @@ def per_class_table(records: dict[str, dict[str, Any]], data: LongTailedData) ->
 
     Of more than `2 * END_CLASSES` classes only the `END_CLASSES` largest and smallest are printed, sorted by size.
     """
-    columns: dict[str, Any] = {"class": data.class_names, "images": data.class_counts}
+    if len(records) > 1 and any(record["flip"] is not None for record in records.values()):  # too wide for 80 columns
+        tables = [f"{name}:\n{per_class_table({name: record}, data)}" for name, record in records.items()]
+        return "\n\n".join(tables)
+    columns: dict[str, Any] = {"class": [short_name(name) for name in data.class_names], "images": data.class_counts}
     for name, record in records.items():
         of = f"{name} " if len(records) > 1 else ""
         for way in ("plain", "flip"):

@@ -12,7 +12,10 @@ from settings.presets import PROTOCOLS
 from settings.resolve import Command, flag_words
 from utils.errors import UserError
 from utils.outside import within
-from utils.text import plain_name, tell
+from utils.text import plain_name, shortened, tell
+
+LONGEST_NAME = 80  # characters of the name of anyone's own data in a folder's name; a longer one is a hash there
+LONGEST_TAGS = 200  # of all settings in the name of a run's folder, which has 255 bytes; config.json has them in words
 
 
 def seed_folder(settings: Settings, seed: int) -> Path:
@@ -31,9 +34,9 @@ def data_name(settings: Settings) -> str:
     """Return the data set and its imbalance; anyone's own data are told apart by the name of their folder or list."""
     dataset = settings.dataset
     if dataset == "folder" or (dataset == "list" and settings.train_list is None):
-        dataset += f"-{plain_name(Path(settings.data_dir).resolve().name)}"
+        dataset += f"-{shortened(plain_name(Path(settings.data_dir).resolve().name), LONGEST_NAME)}"
     elif dataset == "list":
-        dataset += f"-{plain_name(Path(str(settings.train_list)).stem)}"
+        dataset += f"-{shortened(plain_name(Path(str(settings.train_list)).stem), LONGEST_NAME)}"
     ratio = "" if settings.imb_ratio is None else f"IF{settings.imb_ratio:g}"
     return f"{dataset}_{settings.imb_type}{ratio}"
 
@@ -92,7 +95,8 @@ def run_path(command: Command, start: Checkpoint | None = None) -> Path:
     """Return the folder of the run that a command describes; `start` is the stage 1 of a stage 2."""
     name = "stage1" if start is None else f"stage2_{command.settings.method}"
     parent = seed_folder(command.settings, command.settings.seed)
-    return within(Path(command.settings.out), parent / "_".join([name, *run_tags(command, start)]))
+    tags = shortened("_".join(run_tags(command, start)), LONGEST_TAGS)
+    return within(Path(command.settings.out), parent / "_".join(part for part in (name, tags) if part))
 
 
 def _differing(command: Command, names: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from runs.checkpoint import Checkpoint
 from runs.dependencies import describe_data
 from runs.run_names import inherited_tags, run_tags
 from runs.session import LoadedModel
-from settings.fields import Settings
+from settings.fields import FLAGS, Settings
 from settings.image_sizes import image_sizes
 from utils.device import Execution, device_name
 from utils.distributed import process_count
@@ -115,6 +115,8 @@ def describe_images(settings: Settings, data: LongTailedData) -> dict[str, Any] 
     size, resize = image_sizes(settings, data)
     constants = {"mean": list(augmentation.mean), "std": list(augmentation.std), "mirror": augmentation.mirror}
     own = recorded_options(decode_options(settings)) if isinstance(data.train, ListedSplit) else {}
+    if settings.crop_area != FLAGS["crop_area"].default:  # not in the records of before there was a choice
+        own["crop_area"] = settings.crop_area
     return {"size": size, "resize": resize, **constants, **own}
 
 

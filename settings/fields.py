@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from datasets.augment.crops import AREA
 from datasets.decoding.options import FULL, IGNORE, ORIENTATIONS
 from datasets.names import SAMPLERS
 from settings.declare import (
@@ -257,6 +258,21 @@ class Settings(_Hyperparameters):
         "report prediction sets that hold the true class this often",
         (EVALUATE,),
         bounds=Range(0, 1, "()"),
+    )
+    html: str | None = option(
+        None, Group.REPORT, "write tables, figures and mistakes as one page", (EVALUATE,), metavar="FILE"
+    )
+    crop_area: float = option(
+        AREA[0],
+        Group.DATA,
+        "images on disk: least share of an image in a training crop",
+        (STAGE1,),
+        facets=SIZE,
+        named_by=TRAINING,
+        bounds=Range(0, 1, "(]"),
+    )
+    shots: str | None = option(
+        None, Group.REPORT, "many- and few-shot: above and below, or thirds [100,20]", (EVALUATE,), metavar="N,N"
     )
 
 

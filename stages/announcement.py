@@ -30,7 +30,7 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
     index, content = (data.subset[f"{kind}_sha256"][:16] for kind in ("index", "content"))
     tell(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
     tell(f"      {data.num_classes} classes of {largest} to {smallest} images ({groups})")
-    tell(f"      {whole}, index sha256 {index}, content sha256 {content}")
+    tell(f"      {whole}\n      index sha256 {index}, content sha256 {content}")
     tell("\n".join(loaded.execution.reasons))
     if isinstance(data.train, ListedSplit):
         size, resize = image_sizes(settings, data)
@@ -43,15 +43,15 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
         tell(f"pixels: {pixels(loaded)}")
     if process_count() > 1:
         tell(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
-    words = f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}"
-    tell(f"{words}; run folder: {folder}", flush=True)
+    tell(f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}")
+    tell(f"run folder: {folder}", flush=True)
 
 
 def pixels(loaded: LoadedModel) -> str:
     """Return what normalises the images and whether they are mirrored, and where that is from."""
     settings = loaded.settings
     given = [f"--{name}" for name in with_facet(Facet.CONSTANTS) if getattr(settings, name) is not None]
-    text = f"{describe_constants(loaded.data.augmentation)}; {' '.join(given) or 'those of the data set'}"
+    text = f"{describe_constants(loaded.data.augmentation)};\n        {' '.join(given) or 'those of the data set'}"
     source = loaded.source
     if source is not None and source.content is None:
         text += f"; {source.path.name} does not say what it was trained with: --mean and --std do"

@@ -16,7 +16,7 @@ from runs.checkpoint import Checkpoint
 from runs.held_out import HOLD_OUT, assumed_of, stored_held_out
 from stages.prediction import Predictor
 from utils.errors import UserError
-from utils.text import shown
+from utils.text import counted, shown
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def ask_sets(
     limits = class_thresholds(
         own.probabilities, own.labels, classes, coverage, kind, None if prior is None else prior.shares.numpy()
     )
-    line = f"prediction sets: {kind}, coverage {coverage:g}, from {len(own.labels)} held-out images"
+    line = f"prediction sets: {kind}, coverage {coverage:g}, from {counted(len(own.labels), 'held-out image')}"
     line += ", weighted to the test prior" * (prior is not None and kind != CLASSWISE)
     always = without_threshold(own.labels, classes, coverage)
     if kind != MARGINAL and always:

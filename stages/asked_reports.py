@@ -1,8 +1,11 @@
 """What evaluate.py reports where it is asked: predictions under a known test prior, prediction sets."""
 
+from dataclasses import replace
 from typing import Any
 
+from datasets.long_tail import ShotBounds
 from evaluation.measure import SplitLogits, Temperature, logits_by_way
+from evaluation.metrics import shot_groups, third_bounds
 from evaluation.prediction_sets.held_out import classifier_prior, find_held_out
 from evaluation.prediction_sets.report import sets_report, sets_text
 from evaluation.priors.correction import Prior
@@ -12,6 +15,39 @@ from runs.checkpoint import Checkpoint
 from runs.held_out import HOLD_OUT, assumed_of, stored_held_out
 from runs.session import LoadedModel
 from utils.errors import UserError
+from utils.text import shown, tell
+
+THIRDS = "thirds"
+
+
+def with_shots(loaded: LoadedModel) -> LoadedModel:
+    """Return the loaded model with the bounds of the shot groups that `--shots` asks for; says where they lie, and
+    which of the field's groups are empty where it does not."""
+    data, given = loaded.data, loaded.settings.shots
+    if given is not None:
+        bounds = third_bounds(data.class_counts) if given == THIRDS else parse_bounds(given)
+        loaded = replace(loaded, data=replace(data, shot_bounds=bounds))
+    groups = shot_groups(data.class_counts, loaded.data.shot_bounds)
+    sizes = ", ".join(f"{int(members.sum())} {name}" for name, members in groups.items())
+    bounds = loaded.data.shot_bounds
+    if given is not None:
+        tell(f"shots: many > {bounds.many_above}, few < {bounds.few_below} training images: {sizes} classes")
+    elif not all(members.any() for members in groups.values()):
+        tell(f"shots: {sizes} classes; --shots {THIRDS} makes thirds of the classes, --shots MANY,FEW other bounds")
+    return loaded
+
+
+def parse_bounds(given: str) -> ShotBounds:
+    """Read `--shots MANY,FEW`; a UserError says what is wrong with it."""
+    words = given.split(",")
+    if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
+        raise UserError(f"--shots {shown(given)}: give two whole numbers, as 100,20, or {THIRDS}")
+    bounds = ShotBounds(*(int(word) for word in words))
+    if bounds.few_below > bounds.many_above + 1:
+        raise UserError(
+            f"--shots {shown(given)}: a class would be both many-shot and few-shot; the first is the larger"
+        )
+    return bounds
 
 
 def asked_prior(loaded: LoadedModel) -> Prior | None:
@@ -43,12 +79,15 @@ def asked_reports(
     if prior is not None:
         source = classifier_prior(held_out, assumed)
         logits = logits_by_way(logits_of, data)
-        reports["test_prior"] = prior_report(logits, labels, data.class_counts, source, prior, temperature or 1.0)
+        given = (source, prior, temperature or 1.0, data.shot_bounds)
+        reports["test_prior"] = prior_report(logits, labels, data.class_counts, *given)
     if coverage is not None:
         if held_out is None:
             raise UserError(f"--coverage needs held-out images, and {checkpoint.path} has none here: {HOLD_OUT}")
         test = logits_of("test")
-        reports["prediction_sets"] = sets_report(test, labels, data.class_counts, held_out, coverage, prior)
+        reports["prediction_sets"] = sets_report(
+            test, labels, data.class_counts, held_out, coverage, prior, data.shot_bounds
+        )
     return reports
 
 

@@ -29,7 +29,16 @@ CONSTANTS = with_facet(Facet.CONSTANTS)
 # What a checkpoint of ours settles beside, with what it was before it became a setting.
 SINCE_THEN = {
     name: FLAGS[name].default
-    for name in ("stem", "image_size", "resize", "test_share", "test_seed", *CONSTANTS, *vars(BEFORE_OPTIONS))
+    for name in (
+        "stem",
+        "image_size",
+        "resize",
+        "crop_area",
+        "test_share",
+        "test_seed",
+        *CONSTANTS,
+        *vars(BEFORE_OPTIONS),
+    )
 }
 # Where images on disk are.
 PLACES = with_facet(Facet.PLACE)

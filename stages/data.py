@@ -29,7 +29,7 @@ from settings.image_sizes import image_sizes
 from utils.device import Execution
 from utils.distributed import from_main, is_main, launch_of
 from utils.errors import UserError
-from utils.text import shown, tell
+from utils.text import counted, shown, tell
 
 
 def loader_processes(settings: Settings, execution: Execution) -> int:
@@ -122,7 +122,7 @@ def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
                 f"more than --skip_bad {settings.skip_bad} images cannot be read, the last one: {bad[-1][1]}"
             )
         kept.append(without_rows(split, [row for row, _ in bad]))
-    tell(f"{settings.skip_bad - left} images skipped", flush=True)
+    tell(f"{counted(settings.skip_bad - left, 'image')} skipped", flush=True)
     if left == settings.skip_bad:
         return data
     train, holdout, test = kept
@@ -268,6 +268,7 @@ def device_images(data: LongTailedData, execution: Execution, settings: Settings
                 size=size,
                 resize=resize,
                 augment=kinds.get(name, "crop"),
+                crop_area=settings.crop_area,
                 reading=reading,
             )
             for name, split in splits.items()

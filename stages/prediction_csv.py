@@ -27,7 +27,7 @@ from stages.answers import NOTHING, Asked
 from stages.prediction import Predictor
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.text import shown, utf8_text
+from utils.text import counted, shown, utf8_text
 
 MOST_FREQUENT = 10  # predicted classes of a summary
 
@@ -201,7 +201,7 @@ def summary_lines(summary: Summary, predictor: Predictor) -> list[str]:
     rate = (summary.images + summary.unread) / max(summary.seconds, 1e-9)
     found = int((summary.counts > 0).sum())
     lines = [
-        f"{summary.images} images in {summary.seconds:.1f} s ({rate:.0f} images/s), mean probability "
+        f"{counted(summary.images, 'image')} in {summary.seconds:.1f} s ({rate:.0f} images/s), mean probability "
         f"{summary.total / max(summary.images, 1):.4f}",
         f"predicted classes: {found} of {len(summary.counts)}, the most frequent:",
     ]

@@ -42,19 +42,22 @@ def with_ends(rows: pd.DataFrame, metrics: Sequence[Metrics | None]) -> pd.DataF
     return pd.concat(found, axis=1)
 
 
-def claims_of(lines: Sequence[Line], runs: Sequence[Runs], group_by: str, method_of: Sequence[str]) -> Findings | None:
+def claims_of(
+    lines: Sequence[Line], runs: Sequence[Runs], group_by: str, method_of: Sequence[str], los: str = "LOS"
+) -> Findings | None:
     """Return what the lines of a table may claim, None where none of them records which test images are right.
 
     `runs` are (metrics, config) of each line's runs, none where it failed. Lines of one value of the label `group_by`
     are compared with one another and with LOS: the line of the group whose name in `method_of` is `los`, that of an
-    earlier group where it has none, or else the group's first line.
+    earlier group where it has none, or else the group's first line. All lines are one group where `group_by` is "".
+    `los` is what LOS is called in titles.
     """
     groups: dict[str, list[tuple[str, Sample]]] = {}
     missing = []
     for line, own, method in zip(lines, runs, method_of, strict=True):
         one = sample_of(line.label, own, last_plain) if own else None
         if one is not None:
-            groups.setdefault(line.label[group_by], []).append((method, one))
+            groups.setdefault(line.label.get(group_by, ""), []).append((method, one))
         elif not line.failed:
             missing.append(line.label)
     for note in missing_note(missing):
@@ -67,6 +70,6 @@ def claims_of(lines: Sequence[Line], runs: Sequence[Runs], group_by: str, method
         if len(tests) > 1:  # as with a test set of its own for each row: intervals alone
             made += [Group("", [one], None) for _, one in members]
         else:
-            made.append(Group(f"{group_by} {name}", [one for _, one in members], reference))
-    called = "LOS" if any(method == "los" for members in groups.values() for method, _ in members) else "the first line"
+            made.append(Group(f"{group_by} {name}".strip(), [one for _, one in members], reference))
+    called = los if any(method == "los" for members in groups.values() for method, _ in members) else "the first line"
     return compare_groups(made, "last epoch, plain", called) if made else None

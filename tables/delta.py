@@ -8,11 +8,13 @@ from evaluation.plots import COLOURS
 from evaluation.run_rows import GROUPS, csv_row, mean_cell, refuse_mixed
 from evaluation.shown_tables import Line, logits_cells, report_tables
 from losses.los import optimal_gap, torch_target
+from tables.claims import claims_of, with_ends
 from tables.request import Request, write_results
-from tables.rows import Measured, Row, measure_rows, open_context, stage1_name
+from tables.rows import Measured, Row, file_name, measure_rows, open_context
 from utils.errors import UserError
 
 SMOOTHINGS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+PUBLISHED = 0.98  # LOS's own, which the others are compared with
 
 
 def make_table(request: Request) -> None:
@@ -31,10 +33,17 @@ def make_table(request: Request) -> None:
         ]
         if len(failed) == len(measured):
             raise UserError(f"no row of the table has a number: {' '.join(failed)}")
-        table = pd.DataFrame([delta_row(row) for row in measured if row["metrics"] is not None])
+        found = [row for row in measured if row["metrics"] is not None]
+        table = pd.DataFrame([delta_row(row) for row in found])
         refuse_mixed(table)
-        shown = report_tables([line(s, runs) for s, runs in table.groupby("smoothing", sort=True)])
-        write_results(request, f"delta_{stage1_name(context)}", table, shown, {"": draw(table)}, "\n".join(failed))
+        table = with_ends(table, [row["metrics"] for row in found])
+        groups = list(table.groupby("smoothing", sort=True))
+        lines = [line(s, runs) for s, runs in groups]
+        runs = [[(found[place]["metrics"], found[place]["config"]) for place in own.index] for _, own in groups]
+        names = ["los" if s == PUBLISHED else "" for s, _ in groups]
+        claims = claims_of(lines, runs, "", names, f"s = {PUBLISHED:g}")
+        shown = report_tables(lines)
+        write_results(request, file_name("delta", context), table, shown, {"": draw(table)}, "\n".join(failed), claims)
 
 
 def delta_row(row: Measured) -> dict[str, object]:

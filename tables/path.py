@@ -8,9 +8,9 @@ separable: its loss goes to 0 and its weights grow without bound.
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from datasets.image_source import steps_per_epoch
@@ -20,15 +20,14 @@ from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
 from evaluation.logits_magnitude import logits_magnitude, summarise
 from evaluation.measure import SplitLogits, logits_by_way, training_fit
 from evaluation.metrics import classification_report, feature_variance_ratio
-from evaluation.plots import COLOURS
-from evaluation.run_rows import GROUPS, mean_cell
 from evaluation.text_tables import MEASURES
 from losses.los import ONE_HOT
 from methods.plan import build_losses, start_head
 from methods.recipes import Recipe, find_recipe
 from runs.run_record import git_revision
+from tables.path_report import claims_of_path, draw, interval_ends, samples_of, short_tables
 from tables.request import Request, write_results
-from tables.rows import TableContext, data_of, kept_place, open_context, report_changes, stage1_name
+from tables.rows import TableContext, data_of, file_name, kept_place, open_context, report_changes
 from tables.selection import plan_for
 from utils.device import device_name
 from utils.errors import UserError
@@ -55,15 +54,20 @@ def make_table(request: Request) -> None:
         context = open_context(flags, __doc__ or "")
         rows = [line for method in methods for line in path_of(context, method)]
         fit = describe_features(context)
+        correct = [str(row.pop("correct")) for row in rows]
         table = pd.DataFrame(rows).assign(**fit, **provenance(request, context))
+        labels, counts = context.images["test"].labels.cpu(), context.data.class_counts
+        found = samples_of(table, correct, np.bincount(labels.numpy(), minlength=len(counts)), counts)
+        table = pd.concat([table, interval_ends(found)], axis=1)
         notes = (
             f"Stage 1 fits {fit['train_accuracy']:.1f} % of its training images; within-class over between-class "
             f"variance of its features {fit['feature_variance_ratio']:.2f}. Steps of a constant size: the published 20 "
             "epochs at 0.0005 follow a cosine to 0, about half the distance. Objective: the loss over all cached "
             "views, which the steps and L-BFGS minimise."
         )
-        name = f"path_{stage1_name(context)}{request.suffix()}"
-        write_results(request, name, table, {"The path": short(table)}, {"": draw(table)}, notes)
+        name = file_name("path", context, request.methods)
+        claims = claims_of_path(table, found)
+        write_results(request, name, table, short_tables(table), {"": draw(table)}, notes, claims)
 
 
 def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
@@ -79,7 +83,7 @@ def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
         rates=LEARNING_RATES,
         epochs=EPOCHS,
         lbfgs=(LBFGS_STEPS, LBFGS_GRADIENT),
-        ends=2,
+        ends=3,
     )
     if place.path.exists():
         kept = read_json(place.path)
@@ -114,8 +118,10 @@ def refuse_constrained(method: str) -> None:
 
 def provenance(request: Request, context: TableContext) -> dict[str, Any]:
     """Return what the table was made for; every row says what made it."""
+    trainer = context.trainer
     return {
-        "seed": context.trainer.seed,
+        "seed": trainer.seed,
+        "steps_per_epoch": steps_per_epoch(len(trainer.labels), trainer.batch_size),
         "stage1": context.checkpoint.identity,
         "subset_content_sha256": context.data.subset["content_sha256"],
         "data_sha256": data_of(context),
@@ -255,6 +261,8 @@ def measure_head(
     for way, own in logits.items():
         report = classification_report(own, labels, context.data.class_counts)
         values |= {f"{way}_{name}": report[name] for name in MEASURES}
+        if way == "plain":
+            values["correct"] = report["correct"]
     features, labels_of_views = all_views(context)
     views = SplitLogits(lambda split, mirrored: features, head)
     values["objective"] = mean_loss(loss, views.blocks("views"), labels_of_views)
@@ -270,66 +278,3 @@ def measure_head(
 def mean_loss(loss: nn.Module, blocks: Iterable[tuple[slice, Tensor]], labels: Tensor) -> float:
     """Return the mean over images of a loss that is one, from blocks of logits and the labels (N,) of all rows."""
     return sum(len(logits) * float(loss(logits, labels[rows])) for rows, logits in blocks) / len(labels)
-
-
-def short(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table that people read: a few step counts of every path and its end point."""
-    last = table["steps"].max()
-    per_epoch = last / EPOCHS
-    lines = []
-    first = table["learning_rate"].isna() | (table["learning_rate"] == LEARNING_RATES[0])  # one start, not one a rate
-    for place, own in table[
-        table["steps"].isin([epoch * per_epoch for epoch in (5, 20, EPOCHS)])
-        | table["steps"].isna()
-        | ((table["steps"] == 0) & first)
-    ].iterrows():
-        end = f"L-BFGS, {own['end']}"
-        groups = [mean_cell(table.loc[[place], f"plain_{group}"], 1) for group in GROUPS]
-        lines.append(
-            {
-                "method": own["method"],
-                "learning rate": "-" if pd.isna(own["learning_rate"]) else f"{own['learning_rate']:g}",
-                "steps": end
-                if pd.isna(own["steps"])
-                else f"{own['steps']:.0f} ({own['steps'] / per_epoch:.0f} epochs)",
-                "all / many / medium / few": " / ".join(groups),
-                "objective": f"{own['objective']:.5f}",
-                "training accuracy": f"{own['training_accuracy']:.1f}",
-                "LoMa, training": f"{own['train_loma']:.2f}",
-                "LoMa, test": f"{own['test_loma']:.2f}",
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw accuracy by shot, LoMa and the objective over steps x learning rate, a column a method; the end point at the
-    right border."""
-    methods = list(dict.fromkeys(table["method"]))
-    figure = Figure(figsize=(4.6 * len(methods), 10.5), layout="constrained")
-    upper, lower, bottom = figure.subplots(3, len(methods), squeeze=False)
-    styles = {rate: style for rate, style in zip(LEARNING_RATES, ("-", "--", ":"), strict=True)}
-    for axes, below, last, method in zip(upper, lower, bottom, methods, strict=True):
-        own = table[table["method"] == method]
-        end = own[own["steps"].isna()].iloc[0]  # on the features; the row after it is on class means
-        for rate, style in styles.items():
-            walked = own[(own["learning_rate"] == rate) & (own["steps"] > 0)]
-            distance = walked["steps"] * rate
-            for group in GROUPS:
-                label = group if rate == LEARNING_RATES[0] else None
-                axes.plot(distance, walked[f"plain_{group}"], style, color=COLOURS[group], label=label)
-            below.plot(distance, walked["train_loma"], style, color="grey", label=f"learning rate {rate:g}")
-            below.plot(distance, walked["test_loma"], style, color="tab:blue")
-            last.plot(distance, walked["objective"], style, color="black")
-        right = 2 * own["steps"].max() * LEARNING_RATES[-1]
-        for group in GROUPS:
-            axes.plot([right], [end[f"plain_{group}"]], "*", color=COLOURS[group], markersize=9)
-        below.plot([right], [end["train_loma"]], "*", color="grey", markersize=9)
-        below.plot([right], [end["test_loma"]], "*", color="tab:blue", markersize=9)
-        last.plot([right], [end["objective"]], "*", color="black", markersize=9)
-        axes.set(xscale="log", title=method, ylim=(0, 102), ylabel="test accuracy (%), plain")
-        below.set(xscale="log", ylabel="LoMa: training (grey), test (blue)")
-        last.set(xscale="log", xlabel="steps x learning rate (star: L-BFGS)", ylabel="objective (nats)")
-    upper[0].legend(fontsize=8)
-    lower[0].legend(fontsize=8)
-    return figure

@@ -25,7 +25,7 @@ from settings.command_line import parse_command
 from settings.declare import STAGE2
 from settings.stage2_plan import plan_of
 from tables.request import Request, write_results
-from tables.rows import Measured, Row, TableContext, measure_rows, open_context, stage1_name
+from tables.rows import Measured, Row, TableContext, file_name, measure_rows, open_context
 from utils.errors import UserError
 
 ANCHORS = tuple(float(f"{value:.2g}") for value in np.logspace(-4.5, 1, 12))
@@ -57,7 +57,7 @@ def make_table(request: Request) -> None:
         lines = [Line({"method": words(dict(runs.iloc[0]))}, runs) for _, runs in by_row]
         shown = {**report_tables(lines, [("last", "plain")]), "Features of other scales, all in percent": pivot(scales)}
         notes = "\n".join([*failed, *chosen(table)])
-        name = f"proximal_{stage1_name(context)}"
+        name = file_name("proximal", context)
         write_results(request, name, table, shown, {"": draw(table)}, notes)
 
 

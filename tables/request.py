@@ -21,7 +21,7 @@ from settings.fields import with_facet
 from settings.resolve import flag_words
 from utils.files import make_folder, write_text
 from utils.outside import within
-from utils.text import tell
+from utils.text import counted, shortened, tell
 
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
@@ -29,6 +29,43 @@ SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
 NOT_MEASURED = dict.fromkeys(with_facet(Facet.MEASURE))
 # Both stages have these; in a table they are stage 1's, and stage 2 keeps the preset's: it is part of the budget.
 STAGE1_ONLY = with_facet(Facet.STAGE1_STEPS | Facet.STAGE2_STEPS)
+
+
+LONGEST_PART = 24  # characters of a part of a file's name that grows with arguments
+
+
+@dataclass(frozen=True)
+class FileName:
+    """What a table's files are called: what it is `of` (table, data, network), the `settings` of its stage 1 that are
+    not usual, and the `methods` where it is only a part of the whole table.
+
+    No name grows with arguments: settings and methods that are long stand in it as a hash, and in words in the file.
+    """
+
+    of: str
+    settings: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """The name without what follows for each file."""
+        methods = shortened("-".join(self.methods), LONGEST_PART)
+        if "-".join(self.methods) != methods:
+            methods = f"{len(self.methods)}methods_{methods}"
+        return "_".join(part for part in (self.of, shortened("_".join(self.settings), LONGEST_PART), methods) if part)
+
+    @property
+    def spelled(self) -> str:
+        """The name with everything in words: that of earlier versions."""
+        return "_".join(part for part in (self.of, *self.settings, "-".join(self.methods)) if part)
+
+    def words(self) -> str:
+        """Return what the hashes in the name stand for, "" where there are none."""
+        if self.stem == self.spelled:
+            return ""
+        parts = [f"settings of stage 1: {', '.join(self.settings)}"] if self.settings else []
+        parts += [f"{counted(len(self.methods), 'method')}: {', '.join(self.methods)}"] if self.methods else []
+        return f"`{self.stem}` stands for {self.of}; {'; '.join(parts)}."
 
 
 @dataclass(frozen=True)
@@ -86,10 +123,6 @@ class Request:
         ]
         return [self.flags(STAGE2, pretrained_pth=path, weights=None, seed=seed) for seed, path in enumerate(paths)]
 
-    def suffix(self) -> str:
-        """Return what a file's name says of a table that is only a part of the whole one."""
-        return "" if self.methods is None else "_" + "-".join(self.methods)
-
     def repeats(self) -> str:
         """Return over what a mean and deviation of the table is."""
         if len(self.seeds) == 1:
@@ -125,24 +158,24 @@ def name_for(results: Path, name: str, data: Collection[str], ending: str = ".cs
 
 def write_results(
     request: Request,
-    name: str,
+    called: FileName,
     rows: pd.DataFrame,
     tables: Tables,
     figures: dict[str, Figure],
     notes: str = "",
     claims: Findings | None = None,
 ) -> None:
-    """Write `<results>/<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables; what the rows may claim
-    goes among the tables and into `<name>_intervals.csv`."""
+    """Write `<name>.csv`, `.md` and `<name>[_<figure>].png`, and print the tables; what the rows may claim goes among
+    the tables and into `<name>_intervals.csv`."""
     make_folder(request.results)
-    name = name_for(request.results, name, set(rows["data_sha256"].dropna()))
+    name = name_for(request.results, called.stem, set(rows["data_sha256"].dropna()))
     target = within(request.results, request.results / name)
     done = "replaced" if target.with_name(f"{name}.csv").exists() else "written to"
     write_text(target.with_name(f"{name}.csv"), csv_text(rows, "%.6g"))
     if claims is not None:
         write_text(target.with_name(f"{name}_intervals.csv"), csv_text(claims.long, "%.6g"))
         tables, notes = tables | claims.tables, "\n".join([*claims.notes, notes])
-    how = f"{request.repeats()} Made by `{request.command}`."
+    how = " ".join(part for part in (f"{request.repeats()} Made by `{request.command}`.", called.words()) if part)
     parts = [how + "\n", tables_markdown(tables), notes]
     write_text(target.with_name(f"{name}.md"), "\n".join(part for part in parts if part))
     for kind, figure in figures.items():

@@ -39,6 +39,7 @@ from settings.stage2_plan import plan_of
 from stages.checkpoints import adopt_checkpoint
 from stages.session import load_model, settle_execution
 from stages.start import find_start
+from tables.request import FileName
 from utils.errors import DivergedError, UserError
 from utils.files import make_folder, read_json, write_json
 from utils.outside import within
@@ -108,8 +109,9 @@ def data_of(context: TableContext) -> str:
     return data_sha256(describe(context.loaded, ONE_HOT))
 
 
-def stage1_name(context: TableContext) -> str:
-    """Return what a table's files are named by: data, network, and how its stage 1 differs from the preset.
+def file_name(table: str, context: TableContext, methods: Sequence[str] | None = None) -> FileName:
+    """Return what a table's files are called: by data, network, how its stage 1 differs from the preset, and the
+    `methods` where it is a part of the whole table.
 
     A table on a file of features says so, where views are usual: it cannot have been made with these.
     """
@@ -119,7 +121,7 @@ def stage1_name(context: TableContext) -> str:
     views = context.command.settings.views
     if context.checkpoint.features is not None and views != context.command.defaults.views:
         tags.append(f"views{views}")
-    return "_".join([experiment_name(context.command.settings), *tags])
+    return FileName(f"{table}_{experiment_name(context.command.settings)}", tuple(tags), tuple(methods or ()))
 
 
 @dataclass(frozen=True)

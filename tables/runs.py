@@ -23,7 +23,7 @@ from settings.resolve import flag_words
 from stages.checkpoints import find_stage1
 from tables.claims import claims_of, with_ends
 from tables.published import cell, sources
-from tables.request import Request, write_results
+from tables.request import FileName, Request, write_results
 from utils.errors import DivergedError, UserError
 from utils.text import tell
 
@@ -142,8 +142,9 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
     shown = report_tables(lines)
     first = together.iloc[0]
     width = "" if pd.isna(first["width"]) else f"w{first['width']:.0f}"
-    ratios = "" if request.imb_ratios is None else "_IF" + "-".join(f"{ratio:g}" for ratio in request.imb_ratios)
-    name = f"{table}_{first['dataset']}_{first['network']}{width}{ratios}{request.suffix()}"
+    ratios = () if request.imb_ratios is None else ("IF" + "-".join(f"{ratio:g}" for ratio in request.imb_ratios),)
+    of = f"{table}_{first['dataset']}_{first['network']}{width}"
+    name = FileName(of, ratios, tuple(request.methods or ()))
     cited = sources([cell for cells in shown[PUBLISHED].drop(columns=["IF", "row"]).to_numpy() for cell in cells])
     runs_of = [[own for own in of_line if own is not None] for of_line in finished]
     claims = claims_of(lines, runs_of, "IF", [run.published for run in runs])

@@ -27,7 +27,7 @@ from tables.rows import TableContext, kept_place
 from utils.errors import UserError
 from utils.files import make_folder, read_json, write_json
 from utils.progress import LineAMinute
-from utils.text import tell
+from utils.text import counted, tell
 
 Flags = tuple[str, ...]
 SPLITS = 3
@@ -109,7 +109,10 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
     by_split: list[list[Tried]] = []
     for number, context in enumerate(contexts):
         words = f"split {number + 1} of {len(contexts)}"
-        tell(f"{words}: {len(grid)} trials, {len(context.data.holdout)} held-out images", flush=True)
+        tell(
+            f"{words}: {counted(len(grid), 'trial')}, {counted(len(context.data.holdout), 'held-out image')}",
+            flush=True,
+        )
         by_split.append(try_all(context, [plan_for(flags, context) for _, flags in grid], words))
         table[f"split{number}"] = [math.nan if tried.score is None else tried.score for tried in by_split[-1]]
     splits = [f"split{number}" for number in range(len(contexts))]

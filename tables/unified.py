@@ -5,6 +5,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from settings.fields import FLAGS, STAGE1, STAGE2
 from settings.presets import preset_flags
 from tables.claims import claims_of, with_ends
 from tables.published import cell, sources
-from tables.request import Request, name_for, write_results
-from tables.rows import Measured, Row, TableContext, data_of, measure_rows, open_context, stage1_name
+from tables.request import FileName, Request, name_for, write_results
+from tables.rows import Measured, Row, TableContext, data_of, file_name, measure_rows, open_context
 from tables.selection import Flags, select
-from tables.unified_figures import draw_bars, draw_per_class
+from tables.unified_figures import draw_bars, draw_evenness, draw_per_class
 from utils.device import device_name
 from utils.errors import UserError
 from utils.files import write_text
 from utils.parameters import HYPERPARAMETERS
 from utils.text import tell
 
+LONGEST_NAME = 200  # characters of a file's name that can have been written
 SHARED, OWN, SELECTED = "shared", "own", "selected"
 NOTES = (
     "Temperatures are fitted on the held-out images of the splits. Seconds: an equal share of the time that the heads "
@@ -46,11 +48,11 @@ def make_table(request: Request) -> None:
         for seed in request.seeds:
             flags = request.starting_point(seed, **ratio)
             context = open_context(flags, __doc__ or "")
-            name = f"unified_{stage1_name(context)}"
+            name = file_name("unified", context, request.methods)
             choices = find_choices(request, name, methods, context)
             rows = rows_of(methods, context.data.name, choices)
             measured += measure_rows(context, flags, rows, temperatures(choices))
-        report(request, f"{name}{request.suffix()}", measured, choices)
+        report(request, name, measured, choices)
         measured = []
 
 
@@ -102,17 +104,22 @@ def temperature_notes(choices: pd.DataFrame | None) -> list[str]:
     return [f"No finite temperature, so that nothing follows it: {words}."] if words else []
 
 
-def find_choices(request: Request, name: str, methods: Sequence[str], context: TableContext) -> pd.DataFrame | None:
+def find_choices(
+    request: Request, name: FileName, methods: Sequence[str], context: TableContext
+) -> pd.DataFrame | None:
     """Return the trials that an earlier selection left; with `--select`, after choosing for what is missing of them.
 
     What was chosen on other splits or other data, or for another batch size or other views, is not used; a new
     selection replaces it.
     """
     data = data_of(context)
-    path = request.results / f"{name_for(request.results, f'{name}_selection', [data])}.csv"
+    path = selection_path(request, name, data)
     settings = context.command.settings
     conditions = f"views {settings.views}, batch_size {settings.batch_size}, momentum {settings.momentum:g}"
     known = read_selection(path)
+    earlier = replace(name, methods=())
+    if known is None and earlier.stem != earlier.spelled and len(earlier.spelled) < LONGEST_NAME:
+        known = read_selection(request.results / f"{earlier.spelled}_selection.csv")
     if known is not None and known["conditions"].iloc[0] != conditions:
         tell(f"{path} was chosen with {known['conditions'].iloc[0]}, not {conditions}: it is not used")
         known = None
@@ -155,6 +162,12 @@ def find_choices(request: Request, name: str, methods: Sequence[str], context: T
         return None
     tell(f"numbers chosen on held-out images: {path}")
     return known
+
+
+def selection_path(request: Request, name: FileName, data: str) -> Path:
+    """Return where the trials of a selection are kept; the methods of a part of the table share them."""
+    whole = f"{replace(name, methods=()).stem}_selection"
+    return request.results / f"{name_for(request.results, whole, [data])}.csv"
 
 
 def form_of(method: str) -> str:
@@ -265,7 +278,7 @@ def refuse_other_recipe(split: TableContext, context: TableContext) -> None:
         raise UserError(f"{split.checkpoint.path} was not trained like the table's stage 1: {'; '.join(differing)}")
 
 
-def report(request: Request, name: str, measured: Sequence[Measured], choices: pd.DataFrame | None) -> None:
+def report(request: Request, name: FileName, measured: Sequence[Measured], choices: pd.DataFrame | None) -> None:
     """Write the table's CSV, Markdown and figures."""
     rows = pd.DataFrame([table_row(row) for row in measured])
     if rows["failure"].notna().all():
@@ -292,6 +305,8 @@ def report(request: Request, name: str, measured: Sequence[Measured], choices: p
     titles = {SHARED: "shared budget", OWN: "own, as published", SELECTED: "chosen on held-out images"}
     figures = {"": draw_bars(rows, titles), "logits": draw_per_class(measured, titles)}
     claims = claims_of(lines, runs, "budget", [line.label["method"] for line in lines])
+    if claims is not None:
+        figures["intervals"] = draw_evenness(claims.long, titles)
     write_results(request, name, rows, report_tables(lines), figures, "\n".join(notes), claims)
 
 

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.plots import COLOURS, note_if_empty, whole_numbers
 from evaluation.run_rows import GROUPS
 from tables.rows import Measured
+
+Box = tuple[float, float, float, float]
 
 # Drawn in colour, the others in grey.
 HIGHLIGHTED = {
@@ -41,6 +44,89 @@ def draw_bars(rows: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.set(xlabel="test accuracy (%), last epoch, plain", title=titles[budget])
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+PLACES = [(6, 4), (6, -10), (-6, 4), (-6, -10), (0, 10), (0, -16), (14, 14), (-14, 14), (14, -22), (-14, -22)]
+
+
+def draw_evenness(numbers: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Draw the harmonic mean of the class accuracies over the accuracy, with 95 % intervals, a point a method and a
+    panel a budget.
+
+    `numbers` are those of `<table>_intervals.csv`. A harmonic mean that has no interval, since the method has a class
+    of which no image is right, is a hollow point.
+    """
+    own = numbers[numbers["reference"].isna()]
+    budgets = [budget for budget in titles if budget in set(own["budget"])]
+    figure = Figure(figsize=(6.4 * len(budgets), 5.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(budgets), sharex=True, sharey=True))
+    for axes, budget in zip(panels, budgets, strict=True):
+        rows = own[own["budget"] == budget].set_index(["measure", "method"])
+        points = rows.loc["all"].add_suffix("_x").join(rows.loc["harmonic"].add_suffix("_y"))
+        for method, row in points.iterrows():
+            colour, known = HIGHLIGHTED.get(str(method), "grey"), pd.notna(row["low_y"])
+            y = [[row["value_y"] - row["low_y"]], [row["high_y"] - row["value_y"]]] if known else None
+            axes.errorbar(
+                [row["value_x"]],
+                [row["value_y"]],
+                xerr=[[row["value_x"] - row["low_x"]], [row["high_x"] - row["value_x"]]],
+                yerr=y,
+                fmt="o",
+                color=colour,
+                markersize=5,
+                markerfacecolor=colour if known else "white",
+                elinewidth=0.8,
+                alpha=1.0 if str(method) in HIGHLIGHTED else 0.7,
+            )
+        axes.set(xlabel="test accuracy (%), last epoch, plain", title=titles[budget])
+        axes.margins(0.08)
+    panels[0].set_ylabel("harmonic mean of the class accuracies (%)")
+    figure.draw_without_rendering()  # the scale is known now, and with it which names would lie on one another
+    for axes, budget in zip(panels, budgets, strict=True):
+        rows = own[own["budget"] == budget].set_index(["measure", "method"])["value"]
+        name_points(
+            axes, rows["all"].to_numpy(), rows["harmonic"].to_numpy(), [str(name) for name in rows["all"].index]
+        )
+    return figure
+
+
+def name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
+    """Write the names of points (N,) beside them: each at the one of `PLACES` where it covers least of the points and
+    of the names before it."""
+    scale = 72 / axes.figure.dpi
+    spots = axes.transData.transform(np.column_stack([x, y])) * scale  # in points, as font sizes are
+    taken = [(px - 3, py - 3, px + 3, py + 3) for px, py in spots]
+    for (px, py), name in sorted(zip(spots.tolist(), names, strict=True)):
+        width = 4.3 * len(name)  # of signs of 7 points
+        boxes = []
+        for dx, dy in PLACES:
+            left = px + dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
+            boxes.append((left, py + dy, left + width, py + dy + 9))
+        costs = [sum(overlap(box, other) for other in taken) for box in boxes]
+        best = int(np.argmin(costs))
+        taken.append(boxes[best])
+        point = axes.transData.inverted().transform((px / scale, py / scale))
+        place = PLACES[best]
+        side = "right" if place[0] < 0 else "center" if place[0] == 0 else "left"
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey"} if best >= 4 else None
+        axes.annotate(
+            name,
+            (float(point[0]), float(point[1])),
+            place,
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            fontsize=7,
+            color=HIGHLIGHTED.get(name, "dimgrey"),
+            arrowprops=line,
+        )
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Return the area that two boxes (left, bottom, right, top) share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def over_mean(values: np.ndarray) -> np.ndarray:

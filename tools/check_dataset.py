@@ -23,25 +23,26 @@ from datasets import IN_MEMORY, load_dataset
 from datasets.decoding.options import ORIENTATIONS, DecodeOptions
 from datasets.identity.content import CONTENT, HOW, with_identity
 from datasets.identity.early_look import images_root, looking_early
-from datasets.long_tail import LongTailedData, Profile
+from datasets.long_tail import FIELD_BOUNDS, LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, LIST_FLAGS, Facts, find_lists, list_files
 from datasets.on_disk.listed_split import ListedSplit, join
-from evaluation.metrics import FEW_BELOW, MANY_ABOVE, shot_groups
+from evaluation.metrics import shot_groups
 from evaluation.plots import save_figure
 from settings.checks import check_value
 from settings.fields import FLAGS, STAGE1
 from settings.presets import stage_preset
-from tools.image_files import KINDS, SMALLER, check_files, use_of
+from tools.image_files import KINDS, SMALLER, check_files, suggested_size, use_of
 from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.files import sha256_file, write_json
-from utils.text import shown, tell
+from utils.text import counted, shown, tell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 30  # classes that are printed one by one
+STANDS = ("path stands", "paths stand")
 WARNING = "warning: "  # how such a note of a data set begins
 
 
@@ -77,11 +78,20 @@ def find_repeats(learned: ListedSplit, test: ListedSplit) -> list[str]:
     """Return a line for paths that stand twice in the training or the test list, and for those in both."""
     seen, tested = (np.unique(split.images, return_counts=True) for split in (learned, test))
     rows = (
-        (seen[0][seen[1] > 1], "stand more than once among the training (and held-out) images"),
-        (tested[0][tested[1] > 1], "stand more than once among the test images"),
-        (np.intersect1d(seen[0], tested[0], assume_unique=True), "are training and test images both"),
+        (seen[0][seen[1] > 1], *STANDS, "more than once among the training (and held-out) images"),
+        (tested[0][tested[1] > 1], *STANDS, "more than once among the test images"),
+        (
+            np.intersect1d(seen[0], tested[0], assume_unique=True),
+            "path is",
+            "paths are",
+            "among training and test images",
+        ),
     )
-    return [f"{len(paths)} paths {what} (first: {shown(os.fsdecode(paths[0]))})" for paths, what in rows if len(paths)]
+    return [
+        f"{counted(len(paths), one, several)} {where} (first: {shown(os.fsdecode(paths[0]))})"
+        for paths, one, several, where in rows
+        if len(paths)
+    ]
 
 
 def make_report(
@@ -124,20 +134,54 @@ def report_text(report: dict[str, Any]) -> str:
     import pandas as pd
 
     classes = pd.DataFrame(report["by_class"], index=[shown(name) for name in report["class_names"]])
-    shots, train = report["shots"], report["parts"]["train"]
+    train = report["parts"]["train"]
     lines = [
         f"{report['dataset']}: {report['classes']} classes",
         pd.DataFrame(report["parts"]).T.to_string(),
-        f"imbalance factor {report['imbalance_factor']:.1f} ({train['largest']} / {train['smallest']})",
-        f"shots: {shots['many']} many (> {MANY_ABOVE}), {shots['medium']} medium ({FEW_BELOW} to {MANY_ABOVE}), "
-        f"{shots['few']} few (< {FEW_BELOW})",
+        f"imbalance factor {report['imbalance_factor']:.1f} ({train['largest']} / {train['smallest']}): the training "
+        "images of the largest class over those of the smallest",
+        *shot_lines(report["shots"]),
         *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *report["reading"],
         *(f"subset {name}: {value}" for name, value in report["subset"].items()),
         *(f"warning: {line}" for line in report["warnings"]),
     ]
-    return "\n".join([*lines, *file_lines(report["files"])])
+    return "\n".join([*lines, *file_lines(report["files"]), *verdict(report)])
+
+
+def shot_lines(shots: dict[str, int]) -> list[str]:
+    """Return how the classes fall into the groups that reports are made for, and what to do where one is empty."""
+    many, few = FIELD_BOUNDS
+    lines = [
+        f"shots: {shots['many']} many (> {many}), {shots['medium']} medium ({few} to {many}), "
+        f"{shots['few']} few (< {few})",
+        "(groups of classes by their training images, for which accuracies are reported)",
+    ]
+    if 0 in shots.values():
+        lines.append("a group is empty: evaluate.py --shots thirds groups these classes by their own sizes")
+    return lines
+
+
+def verdict(report: dict[str, Any]) -> list[str]:
+    """Return the last lines: whether training can use what was looked at, and which image size suits it."""
+    files = report["files"]
+    if files is None:
+        return []
+    lines, sides = [], files["shorter_sides"]
+    if sides is not None:
+        size, resize, stem = suggested_size(sides["median"])
+        lines += [
+            f"shorter side of the images: {sides['smallest']} to {sides['largest']} pixels, median {sides['median']}",
+            f"flags for this size: --image_size {size} --resize {resize} --stem {stem}",
+        ]
+    unusable = sum(entry["files"] for kind, entry in files["kinds"].items() if KINDS[kind] is None)
+    if unusable:
+        return [
+            *lines,
+            f"{counted(unusable, 'file')} cannot be used: mend or remove, or train with --skip_bad {unusable}",
+        ]
+    return [*lines, "training can use every file that was looked at"]
 
 
 def file_lines(files: dict[str, Any] | None) -> list[str]:
@@ -187,8 +231,8 @@ def draw_sizes(name: str, class_counts: np.ndarray, class_names: Sequence[str]) 
     axes.set_yscale("log")
     shots = shot_counts(class_counts)
     for words, bound, colour in (
-        (f"many: > {MANY_ABOVE} ({shots['many']} classes)", MANY_ABOVE + 0.5, "tab:green"),
-        (f"few: < {FEW_BELOW} ({shots['few']} classes)", FEW_BELOW - 0.5, "tab:red"),
+        (f"many: > {FIELD_BOUNDS.many_above} ({shots['many']} classes)", FIELD_BOUNDS.many_above + 0.5, "tab:green"),
+        (f"few: < {FIELD_BOUNDS.few_below} ({shots['few']} classes)", FIELD_BOUNDS.few_below - 0.5, "tab:red"),
     ):
         axes.axhline(bound, color=colour, linestyle=":", linewidth=1, label=words)
     axes.set(xlabel="class, largest first", ylabel="training images", title=f"{name}: {sizes.sum():,} training images")

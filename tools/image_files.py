@@ -3,7 +3,7 @@
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -74,15 +74,21 @@ def present(path: str) -> list[str]:
     return [MISSING]  # a folder, or no file that could be read to its end
 
 
-def examine(path: str, memory: DecodingMemory | None = None, options: DecodeOptions = PLAIN) -> list[str]:
-    """Decode an image as training does; return which of `KINDS` it is, none for a plain RGB one.
+def examine(
+    path: str,
+    memory: DecodingMemory | None = None,
+    options: DecodeOptions = PLAIN,
+    sides: list[int] | None = None,
+) -> list[str]:
+    """Decode an image as training does; return which of `KINDS` it is, none for a plain RGB one. The shorter side
+    of one that PIL decodes, in pixels, is added to `sides`.
 
     The limit of pixels is PIL's: `check_files` sets it for all threads.
     """
     try:
         with (memory or DecodingMemory()).claims() as claim:
             try:
-                kinds = examine_with_pil(path, claim, options)
+                kinds = examine_with_pil(path, claim, options, sides)
             except (Image.DecompressionBombError, Image.DecompressionBombWarning):
                 decode_rgb(path, claim, options)  # a JPEG is decoded at a part of its size
                 kinds = [REDUCED]
@@ -99,14 +105,16 @@ def examine(path: str, memory: DecodingMemory | None = None, options: DecodeOpti
     return kinds
 
 
-def examine_with_pil(path: str, claim: Claim, options: DecodeOptions) -> list[str]:
-    """Decode an image of which PIL takes all pixels; return which of `KINDS` it is."""
+def examine_with_pil(path: str, claim: Claim, options: DecodeOptions, sides: list[int] | None = None) -> list[str]:
+    """Decode an image of which PIL takes all pixels; return which of `KINDS` it is; add its shorter side to `sides`."""
     with open_image(path) as image:
         kinds = header_kinds(image)
         told_before = image.format == "TIFF"  # PIL turns it as it decodes; others may tell it behind their pixels
         orientation = orientation_of(image) if told_before else UPRIGHT
         opened_rgb(path, image, claim, options)
         orientation = orientation if told_before else orientation_of(image)
+        if sides is not None:
+            sides.append(min(image.size))
         return kinds if orientation == UPRIGHT else [*kinds, TURNED]
 
 
@@ -158,17 +166,37 @@ def sort_files(
     return found
 
 
+def summary_of_sides(sides: Sequence[int]) -> dict[str, int] | None:
+    """Return the smallest, the median and the largest of the images' shorter sides in pixels, None without any."""
+    if not sides:
+        return None
+    return {"smallest": min(sides), "median": int(np.median(sides)), "largest": max(sides)}
+
+
+def suggested_size(median: int) -> tuple[int, int, str]:
+    """Return the `--image_size`, the `--resize` and the `--stem` that suit images of a median shorter side in pixels.
+
+    Of at least 224 pixels they are the usual ones. Smaller images are taken as they are, down to a multiple of 8: to
+    enlarge them costs time and shows nothing more. Below 96 pixels the first layers of `--stem imagenet` would leave
+    next to nothing of an image: they halve it twice before the first block.
+    """
+    if median >= SMALL:
+        return SMALL, 256, "imagenet"
+    size = max(median // 8 * 8, 8)
+    return size, max(median, size), "cifar" if size < 96 else "imagenet"
+
+
 def check_files(files: ListedSplit, decode: int | None, options: DecodeOptions = PLAIN) -> dict[str, Any]:
     """Look whether all `files` are there and decode a sample of `decode` (None: all) of those that are."""
-    found = sort_files(files, np.arange(len(files)), present, "looking for the files")
+    found, sides = sort_files(files, np.arange(len(files)), present, "looking for the files"), list[int]()
     there = np.setdiff1d(np.arange(len(files)), [row for rows in found.values() for row in rows])
     if decode is not None and decode < len(there):
         there = np.random.RandomState(0).choice(there, decode, replace=False)
     with warnings.catch_warnings(), pixel_limit(options.max_pixels):  # PIL warns of what it decodes, and of bombs
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        memory = DecodingMemory(THREADS)
-        found |= sort_files(files, np.sort(there), partial(examine, memory=memory, options=options), "decoding")
+        look = partial(examine, memory=DecodingMemory(THREADS), options=options, sides=sides)
+        found |= sort_files(files, np.sort(there), look, "decoding")
     names = {kind: [shown(os.fsdecode(name)) for name in files.images[found[kind][:FIRST]]] for kind in found}
     why = {
         kind: {"why": f"of the first: {why_not(files.path(found[kind][0]), options)}"}
@@ -180,6 +208,7 @@ def check_files(files: ListedSplit, decode: int | None, options: DecodeOptions =
         "listed": len(files),
         "decoded": len(there),
         "options": vars(options),
+        "shorter_sides": summary_of_sides(sides),
         "kinds": {
             kind: {"files": len(found[kind]), "first": names[kind], **why.get(kind, {})}
             for kind in KINDS

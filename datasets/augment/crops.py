@@ -24,12 +24,13 @@ def uniforms(draw: int) -> Iterator[float]:
         draw = (draw + SPLITMIX_STEP) & MASK64
 
 
-def draw_box(height: int, width: int, numbers: Iterator[float]) -> Box:
-    """Draw a crop as torchvision's `RandomResizedCrop.get_params` does: its area and the logarithm of its ratio are
-    uniform; after ten that do not fit, the largest centre crop whose ratio is within bounds."""
+def draw_box(height: int, width: int, numbers: Iterator[float], smallest: float = AREA[0]) -> Box:
+    """Draw a crop as torchvision's `RandomResizedCrop.get_params` does: its area, from the `smallest` share of the
+    image on, and the logarithm of its ratio are uniform; after ten that do not fit, the largest centre crop whose ratio
+    is within bounds."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for _ in range(TRIES):
-        area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * next(numbers))
+        area = height * width * (smallest + (AREA[1] - smallest) * next(numbers))
         ratio = math.exp(low + (high - low) * next(numbers))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -48,9 +49,10 @@ def resize_pixels(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)[0]
 
 
-def random_crop(image: Tensor, size: int, draw: int) -> Tensor:
-    """Return the crop of an image (3, H, W) uint8 that `draw` chooses, resized: (3, size, size)."""
-    top, left, height, width = draw_box(image.shape[1], image.shape[2], uniforms(draw))
+def random_crop(image: Tensor, size: int, draw: int, smallest: float = AREA[0]) -> Tensor:
+    """Return the crop of an image (3, H, W) uint8 that `draw` chooses, resized: (3, size, size). It takes at least the
+    `smallest` share of the image."""
+    top, left, height, width = draw_box(image.shape[1], image.shape[2], uniforms(draw), smallest)
     return resize_pixels(image[:, top : top + height, left : left + width], size, size)
 
 

@@ -20,7 +20,7 @@ from datasets.identity.kept_hashes import DIGEST
 from datasets.identity.kept_records import kept_or_made
 from datasets.long_tail import Identity, LongTailedData, Split, members_by_class, subset_identity
 from datasets.on_disk.listed_split import ListedSplit, join, path_identity
-from utils.text import shown
+from utils.text import counted, shown
 
 CONTENT, NAMES = "content", "names"
 HOW = (CONTENT, NAMES)
@@ -162,14 +162,16 @@ def overlaps(splits: Sequence[ListedSplit], digests: Sequence[np.ndarray], how: 
     for words, split, own in (("training", learned, keys[0]), ("test", test, keys[1])):
         twice = under_two_labels(split, own)
         if len(twice):
-            lines.append(f"{len(twice)} {words} images stand under two labels (first: {first_names(twice)})")
+            stand = counted(len(twice), f"{words} image stands", f"{words} images stand")
+            lines.append(f"{stand} under two labels (first: {first_names(twice)})")
     shared = np.isin(keys[1], keys[0]) & (keys[1] != 0)
     if shared.any():
         row = int(np.flatnonzero(shared)[0])
         same = learned.images[np.flatnonzero(keys[0] == keys[1][row])[0]]
         by = "by content" if how == CONTENT else "by name"
         pair = f"{shown(os.fsdecode(test.images[row]))} is {shown(os.fsdecode(same))}"
-        lines.append(f"{int(shared.sum())} test images are training images too, {by} (first: {pair})")
+        both = ("test image is a training image", "test images are training images")
+        lines.append(f"{counted(int(shared.sum()), *both)} too, {by} (first: {pair})")
     return lines
 
 

@@ -14,7 +14,7 @@ from datasets.on_disk.paths import path_fault
 from datasets.on_disk.rows import Listing, Row, Source, collect
 from utils.errors import UserError
 from utils.outside import read_plain
-from utils.text import shown
+from utils.text import counted, shown
 
 Id = int | str
 
@@ -59,7 +59,8 @@ def read_coco(path: Path, root: Path, suffix: str = "") -> Listing:
     order = list(categories.name_of.values())
     refuse_equal_names(order, str(path))
     group = [name for name in order if name in categories.groups and name not in used]
-    notes = [f"{len(bare)} images without annotation are left out (first: '{shown(bare[0])}')"] if bare else []
+    left = counted(len(bare), "image without annotation is", "images without annotation are")
+    notes = [f"{left} left out (first: '{shown(bare[0])}')"] if bare else []
     notes += [f"{captions} annotations are captions without a category, and left out"] if captions else []
     notes += [f"the category '{name}' has no image and is the group of others: it is no class" for name in group]
     said = tuple(f"{path}: {note}" for note in notes)

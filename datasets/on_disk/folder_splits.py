@@ -26,7 +26,7 @@ from datasets.on_disk.walk import (
 from utils.errors import UserError
 from utils.files import make_folder, write_atomically
 from utils.outside import read_plain, within
-from utils.text import plain_name, shown
+from utils.text import counted, plain_name, shown
 
 WORDS = {"train": "training", "val": "held-out", "test": "test"}
 # What may stand behind the name of a split in that of its folder.
@@ -131,7 +131,7 @@ def split_notes(folders: dict[str, str], profile: Profile, trained: int, tested:
         if alone or folder != split:
             notes.append(f"{shown(folder)}/ is the {'test' if alone else WORDS[split]} split")
     if made:
-        words = f"no test split: {tested} of {trained + tested} images are tested on"
+        words = f"no test split: {tested} of {trained + tested} images {'is' if tested == 1 else 'are'} tested on"
         notes.append(f"{words}, {profile.test_share:g} of each class, by --test_seed {profile.test_seed}")
     elif profile.test_share > 0:
         notes.append(f"--test_share is not used: {shown(folders['test'])}/ is the test split")
@@ -156,7 +156,9 @@ def nested_classes(splits: Sequence[ListedSplit], in_split: bool) -> Notes:
     if count == 0:
         return ()
     first = next(name for number, name in found if number)
-    return (f"{count} images lie in folders inside class folders, and are of these classes ({first})",)
+    lie = counted(count, "image lies in a folder", "images lie in folders")
+    are = "is of its class" if count == 1 else "are of these classes"
+    return (f"{lie} inside class folders, and {are} ({first})",)
 
 
 def with_written_lists(data: LongTailedData, out: Path) -> LongTailedData:

@@ -17,7 +17,9 @@ from datasets.long_tail import (
 )
 from datasets.on_disk.listed_split import ListedSplit, join, path_identity
 from utils.errors import UserError
-from utils.text import printable, shown
+from utils.text import counted, printable, shown
+
+UNUSED = ("image of the validation split is", "images of the validation split are")
 
 # The constants of ImageNet's images, which pre-trained weights expect too. Crops are resized, not padded.
 AUGMENTATION = Augmentation(padding=0, mirror=True, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -51,7 +53,7 @@ def long_tailed(
     refuse_empty_classes(train.labels, len(class_names), "training", class_names)
     notes += untested_classes(test.labels, class_names)
     if val is not None and profile.holdout > 0:
-        notes += (f"the {len(val)} images of the validation split are unused beside --holdout",)
+        notes += (f"the {counted(len(val), *UNUSED)} unused beside --holdout",)
     names = [printable(class_name) for class_name in class_names]
     refuse_equal_names(names, name)
     chosen = train
@@ -160,7 +162,8 @@ def without_empty_classes(
     for words, split in (("held-out", val), ("test", test)):
         lost = 0 if split is None else int(np.isin(split.labels, gone).sum())
         if lost:
-            notes.append(f"{lost} {words} images are of these classes and are left out too")
+            left = (f"{words} image is of these classes and is", f"{words} images are of these classes and are")
+            notes.append(f"{counted(lost, *left)} left out too")
         if split is test and lost == len(test):
             raise UserError("no test image is of a class that has training images")
     held_out = None if val is None else of_classes(val, kept)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets.on_disk.paths import LONGEST
 from utils.errors import UserError
-from utils.text import shown
+from utils.text import counted, shown
 
 # The endings that PIL knows for `datasets.decode.FORMATS`, as Pillow 13.0 has them, with two that are read as well:
 # .mpo (a JPEG of many pictures) and .dib (a BMP, as Paint writes it). Without .pfm, whose pixels are floating-point.
@@ -71,6 +71,15 @@ EMPTY = "folders without images in class folders"
 UNUSED = "folders that are no split"
 # Reasons that may mean that images are missing; the others are as it should be.
 SUSPECT = (ENDING, NO_ENDING, LOOSE, LOOP, UNUSED)
+# What a single one of them is called.
+ONE = {
+    LOOP: "link back into a folder that is walked through already",
+    ENDING: "file whose ending is of no image that can be read",
+    NO_ENDING: "file without an ending",
+    LOOSE: "image outside the class folders",
+    EMPTY: "folder without images in class folders",
+    UNUSED: "folder that is no split",
+}
 Number = tuple[int, int]  # of a folder: device and inode
 NAMED = 3  # of what is left out for one reason
 MOST_ENDINGS = 5
@@ -105,7 +114,8 @@ class LeftOut:
         which = f": {endings}{', ...' if len(self.endings) > MOST_ENDINGS else ''}" if reason == ENDING else ""
         names = ", ".join(map(shown, self.first[reason]))
         more = ", ..." if self.counts[reason] > NAMED else ""
-        return f"left out: {self.counts[reason]} {reason}{which} ({names}{more})"
+        what = counted(self.counts[reason], ONE.get(reason, reason), reason)
+        return f"left out: {what}{which} ({names}{more})"
 
 
 def scan(folder: Path | str) -> list[os.DirEntry[str]]:

@@ -22,6 +22,7 @@ from evaluation.intervals.comparison import (
 )
 from evaluation.metrics import Report
 from evaluation.run_rows import sha256_of_test
+from utils.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,6 +197,6 @@ def headline_text(report: Report, class_counts: np.ndarray) -> str:
     for _, row in intervals(Resampled([one]), [one]).iterrows():
         ends = f"[{row['low']:.2f}, {row['high']:.2f}]"
         if math.isnan(row["low"]):
-            ends = f"(no interval: of {lost_classes(one)} classes no image is right)"
+            ends = f"(no interval: of {counted(lost_classes(one), 'class', 'classes')} no image is right)"
         cells.append(f"{SHORT[row['measure']]} {row['value']:.2f} {ends}")
-    return f"95 % intervals, by the bootstrap over the test images of each class: {', '.join(cells)}"
+    return "95 % intervals, by the bootstrap over the test images of each class:\n" + "\n".join(cells)

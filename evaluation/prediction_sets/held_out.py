@@ -3,6 +3,7 @@
 from evaluation.measure import Images, SplitLogits
 from evaluation.prediction_sets.record import HeldOut, measure_held_out
 from evaluation.priors.correction import Prior, held_out_prior
+from utils.text import counted
 
 
 def find_held_out(
@@ -24,4 +25,6 @@ def classifier_prior(held_out: HeldOut | None, assumed: Prior) -> Prior:
     if held_out is None:
         return Prior(assumed.shares, f"{assumed.words}; no held-out images to measure it on")
     shares = assumed.shares.new_tensor(held_out.prior)
-    return Prior(shares / shares.sum(), f"measured on its predictions for {len(held_out.labels)} held-out images")
+    return Prior(
+        shares / shares.sum(), f"measured on its predictions for {counted(len(held_out.labels), 'held-out image')}"
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.long_tail import FIELD_BOUNDS, ShotBounds
 from evaluation.blocks import row_blocks
 from evaluation.metrics import SHOTS, Report, shot_groups
 from evaluation.prediction_sets.kinds import KINDS
@@ -13,6 +14,7 @@ from evaluation.prediction_sets.record import HeldOut
 from evaluation.prediction_sets.thresholds import class_thresholds, have, without_threshold
 from evaluation.priors.correction import Prior
 from evaluation.text_tables import to_text
+from utils.text import counted
 
 
 @torch.no_grad()
@@ -25,7 +27,12 @@ def in_sets(logits: Tensor, thresholds: np.ndarray, temperature: float) -> Tenso
 
 
 def set_report(
-    logits: Tensor, labels: Tensor, class_counts: np.ndarray, thresholds: np.ndarray, temperature: float
+    logits: Tensor,
+    labels: Tensor,
+    class_counts: np.ndarray,
+    thresholds: np.ndarray,
+    temperature: float,
+    bounds: ShotBounds = FIELD_BOUNDS,
 ) -> Report:
     """Return `coverage` in percent and mean `size` of the sets of images with logits (N, K) and labels (N,).
 
@@ -40,19 +47,21 @@ def set_report(
         size[rows] = members.sum(dim=1).float().cpu()
     labels = labels.cpu()
     return {
-        "coverage": by_group(100 * covered, labels, class_counts),
-        "size": by_group(size, labels, class_counts),
+        "coverage": by_group(100 * covered, labels, class_counts, bounds),
+        "size": by_group(size, labels, class_counts, bounds),
         "empty": 100 * float((size == 0).double().mean()),
     }
 
 
-def by_group(values: Tensor, labels: Tensor, class_counts: np.ndarray) -> dict[str, Any]:
+def by_group(
+    values: Tensor, labels: Tensor, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
+) -> dict[str, Any]:
     """Return the mean of values (N,) of images with labels (N,): over all, the groups, and each class."""
     images = torch.bincount(labels, minlength=len(class_counts)).double()
     sums = torch.zeros_like(images).index_add_(0, labels, values.double())
     means = torch.where(images > 0, sums / images, torch.nan).numpy()
     found: dict[str, Any] = {"all": float(values.double().mean())}
-    for name, members in shot_groups(class_counts).items():
+    for name, members in shot_groups(class_counts, bounds).items():
         known = means[members & ~np.isnan(means)]
         found[name] = float(known.mean()) if len(known) else None
     return {**found, "per_class": [None if np.isnan(value) else float(value) for value in means]}
@@ -65,6 +74,7 @@ def sets_report(
     held_out: HeldOut,
     coverage: float,
     prior: Prior | None = None,
+    bounds: ShotBounds = FIELD_BOUNDS,
 ) -> dict[str, Any]:
     """Return the `set_report` of every kind of threshold, for images that follow the `prior` where it is known, and
     what the thresholds are from."""
@@ -79,7 +89,7 @@ def sets_report(
     shares = None if prior is None else prior.shares.numpy()
     for kind in KINDS:
         limits = class_thresholds(own.probabilities, own.labels, classes, coverage, kind, shares)
-        report[kind] = set_report(logits, labels, class_counts, limits, own.temperature)
+        report[kind] = set_report(logits, labels, class_counts, limits, own.temperature, bounds)
     return report
 
 
@@ -99,6 +109,7 @@ def sets_text(report: dict[str, Any]) -> str:
     holds = "whose classes are as frequent as theirs" if report["prior"] is None else "that follow the test prior"
     return (
         f"prediction sets, coverage {report['asked']:g} % asked, plain test images:\n{to_text(rows)}\n"
-        f"(thresholds from {report['held_out_images']} held-out images at temperature {report['temperature']:.4g}; "
+        f"(thresholds from {counted(report['held_out_images'], 'held-out image')} at temperature "
+        f"{report['temperature']:.4g}; "
         f"marginal holds for images {holds}, classwise for each class{few})"
     )

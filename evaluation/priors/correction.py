@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluation.blocks import row_blocks
+from utils.text import counted
 
 TRAIN, UNIFORM = "train", "uniform"  # priors that a method can be made for
 # Images that say nothing, whose prediction is the assumed prior itself, added to each class's held-out images: a class
@@ -63,7 +64,7 @@ def held_out_prior(logits: Tensor, labels: Tensor, assumed: Prior, temperature: 
     right = torch.zeros(classes, dtype=torch.float64, device=logits.device)
     right[-1] = 1
     shares = torch.linalg.solve(equations, right).clamp(min=torch.finfo(torch.float64).tiny)
-    words = f"that of its own predictions on {len(labels)} held-out images"
+    words = f"that of its own predictions on {counted(len(labels), 'held-out image')}"
     return Prior((shares / shares.sum()).cpu(), words)
 
 

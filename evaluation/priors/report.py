@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.long_tail import FIELD_BOUNDS, ShotBounds
 from evaluation.metrics import prediction_report
 from evaluation.priors.correction import Prior, corrected_predictions, prior_offsets
 from evaluation.priors.shifted import weighted_accuracy
@@ -22,6 +23,7 @@ def prior_report(
     source: Prior,
     target: Prior,
     temperature: float = 1.0,
+    bounds: ShotBounds = FIELD_BOUNDS,
 ) -> dict[str, Any]:
     """Return, for each way of testing, the report on the predictions `before` and `after` the prior is put in.
 
@@ -45,7 +47,7 @@ def prior_report(
         report[way] = {
             when: {
                 EXPECTED: weighted_accuracy(predictions, labels, target.shares),
-                **prediction_report(predictions, labels, class_counts),
+                **prediction_report(predictions, labels, class_counts, bounds),
             }
             for when, predictions in (("before", before), ("after", after))
         }

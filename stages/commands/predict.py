@@ -28,7 +28,7 @@ from stages.prediction import (
 from stages.prediction_csv import source_lines, summary_lines, unread_line, write_predictions, write_to
 from utils.device import choose_execution
 from utils.errors import UserError
-from utils.text import shown, tell, utf8_text
+from utils.text import counted, shown, tell, utf8_text
 
 
 def say(lines: Sequence[str]) -> None:
@@ -69,12 +69,12 @@ def predict(arguments: argparse.Namespace, output: TextIO) -> int:
     if execution.device.type == "cpu" and arguments.gpu is not None:
         report_unused("predict", ["--gpu"], " on cpu")
     workers = loader_processes(replace(Settings(), workers=arguments.workers), execution)
-    others = f", {left_out.total()} other entries passed over" if left_out.total() else ""
+    others = f", {counted(left_out.total(), 'other entry', 'other entries')} passed over" if left_out.total() else ""
     say([*execution.reasons[:2], *source_lines(predictor, checkpoint, options, arguments.flip), *asked.lines])
-    say([f"found: {len(split)} images{others}", *left_out.lines()])
+    say([f"found: {counted(len(split), 'image')}{others}", *left_out.lines()])
     if arguments.skip_bad:
         split, lines = leave_out_unreadable(split, workers, arguments.skip_bad, options)
-        say([*(f"skipped: {shown(line)}" for line in lines), f"{len(lines)} images skipped"])
+        say([*(f"skipped: {shown(line)}" for line in lines), f"{counted(len(lines), 'image')} skipped"])
 
     execution.place(predictor.model)
     images = open_images(predictor, split, execution, Reading(workers, options, patient=True))

@@ -13,16 +13,26 @@ from evaluation.measure import (
     logits_summary,
     rebalanced_report,
 )
+from evaluation.per_class.confusion import class_table, confusion_report, most_certain_mistakes
+from evaluation.per_class.texts import classes_text
 from evaluation.priors.correction import Prior
 from evaluation.text_tables import details, headline_of, per_class_table, report_table
 from runs.checkpoint import Checkpoint, load_weights
 from runs.session import LoadedModel
 from settings.resolve import Command
-from stages.asked_reports import asked_prior, asked_reports, asked_texts, known_temperature, stored_temperature
+from stages.asked_reports import (
+    asked_prior,
+    asked_reports,
+    asked_texts,
+    known_temperature,
+    stored_temperature,
+    with_shots,
+)
+from stages.page import MISTAKES, refuse_place, run_page
 from stages.session import open_model, settle_execution
 from stages.start import find_reported
 from utils.distributed import is_main
-from utils.files import write_json
+from utils.files import write_json, write_text
 from utils.text import tell
 
 
@@ -31,24 +41,35 @@ def evaluate(command: Command) -> None:
     execution = settle_execution(command)
     command, checkpoints = find_reported(command)
     first = next(iter(checkpoints.values()))
-    loaded = open_model(command, execution, first, first.path.parent)
+    if command.settings.html is not None:
+        refuse_place(Path(command.settings.html))
+    loaded = with_shots(open_model(command, execution, first, first.path.parent))
+    data = loaded.data
     prior = asked_prior(loaded)
     records = {}
     for name, checkpoint in checkpoints.items():
         load_weights(loaded.model, checkpoint)
         records[name] = report_on(loaded, checkpoint, prior)
-    tell(per_class_table(records, loaded.data))
+    tell(per_class_table(records, data))
     tell()
     tell(report_table(records, loaded.settings.protocol))
-    tell(headline_text(headline_of(records, loaded.settings.protocol), loaded.data.class_counts))
+    tell(headline_text(headline_of(records, loaded.settings.protocol), data.class_counts))
+    name, record = next(iter(records.items()))
+    accuracy = record["plain"]["per_class_accuracy"]
+    classes = class_table(record["confusion"], accuracy, data.class_names, data.class_counts, data.shot_bounds)
+    tell(f"\n{classes_text(record['confusion'], classes, f'{name}, plain')}")
     for name, record in records.items():
         tell(f"\n{name}:")
         tell("\n\n".join([details(record), *asked_texts(record)]))
     if loaded.settings.json is not None and is_main():
-        data = loaded.data
         subset = {"dataset": data.name, "class_counts": data.class_counts.tolist(), "subset": data.subset}
-        write_json(Path(loaded.settings.json), {"schema": 1, **subset, "checkpoints": records})
+        about = {"schema": 1, **subset, "class_names": data.class_names, "shot_bounds": data.shot_bounds._asdict()}
+        write_json(Path(loaded.settings.json), {**about, "checkpoints": records})
         tell(f"written to {loaded.settings.json}")
+    if loaded.settings.html is not None and is_main():
+        load_weights(loaded.model, first)
+        write_text(Path(loaded.settings.html), run_page(loaded, first, records))
+        tell(f"written to {loaded.settings.html}")
 
 
 def report_on(loaded: LoadedModel, checkpoint: Checkpoint, prior: Prior | None = None) -> dict[str, Any]:
@@ -62,11 +83,14 @@ def report_on(loaded: LoadedModel, checkpoint: Checkpoint, prior: Prior | None =
     given = stored_temperature(checkpoint, settings.temperature)
     calibration = calibration_report(logits_of, images, data, given)
     temperature = known_temperature(calibration)
+    plain, labels = logits_of("test"), images["test"].labels
     return {
         "epoch": checkpoint.epoch,
         "sha256": checkpoint.sha256,
         "kind": checkpoint.kind,
         **evaluate_test(logits_of, images, data),
+        "confusion": confusion_report(plain.argmax(dim=1), labels, data.class_counts, data.shot_bounds),
+        "mistakes": most_certain_mistakes(plain, labels, MISTAKES),
         "logits": logits,
         "logits_summary": logits_summary(logits),
         "calibration": calibration,

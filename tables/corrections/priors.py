@@ -15,9 +15,8 @@ from evaluation.priors.correction import Prior, corrected_predictions, prior_off
 from evaluation.priors.shifted import FACTORS, shifted_profiles, weighted_accuracy
 from evaluation.run_rows import mean_cell
 from evaluation.shown_tables import Tables
-from tables.corrections.retrained import Retrained, Rows, retrain
-from tables.request import Request, write_results
-from tables.rows import stage1_name
+from tables.corrections.retrained import Retrained, Shown, make_corrected
+from tables.request import Request
 
 NOT_USED, KNOWN = "not used", "known"
 PROFILES = [*(f"forward-{n}" for n in FACTORS), "uniform", *(f"backward-{n}" for n in reversed(FACTORS))]
@@ -26,15 +25,12 @@ SHOWN = ("forward-50", "forward-10", "uniform", "backward-10", "backward-50")
 
 def make_table(request: Request) -> None:
     """Write `results/priors_<experiment>.*`."""
-    for ratio in request.ratios():
-        made, name = Rows(), ""
-        for seed in request.seeds:
-            for classifier in retrain(request, seed, __doc__ or "", made.failed, **ratio):
-                made.rows += measure(classifier)
-                name = f"priors_{stage1_name(classifier.context)}{request.suffix()}"
-        table = made.table()
-        notes = "\n".join([*made.failed, *own_priors(table)])
-        write_results(request, name, table, shown_tables(table), {"": draw(table)}, notes)
+    make_corrected(request, __doc__ or "", measure, read)
+
+
+def read(table: pd.DataFrame) -> Shown:
+    """Return what people read of the rows."""
+    return Shown(shown_tables(table), draw(table), own_priors(table))
 
 
 def measure(classifier: Retrained) -> list[dict[str, Any]]:

@@ -1,16 +1,18 @@
 """Methods re-trained on a stage 1 for tables that look at their logits: the classifiers, not their reports."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from engine.many_heads import Trained, train_heads
 from evaluation.measure import SplitLogits
 from evaluation.prediction_sets.held_out import classifier_prior, find_held_out
 from evaluation.priors.correction import Prior
 from evaluation.run_rows import data_sha256, refuse_mixed
+from evaluation.shown_tables import Tables
 from methods.plan import Plan
 from runs.held_out import assumed_of
 from runs.run_record import describe
@@ -19,8 +21,8 @@ from settings.fields import STAGE2
 from settings.resolve import Command
 from settings.stage2_plan import plan_of
 from stages.checkpoints import adopt_checkpoint
-from tables.request import Request
-from tables.rows import TableContext, open_context
+from tables.request import FileName, Request, write_results
+from tables.rows import TableContext, file_name, open_context
 from utils.errors import UserError
 
 METHODS = ("ce", "los", "proximal_los", "balanced_softmax", "logit_adjust_posthoc", "tau_norm")
@@ -83,6 +85,14 @@ class Retrained:
         }
 
 
+class Shown(NamedTuple):
+    """What people read of a table's rows."""
+
+    tables: Tables
+    figure: Figure
+    notes: list[str]
+
+
 @dataclass
 class Rows:
     """The rows of a table on one kind of stage 1, over the seeds; `failed` says in words which have no numbers."""
@@ -97,6 +107,25 @@ class Rows:
         table = pd.DataFrame(self.rows)
         refuse_mixed(table)
         return table
+
+
+def make_corrected(
+    request: Request,
+    description: str,
+    measure: Callable[[Retrained], list[dict[str, Any]]],
+    read: Callable[[pd.DataFrame], Shown],
+) -> None:
+    """Write `results/<table>_<experiment>.*` for each imbalance factor: the rows that `measure` makes of every method's
+    classifier on each seed's stage 1, and what people `read` of them."""
+    for ratio in request.ratios():
+        made, name = Rows(), FileName(request.table)
+        for seed in request.seeds:
+            for classifier in retrain(request, seed, description, made.failed, **ratio):
+                made.rows += measure(classifier)
+                name = file_name(request.table, classifier.context, request.methods)
+        table = made.table()
+        shown = read(table)
+        write_results(request, name, table, shown.tables, {"": shown.figure}, "\n".join([*made.failed, *shown.notes]))
 
 
 def row_flags(methods: Sequence[str]) -> list[tuple[str, ...]]:

@@ -19,9 +19,9 @@ from evaluation.prediction_sets.record import measure_held_out
 from evaluation.prediction_sets.report import sets_report
 from evaluation.run_rows import mean_cell
 from evaluation.shown_tables import Tables
-from tables.corrections.retrained import Retrained, Rows, retrain
-from tables.request import Request, write_results
-from tables.rows import stage1_name
+from tables.corrections.retrained import Retrained, Shown, make_corrected
+from tables.request import Request
+from utils.text import counted
 
 COVERAGE = 0.9
 SPLITS = 10
@@ -30,15 +30,13 @@ GROUPS = ("all", *SHOTS)
 
 def make_table(request: Request) -> None:
     """Write `results/sets_<experiment>.*`."""
-    for ratio in request.ratios():
-        made, name = Rows(), ""
-        for seed in request.seeds:
-            for classifier in retrain(request, seed, __doc__ or "", made.failed, **ratio):
-                made.rows += measure(classifier)
-                name = f"sets_{stage1_name(classifier.context)}{request.suffix()}"
-        table = made.table()
-        notes = [*made.failed, f"Coverage {COVERAGE:g} asked. Thresholds: {table['thresholds'].iloc[0]}."]
-        write_results(request, name, table, shown_tables(table), {"": draw(table)}, "\n".join(notes))
+    make_corrected(request, __doc__ or "", measure, read)
+
+
+def read(table: pd.DataFrame) -> Shown:
+    """Return what people read of the rows."""
+    asked = f"Coverage {COVERAGE:g} asked. Thresholds: {table['thresholds'].iloc[0]}."
+    return Shown(shown_tables(table), draw(table), [asked])
 
 
 def measure(classifier: Retrained) -> list[dict[str, Any]]:
@@ -48,7 +46,7 @@ def measure(classifier: Retrained) -> list[dict[str, Any]]:
     counts = context.data.class_counts
     if len(context.images["holdout"]):
         found = [report(logits_of("holdout"), context.images["holdout"].labels, logits, labels, counts)]
-        how = f"{len(context.images['holdout'])} held-out images"
+        how = counted(len(context.images["holdout"]), "held-out image")
     else:
         halves = [half_of_classes(labels, number) for number in range(SPLITS)]
         found = [report(logits[own], labels[own], logits[~own], labels[~own], counts) for own in halves]

@@ -168,3 +168,89 @@ def test_a_damaged_record_is_refused(held: Path, photos: Path, tmp_path: Path) -
     save_checkpoint(tmp_path / "bad.pth", {**content, KEY: {**content[KEY], "images": [1, 2, 3]}})
     outcome = run("predict", "--pretrained_pth", tmp_path / "bad.pth", "--images", photos / "test")
     assert is_refusal(outcome, "is damaged", KEY, alone=False)
+
+
+# The page
+
+
+def test_a_page_has_tables_figures_and_the_images_that_are_wrong(plain: Path, tmp_path: Path) -> None:
+    out = succeed(
+        "evaluate", "--pretrained_pth", plain, "--html", tmp_path / "page.html", "--json", tmp_path / "r.json"
+    )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"written to {tmp_path / 'page.html'}" in out.out and page.endswith("</html>\n")
+    record = read(tmp_path / "r.json")["checkpoints"]["last"]
+    wrong = sum(record["plain"]["class_images"]) - sum(
+        round(accuracy * images / 100)
+        for accuracy, images in zip(record["plain"]["per_class_accuracy"], record["plain"]["class_images"], strict=True)
+    )
+    assert 0 < wrong == len(record["mistakes"]) and page.count("<img ") == 3 + wrong  # curves, classes, logits
+    first = record["mistakes"][0]
+    names = read(tmp_path / "r.json")["class_names"]
+    assert f"{names[first['true']]}, taken for {names[first['predicted']]} (" in page and ".png" in page
+    lines = out.out.split("worst classes")[1].split("written to")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_run_leaves_a_table_of_its_classes(plain: Path) -> None:
+    metrics = read(plain / "metrics.json")
+    rows = rows_of(plain / "per_class.csv")
+    assert [row["name"] for row in rows] == metrics["class_names"] == sorted(COLOURS)
+    assert [int(row["training_images"]) for row in rows] == metrics["class_counts"]
+    accuracy = metrics["last"]["plain"]["per_class_accuracy"]
+    assert [float(row["accuracy"]) for row in rows] == pytest.approx(accuracy, rel=1e-4)
+    confused = metrics["confusion"]["confused_with"]
+    assert [row["most_confused_with"] for row in rows] == [
+        "" if k is None else metrics["class_names"][k] for k in confused
+    ]
+
+
+def test_a_page_that_has_no_place_is_refused_at_once(plain: Path, tmp_path: Path) -> None:
+    for place, words in ((tmp_path, "it is a folder"), (tmp_path / "no" / "page.html", "there is no folder")):
+        outcome = run("evaluate", "--pretrained_pth", plain, "--html", place)
+        assert is_refusal(outcome, "--html", words)
+    assert not list(tmp_path.iterdir())
+
+
+# Bounds of the shot groups
+
+
+def test_shots_are_grouped_as_asked(plain: Path, tmp_path: Path) -> None:
+    """12, 8 and 4 training images: few-shot all, by the field's bounds."""
+    usual = succeed("evaluate", "--pretrained_pth", plain)
+    assert "0 many, 0 medium, 3 few classes; --shots thirds" in usual.out
+    out = succeed("evaluate", "--pretrained_pth", plain, "--shots", "thirds", "--json", tmp_path / "r.json").out
+    assert "many > 8, few < 8 training images: 1 many, 1 medium, 1 few classes" in out
+    found = read(tmp_path / "r.json")
+    report = found["checkpoints"]["last"]["plain"]
+    by_size = dict(zip(found["class_counts"], report["per_class_accuracy"], strict=True))
+    assert [report[name] for name in ("many", "medium", "few")] == [by_size[12], by_size[8], by_size[4]]
+    assert found["shot_bounds"] == {"many_above": 8, "few_below": 8}
+    given = succeed("evaluate", "--pretrained_pth", plain, "--shots", "8,8").out
+    assert given.split("shots: ")[1] == out.split("shots: ")[1].split("written to")[0]
+
+
+@pytest.mark.parametrize("given", ["10", "5,20", "a,b", "20,-1", "", "1,2,3", "thirdds"])
+def test_shots_that_make_no_sense_are_refused(plain: Path, given: str) -> None:
+    assert is_refusal(run("evaluate", "--pretrained_pth", plain, "--shots", given), "--shots", alone=False)
+
+
+# The area of crops
+
+
+def test_the_area_of_crops_is_stage_1s_and_stage_2_follows_it(photos: Path, tmp_path: Path) -> None:
+    whole = train(photos, tmp_path / "whole", "--crop_area", 0.9)
+    usual = train(photos, tmp_path / "usual")
+    assert "crop_area0.9" in whole.name and "crop_area" not in usual.name
+    assert read(whole / "config.json")["images"]["crop_area"] == 0.9
+    assert "crop_area" not in read(usual / "config.json")["images"]
+    losses = [[row["loss"] for row in rows_of(folder / "log.csv")] for folder in (whole, usual)]
+    assert losses[0] != losses[1]
+    stage2 = ("--method", "los", "--finetune_epoch", 1, "--workers", 0, "--out", tmp_path / "whole")
+    succeed("main_stage2", "--pretrained_pth", whole, *stage2, "--views", 2)
+    (folder,) = (tmp_path / "whole").rglob("stage2*")
+    assert read(folder / "config.json")["settings"]["crop_area"] == 0.9
+    other = run("main_stage2", "--pretrained_pth", whole, *stage2, "--crop_area", 0.5)
+    assert other.status == 0 and "not used by main_stage2: --crop_area" in other.err
+    for wrong in (0, 1.5, -1):
+        assert run("main_stage1", "--dataset", "folder", "--data_dir", photos, "--crop_area", wrong).status == 2

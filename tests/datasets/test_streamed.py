@@ -117,13 +117,14 @@ def test_a_random_crop_is_torchvisions_resized_crop() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (224, 224), (100, 300), (300, 100), (40, 900)])
-def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
+@pytest.mark.parametrize("smallest", [0.08, 0.6])
+def test_crops_are_distributed_as_torchvisions(height: int, width: int, smallest: float) -> None:
     count = 4000
     draws = hash_ids(torch.arange(count), 0, 0).tolist()
-    ours = np.array([draw_box(height, width, uniforms(draw)) for draw in draws])
+    ours = np.array([draw_box(height, width, uniforms(draw), smallest) for draw in draws])
     torch.manual_seed(0)
     blank = torch.empty(1, height, width)
-    theirs = np.array([v2.RandomResizedCrop(1).make_params([blank]) for _ in range(count)], dtype=object)
+    theirs = np.array([v2.RandomResizedCrop(1, (smallest, 1)).make_params([blank]) for _ in range(count)], dtype=object)
     theirs = np.array([[box[name] for name in ("top", "left", "height", "width")] for box in theirs])
     for boxes in (ours, theirs):
         assert (boxes >= 0).all() and (boxes[:, 2:] >= 1).all()
@@ -137,6 +138,16 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
     ):
         differences = np.quantile(value(ours), quantiles) - np.quantile(value(theirs), quantiles)
         assert np.abs(differences).max() < 0.03
+
+
+def test_a_whole_image_is_no_other_crop(split: ListedSplit) -> None:
+    """Of square images; of the others it is the whole that fits the ratios."""
+    whole = StreamedImages(split, UNMIRRORED, CPU, size=SIZE, resize=RESIZE, crop_area=1.0)
+    views = [everything(whole, (0, epoch)) for epoch in (0, 1)]
+    square = [row for row in range(COUNT) if SIZES[row % len(SIZES)] == (30, 30)]
+    usual = [everything(images_of(split, augmentation=UNMIRRORED), (0, epoch)) for epoch in (0, 1)]
+    same = [[float((of[0][row] - of[1][row]).abs().mean()) for row in square] for of in (views, usual)]
+    assert max(same[0]) < 0.5 * min(same[1])
 
 
 def test_the_centre_stands_in_where_no_crop_fits() -> None:

@@ -248,7 +248,7 @@ def test_the_harmonic_mean_has_no_interval_where_a_class_has_no_image_right() ->
     found = differences(resampled, lines, lines[0]).set_index("measure")
     assert np.isnan(found.loc["harmonic", "p_holm"]) and found.loc["harmonic", "verdict"] == "not told apart"
     assert found.loc["all", "verdict"] == "ahead"
-    assert "(no interval: of 1 classes no image is right)" in headline_text(report(lost), COUNTS)
+    assert "(no interval: of 1 class no image is right)" in headline_text(report(lost), COUNTS)
     assert headline_text({"all": 3.0}, COUNTS) == ""
 
 

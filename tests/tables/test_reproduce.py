@@ -25,7 +25,7 @@ from methods.plan import Plan
 from methods.recipes import RECIPES, TRIALS
 from stages.data import device_images
 from tables import TABLES
-from tables.request import SPLITS
+from tables.request import SPLITS, FileName
 from tables.selection import trials
 from tests.helpers import EXPERIMENT, contents, read, run, stage1
 from tests.table_runs import SMALL, is_refusal, make, spoil, table
@@ -34,13 +34,13 @@ from utils.files import sha256_file
 
 NAME = f"unified_{EXPERIMENT}w4_epochs6"
 GROUPS = ("all", "many", "medium", "few")
-ENDINGS = (".csv", ".md", ".png", "_logits.png", "_intervals.csv")
+ENDINGS = (".csv", ".md", ".png", "_logits.png", "_intervals.csv", "_intervals.png")
 Trainer = Callable[..., list[Any]]
 
 
 def result(out: Path, *methods: str, name: str = NAME, ending: str = ".csv") -> Path:
     """The file of a table of these methods alone."""
-    return out / "results" / f"{name}_{'-'.join(methods)}{ending}"
+    return out / "results" / f"{FileName(name, methods=methods).stem}{ending}"
 
 
 def rows_of(out: Path, *methods: str, name: str = NAME) -> pd.DataFrame:
@@ -214,7 +214,9 @@ def test_batches_and_momentum_are_stage_1s(out: Path) -> None:
     """They would change the budget that all methods share."""
     make(out, "unified", "--methods", "ce", "--epochs", 1, "--batch_size", 16, "--momentum", 0.5)
     (path,) = (path for path in (out / "results").glob("*.csv") if not path.stem.endswith("_intervals"))
-    assert "epochs1" in path.name and "batch_size16" in path.name and "momentum0.5" in path.name
+    assert (
+        "settings of stage 1: epochs1, batch_size16, momentum0.5; 1 method: ce." in path.with_suffix(".md").read_text()
+    )
     assert "--batch_size" not in read_csv(path)["command"].item()
     config = read(next((out / "tables").rglob("ce_*.json")))["config"]
     assert config["settings"]["batch_size"] == 32 and config["settings"]["momentum"] == 0.9

@@ -57,6 +57,12 @@ def drawn(path: Path) -> bool:
     return float(matplotlib.image.imread(path).std()) > 0.01
 
 
+def rows_file(out: Path) -> Path:
+    """The rows of the only path in `out`."""
+    (path,) = (path for path in (out / "results").glob("path_*.csv") if not path.stem.endswith("_intervals"))
+    return path
+
+
 # LOS over its smoothing
 
 
@@ -78,11 +84,17 @@ def test_delta_has_the_gap_that_the_target_asks_for(out: Path) -> None:
     assert "over seeds 0, 1, each with its own stage 1. Made by `python reproduce.py delta " in lines[0]
     tables = [read_markdown_table(table) for table in markdown_tables("\n".join(lines) + "\n")]
     assert lines[2] == "Accuracy in percent, last epoch, plain:"
-    assert all(len(table.columns) <= 6 and len(table) == len(smoothings) for table in tables)
+    compared = [table for table in tables if "verdict" in table]
+    assert all(len(table.columns) <= 6 for table in tables)
+    assert all(len(table) == len(smoothings) - any(table is own for own in compared) for table in tables)
     titles = {title for table in tables for title in table.columns}
     assert {"harmonic mean", "worst 10 classes", "NLL", "class-wise ECE", "optimal gap", "LoMa sd/mean"} <= titles
     wanted = [f"last_plain_{name}" for name in ("harmonic", "worst_10_percent", "classwise_ece", "brier", "nll")]
     assert rows[wanted].notna().all(axis=None)
+    assert (rows["last_plain_all_low"] < rows["last_plain_all"]).all()
+    assert (rows["last_plain_all_high"] > rows["last_plain_all"]).all()
+    assert "difference to s = 0.98 in points" in outcome.out
+    assert all("0.98" not in set(table["s"]) and len(table) == len(smoothings) - 1 for table in compared)
 
 
 def test_delta_without_smoothing_is_cross_entropy(out: Path) -> None:
@@ -130,7 +142,7 @@ def walked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables.path, "EPOCHS", 8)
         outcome = make(out, "path", "--methods", "los", plots=True)
-    return out, pd.read_csv(next((out / "results").glob("path_*.csv"))), outcome.out
+    return out, pd.read_csv(rows_file(out)), outcome.out
 
 
 def test_path_is_measured_at_growing_step_counts(walked: tuple[Path, pd.DataFrame, str]) -> None:
@@ -140,7 +152,7 @@ def test_path_is_measured_at_growing_step_counts(walked: tuple[Path, pd.DataFram
         steps = rows.loc[rows["learning_rate"] == rate, "steps"]
         assert steps.tolist() == [STEPS * epoch for epoch in (0, 1, 2, 3, 4, 5, 6, 8)]
     assert rows["steps"].isna().sum() == 2
-    assert drawn(next((out / "results").glob("path_*.png")))
+    assert drawn(rows_file(out).with_suffix(".png"))
     assert f"fits {rows['train_accuracy'].iloc[0]:.1f} % of its training images" in printed
 
 
@@ -153,6 +165,26 @@ def test_path_begins_at_stage_1(walked: tuple[Path, pd.DataFrame, str]) -> None:
         assert row["train_accuracy"] == pytest.approx(report["train"]["accuracy"], abs=0.26)
         assert row["training_accuracy"] == pytest.approx(row["train_accuracy"], abs=1e-3)
         assert row["test_loma"] == pytest.approx(np.mean(report["logits"]["test"]["column"]["loma"]), rel=1e-3)
+
+
+def test_path_has_intervals_and_differences_to_its_start(walked: tuple[Path, pd.DataFrame, str]) -> None:
+    out, rows, printed = walked
+    assert rows["plain_all"].between(rows["plain_all_low"], rows["plain_all_high"]).all()
+    assert "correct" not in rows and rows["steps_per_epoch"].eq(STEPS).all()
+    path = rows_file(out)
+    long = pd.read_csv(path.with_name(f"{path.stem}_intervals.csv"))
+    start = "lr 0.0005, 0 steps"
+    to_start = long[(long["reference"] == f"los, {start}") & (long["measure"] == "all")].set_index("at")
+    own = long[long["reference"].isna() & (long["measure"] == "all")].set_index("at")["value"]
+    # Of three learning rates, 5 and 8 epochs; two end points.
+    assert len(own) == 1 + 3 * 2 + 2 and set(to_start.index) == set(own.index) - {start}
+    for at, row in to_start.iterrows():
+        assert row["value"] == pytest.approx(own[at] - own[start], abs=1e-3)
+    last = rows[(rows["learning_rate"] == 0.005) & (rows["steps"] == 8 * STEPS)].iloc[0]
+    assert own["lr 0.005, 104 steps"] == pytest.approx(last["plain_all"], abs=1e-3)
+    tables = markdown_tables(path.with_suffix(".md").read_text())
+    assert all(len(read_markdown_table(table).columns) <= 6 for table in tables)
+    assert "difference to the classifier of stage 1" in printed
 
 
 def test_path_ends_at_the_minimum(walked: tuple[Path, pd.DataFrame, str]) -> None:
@@ -170,7 +202,7 @@ def test_path_says_where_it_did_not_end(out: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tables.path, "EPOCHS", 1)
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 2)
     outcome = make(out, "path", "--methods", "los")
-    rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
+    rows = pd.read_csv(rows_file(out))
     ends = rows[rows["steps"].isna()]
     assert ends["end"].tolist() == ["stopped after 2 iterations", "on class means, stopped after 2 iterations"]
     assert (ends["largest_gradient"] > 1e-5).all()
@@ -189,7 +221,7 @@ def test_path_says_that_cross_entropy_has_no_minimum_where_it_meets_every_label(
 
     monkeypatch.setattr(tables.path, "all_views", separable)
     make(out, "path", "--methods", "ce", "los")
-    rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
+    rows = pd.read_csv(rows_file(out))
     ends = rows[rows["steps"].isna()].groupby("method")["end"].apply(list)
     for method, end in (("ce", "no minimum: separable"), ("los", "converged")):
         assert ends[method] == [end, f"on class means, {end}"]  # these features are their class means already
@@ -226,7 +258,7 @@ def test_a_path_that_is_there_is_not_walked_again(
     monkeypatch.setattr(tables.path, "walk", walking)
     outcome = make(out, "path", "--methods", "los")
     assert "L-BFGS converged" not in outcome.out  # which the measurement prints
-    again = pd.read_csv(next((out / "results").glob("path_*.csv")))
+    again = pd.read_csv(rows_file(out))
     pd.testing.assert_frame_equal(again.drop(columns="command"), rows.drop(columns="command"))
 
 
@@ -245,7 +277,7 @@ def test_path_goes_on_without_a_learning_rate_that_diverges(out: Path, monkeypat
     monkeypatch.setattr(tables.path, "LBFGS_STEPS", 1)
     monkeypatch.setattr(tables.path, "LEARNING_RATES", (5e-4, 5e-3, 1e38))
     outcome = make(out, "path", "--methods", "los", plots=True)
-    rows = pd.read_csv(next((out / "results").glob("path_*.csv")))
+    rows = pd.read_csv(rows_file(out))
     assert rows.groupby("learning_rate").size().to_dict() == {5e-4: 3, 5e-3: 3, 1e38: 1}
     assert "los at 1e+38 diverged at step" in outcome.out
 

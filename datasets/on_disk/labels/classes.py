@@ -16,7 +16,7 @@ from datasets.on_disk.labels.writing import folded, is_decimal, look_alikes, num
 from datasets.on_disk.listed_split import ListedSplit
 from datasets.on_disk.rows import Listing
 from utils.errors import UserError
-from utils.text import shown
+from utils.text import counted, shown
 
 # A blank behind the ending of an image, and no ending behind it.
 CUT = re.compile(rb"\.(jpe?g|png|webp|bmp|gif|tiff?|ppm|pgm)\s[^.]*$", re.IGNORECASE)
@@ -86,7 +86,9 @@ class Classes:
         if lost == len(listing.images):
             raise UserError(f"{listing.path}: no image is of a class that has training images")
         words = [listing.words[code] for code in gone]
-        note = f"{listing.path}: {lost} images of labels that the training list lacks are left out: {names_line(words)}"
+        lacking = "of labels that the training list lacks"
+        left = counted(lost, f"image {lacking} is", f"images {lacking} are")
+        note = f"{listing.path}: {left} left out: {names_line(words)}"
         return listing.without(gone, note)
 
     def is_other(self, word: str, alike: set[str]) -> bool:

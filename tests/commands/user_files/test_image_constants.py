@@ -122,7 +122,9 @@ def test_constants_are_recorded_and_the_runs_own_are_used(digits: Path) -> None:
         assert config["images"]["mean"] == [0.485, 0.456, 0.406] and config["settings"]["mean"] == "imagenet"
         nll, out, err = all_of(folder)
         assert nll == pytest.approx(metrics["last"]["plain"]["nll"], rel=1e-5) and err == ""
-        assert "pixels: mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (imagenet), never mirrored; --mean" in out
+        assert "pixels: mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (imagenet), never mirrored; --mean" in " ".join(
+            out.split()
+        )
     nll, out, err = all_of(folder_of(digits, "stage1_epochs1_width4"))
     assert "std 0.354 0.354 0.354, never mirrored; those of the data set" in out and err == ""
 

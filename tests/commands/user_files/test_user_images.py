@@ -802,8 +802,8 @@ def test_overlaps_are_said_before_training(tree: Path, tmp_path: Path) -> None:
     outcome = run("main_stage1", *used, *ONE_EPOCH)
     assert outcome.status == 0
     labels, pictures = outcome.err.splitlines()
-    assert labels == f"warning: 1 training images stand under two labels (first: {rows[0][0]})"
-    assert pictures.startswith("warning: 1 test images are training images too, by content")
+    assert labels == f"warning: 1 training image stands under two labels (first: {rows[0][0]})"
+    assert pictures.startswith("warning: 1 test image is a training image too, by content")
     assert f"{tests[1][0]} is {rows[3][0]}" in pictures
 
 

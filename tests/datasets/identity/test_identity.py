@@ -186,8 +186,8 @@ def test_overlaps_are_found(tmp_path: Path) -> None:
     data = with_identity(data_of(tmp_path, [*train, ("a/0", 2), ("a/1", 0)], test, names))
     assert data.identity is not None
     two_labels, both = data.identity.warnings
-    assert two_labels == "1 training images stand under two labels (first: a/0)"
-    assert both == "1 test images are training images too, by content (first: t/a is a/1)"
+    assert two_labels == "1 training image stands under two labels (first: a/0)"
+    assert both == "1 test image is a training image too, by content (first: t/a is a/1)"
     by_name = with_identity(data_of(tmp_path, train, [*test, ("a/0", 0)], names), NAMES).identity
     assert by_name is not None and "by name (first: a/0 is a/0)" in by_name.warnings[0]
     clean = fresh()

@@ -224,7 +224,7 @@ def test_labels_without_training_images_are_left_out_with_a_line(
     assert f"{tmp_path / 'test.txt'}: 3 images of labels that the training list lacks are left out: {named}" in (
         data.notes
     )
-    assert f"{tmp_path / 'val.txt'}: 1 images of labels that the training list lacks are left out: 8000" in data.notes
+    assert f"{tmp_path / 'val.txt'}: 1 image of labels that the training list lacks is left out: 8000" in data.notes
     assert data.holdout.labels.tolist() == [data.class_names.index(label) for label in train]
     assert data.test.path(0).endswith("test1.jpg")
 

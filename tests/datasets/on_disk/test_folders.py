@@ -29,6 +29,7 @@ from datasets.on_disk.walk import (
     LOOSE,
     NO_ENDING,
     OF_TOOLS,
+    ONE,
     UNUSED,
     LeftOut,
     walk,
@@ -150,14 +151,14 @@ def test_what_is_left_out_is_named_counted_and_reasoned(tmp_path: Path) -> None:
     data = load(root)
     assert data.class_counts.tolist() == [12, 8, 5] and len(data.test) == 9
     assert set(data.notes) == {
-        f"warning: left out: 1 {UNUSED} (extra)",
+        f"warning: left out: 1 {ONE[UNUSED]} (extra)",
         f"warning: left out: 2 {LOOSE} (loose.png, train/loose.jpg)",
         f"warning: left out: 5 {ENDING}: .heic 4, .txt 1 "
         "(train/rose/0.heic, train/rose/1.heic, train/rose/2.heic, ...)",
-        f"warning: left out: 1 {NO_ENDING} (train/rose/noending)",
+        f"warning: left out: 1 {ONE[NO_ENDING]} (train/rose/noending)",
         f"left out: 2 {HIDDEN} (train/._daisy.jpg, train/rose/.DS_Store)",
         f"left out: 4 {OF_TOOLS} (train/tulip/Thumbs.db, test/@eaDir, test/rose/__MACOSX, ...)",
-        f"left out: 1 {EMPTY} (train/rose/empty)",
+        f"left out: 1 {ONE[EMPTY]} (train/rose/empty)",
     }
     assert all(name == name.lower() and not name.endswith(IMAGE_EXTENSIONS) for name in LITTER)
 
@@ -330,7 +331,7 @@ def test_classes_without_training_images_are_left_out_where_that_is_asked_for(tm
     )
     assert data.notes[1:] == (
         "2 of 5 classes have no training image and are left out: lily, aster",
-        "1 held-out images are of these classes and are left out too",
+        "1 held-out image is of these classes and is left out too",
         "2 test images are of these classes and are left out too",
     )
     for name in ("lily", "aster"):
@@ -394,8 +395,8 @@ def test_the_check_says_what_training_says(tmp_path: Path, capsys: pytest.Captur
         check_dataset.main(words)
     out, report = capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text())
     assert report["parts"]["train"]["images"] == 20 and report["parts"]["test"]["images"] == 5
-    assert f"warning: left out: 1 {ENDING}: .heic 1 (rose/a.heic)" in out
+    assert f"warning: left out: 1 {ONE[ENDING]}: .heic 1 (rose/a.heic)" in out
     assert any(line.startswith("left out: 1 left behind") for line in report["reading"])
-    assert report["warnings"][0].startswith("left out: 1 files") and "train.txt, test.txt, class_names.json in " in out
+    assert report["warnings"][0].startswith("left out: 1 file ") and "train.txt, test.txt, class_names.json in " in out
     with pytest.raises(UserError, match="--test_share must be"):
         check_dataset.main([*words, "--test_share", "1.5"])

@@ -614,6 +614,8 @@ def test_check_of_a_good_tree(tree: Path, capsys: pytest.CaptureFixture[str]) ->
     report = json.loads((tree / "report.json").read_text())
     assert report["class_counts"] == [9, 6, 4, 2] and report["shots"] == {"many": 0, "medium": 0, "few": 4}
     assert report["parts"]["train"] == {"images": 21, "classes": 4, "largest": 9, "smallest": 2}
+    sides = report["files"]["shorter_sides"]
+    assert sides["smallest"] <= sides["median"] <= sides["largest"] < 224
     [overlap] = report["warnings"]  # all images of this tree hold the same
     assert report["imbalance_factor"] == 4.5 and overlap.startswith("8 test images are training images too, by content")
     assert report["files"]["listed"] == report["files"]["decoded"] == 29
@@ -626,9 +628,28 @@ def test_check_of_a_good_tree(tree: Path, capsys: pytest.CaptureFixture[str]) ->
         *report["lists"].values(),
         "29 files looked for",
         "smaller than 224",
+        "evaluate.py --shots thirds",
+        "--image_size {} --resize {} --stem {}".format(*image_files.suggested_size(sides["median"])),
+        "training can use every file that was looked at",
     ):
         assert words in out
     assert (tree / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("median", "wanted"),
+    [
+        (500, (224, 256, "imagenet")),
+        (224, (224, 256, "imagenet")),
+        (223, (216, 223, "imagenet")),
+        (96, (96, 96, "imagenet")),
+        (64, (64, 64, "cifar")),
+        (35, (32, 35, "cifar")),
+        (3, (8, 8, "cifar")),
+    ],
+)
+def test_the_suggested_size_is_that_of_the_images(median: int, wanted: tuple[int, int, str]) -> None:
+    assert image_files.suggested_size(median) == wanted
 
 
 def test_check_names_what_is_missing(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -639,6 +660,7 @@ def test_check_names_what_is_missing(tree: Path, capsys: pytest.CaptureFixture[s
     assert missing == {"files": 12, "first": [f"train/ant/gone{i:02}.png" for i in range(10)]}
     out = capsys.readouterr().out
     assert "gone09" in out and "gone10" not in out and "and 2 more" in out and "cannot use it" in out
+    assert "12 files cannot be used: mend or remove, or train with --skip_bad 12" in out
 
 
 def test_check_decodes_a_sample_or_all(tree: Path) -> None:
@@ -657,11 +679,11 @@ def test_check_warns_of_repeats_leaks_and_what_it_passed_over(tree: Path, capsys
     write_list(tree / "train.txt", [*rows, rows[0], tests[0]])
     assert run_check("--dataset", "list", "--data_dir", tree) == 0
     out = capsys.readouterr().out
-    assert f"1 paths stand more than once among the training (and held-out) images (first: {rows[0][0]})" in out
-    assert f"1 paths are training and test images both (first: {tests[0][0]})" in out
+    assert f"1 path stands more than once among the training (and held-out) images (first: {rows[0][0]})" in out
+    assert f"1 path is among training and test images (first: {tests[0][0]})" in out
     (tree / "train" / "ant" / "notes.txt").write_text("no image")
     assert run_check("--dataset", "folder", "--data_dir", tree) == 0
-    words = "warning: left out: 1 files whose ending is of no image that can be read: .txt 1 (train/ant/notes.txt)"
+    words = "warning: left out: 1 file whose ending is of no image that can be read: .txt 1 (train/ant/notes.txt)"
     assert words in capsys.readouterr().out
 
 
@@ -671,7 +693,7 @@ def test_check_warns_of_a_path_under_two_labels(tree: Path, capsys: pytest.Captu
     for how in ("content", "names"):
         assert run_check("--dataset", "list", "--data_dir", tree, "--identity", how) == 0
         out = capsys.readouterr().out
-        assert f"warning: 1 training images stand under two labels (first: {rows[0][0]})" in out
+        assert f"warning: 1 training image stands under two labels (first: {rows[0][0]})" in out
         assert ("are training images too, by content" in out) == (how == "content")
 
 

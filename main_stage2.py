@@ -11,6 +11,7 @@ does the same on features that any model made; where FILE has no classifier, one
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from datasets.image_source import steps_per_epoch
 from engine.averaging import swap_averages
 from engine.epoch import EpochResult, train_epoch
+from engine.feature_scale import feature_unit, unit_line
 from engine.finish import balanced_training_accuracy, collapse_line, finish_run
 from engine.fit import INTERRUPTED, Training, fit, make_sgd
 from engine.frozen_features import (
@@ -29,7 +31,6 @@ from engine.frozen_features import (
     network_features,
 )
 from evaluation.measure import SplitLogits
-from evaluation.text_tables import scale_line
 from methods.plan import Plan, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
 from runs.run_folder import read_metrics
@@ -52,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     assert plan is not None, "a session of stage 2 has one"
     announce_method(session, plan)
     frozen = freeze(session, seed=session.settings.seed + STAGE2_DRAWS, views=session.settings.views)
-    if plan.recipe.trains and session.settings.features is not None:
-        tell(scale_line(frozen.plain("train"), plan.lr))
+    plan = replace(plan, unit=feature_unit(frozen.plain("train"), session.settings.rate_scale))
+    if plan.recipe.trains and plan.unit != 1:
+        tell(unit_line(plan.unit, plan.lr))
     # With batch norm in train mode the running statistics move, and the features of evaluation with them.
     moving = session.settings.bn_mode == "train"
     before = 0.0 if moving else balanced_training_accuracy(SplitLogits(frozen.plain, session.model.fc), session.images)
@@ -77,7 +79,7 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
         held_out = frozen.held_out() if plan.needs_held_out else None
         counts = session.data.class_counts.tolist()
         model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, counts, held_out)
-    optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov, plan.ema)
+    optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov, plan.ema, plan.unit)
     steps = steps_per_epoch(len(train), settings.batch_size)
 
     def train_one_epoch(epoch: int) -> EpochResult:

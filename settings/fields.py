@@ -260,6 +260,13 @@ class Settings(_Hyperparameters):
         (EVALUATE,),
         bounds=Range(0, 1, "()"),
     )
+    rate_scale: str = of_stage2(
+        "published",
+        "learning rates for features of any scale, or as published [data set's]",
+        facets=Facet.STAGE2_STEPS | Facet.RARE,
+        choices=["features", "published"],
+        before="published",
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

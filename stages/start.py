@@ -12,6 +12,7 @@ from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
 from settings.declare import Facet
 from settings.fields import FLAGS, STAGE1, TRAINING, with_facet
+from settings.presets import ANY_SCALE
 from settings.resolve import Command, flag_words
 from stages.checkpoints import (
     adopt_checkpoint,
@@ -57,6 +58,8 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
         train_probe(probe)
         wait_for_all()  # of many processes the first writes the run that all read next
         tell()
+        if "rate_scale" not in command.given:
+            command = command.settled(rate_scale=ANY_SCALE["rate_scale"])
         return find_stage1(command.replace(pretrained_pth=str(run_path(probe))))
     command, checkpoint = find_stage1(command)
     file, started = Path(str(command.settings.weights)), (checkpoint.config.get("weights") or {}).get("sha256")

@@ -18,6 +18,7 @@ from datasets.identity.content import CONTENT
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
 from engine.finish import run_metrics
+from engine.feature_scale import feature_unit, unit_line
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze, split_dependencies
 from engine.many_heads import HeadTrainer, Trained, train_heads
@@ -26,6 +27,7 @@ from evaluation.run_rows import data_sha256, refuse_damaged_run
 from losses.los import ONE_HOT
 from methods.offsets import check_held_out
 from methods.plan import Plan, plan_key
+from methods.recipes import find_recipe
 from runs.checkpoint import Checkpoint
 from runs.dependencies import differences, key_of
 from runs.records import config_faults
@@ -54,6 +56,7 @@ class TableContext:
     loaded: LoadedModel
     checkpoint: Checkpoint
     trainer: HeadTrainer
+    unit: float = 1.0  # of the features (`engine.feature_scale`)
 
     @property
     def command(self) -> Command:
@@ -69,6 +72,15 @@ class TableContext:
     def images(self) -> Images:
         """Its images on the device."""
         return self.loaded.images
+
+    def plan_of(self, command: Command) -> Plan:
+        """Return the plan of a row, with steps for the features of this stage 1.
+
+        Raises UserError for one that makes no sense on this data set.
+        """
+        plan = plan_of(command.settings, self.data.num_classes)
+        plan.target(self.data.num_classes)
+        return replace(plan, unit=self.unit)
 
     def logits_of(self, head: nn.Module) -> SplitLogits:
         """Return the logits of a head on the frozen features."""
@@ -88,7 +100,10 @@ def open_context(arguments: Sequence[str], description: str) -> TableContext:
         frozen, loaded.model.fc, labels, class_counts, settings.batch_size, settings.momentum, settings.seed
     )
     tell(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
-    return TableContext(loaded, checkpoint, trainer)
+    unit = feature_unit(frozen.plain("train"), settings.rate_scale)
+    if unit != 1:
+        tell(unit_line(unit, find_recipe("los").lr))
+    return TableContext(loaded, checkpoint, trainer, unit)
 
 
 def find_cacheable(command: Command) -> tuple[Command, Checkpoint]:
@@ -154,8 +169,7 @@ def measure_rows(
         command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own], quiet=True), context.checkpoint)
         command = command.replace(start=context.command.settings.start, views=context.command.settings.views)
         try:
-            plan = plan_of(command.settings, context.data.num_classes)
-            plan.target(context.data.num_classes)
+            plan = context.plan_of(command)
             if plan.needs_held_out:
                 check_held_out(plan.method, context.images["holdout"].labels, context.data.num_classes)
         except UserError as error:  # a smoothing that this number of classes rules out, say: the other rows go on

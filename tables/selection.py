@@ -22,7 +22,6 @@ from methods.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
 from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.presets import preset_flags
-from settings.stage2_plan import plan_of
 from tables.rows import TableContext, kept_place
 from utils.errors import UserError
 from utils.files import make_folder, read_json, write_json
@@ -67,11 +66,14 @@ def refuse_seen(context: TableContext) -> None:
 
 def plan_for(flags: Flags, context: TableContext) -> Plan:
     """Return the plan that `main_stage2.py` would make of these flags."""
-    plan = plan_of(
-        parse_command(STAGE2, "", [*preset_flags(context.data.name), *flags]).settings, context.data.num_classes
-    )
-    plan.target(context.data.num_classes)
-    return plan
+    return context.plan_of(parse_command(STAGE2, "", [*preset_of_context(context), *flags], quiet=True))
+
+
+def preset_of_context(context: TableContext) -> list[str]:
+    """Return the flags that give stage 2 the preset of a stage 1's data."""
+    features = context.command.settings.features
+    scale = ["--rate_scale", context.command.settings.rate_scale]
+    return ["--features", features] if features is not None else [*preset_flags(context.data.name), *scale]
 
 
 def possible(flags: Flags, context: TableContext) -> bool:

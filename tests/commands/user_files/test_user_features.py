@@ -348,8 +348,8 @@ def test_constant_features_leave_the_class_frequencies() -> None:
     torch.testing.assert_close(probe.bias.softmax(0), torch.tensor([0.75, 0.25]), rtol=1e-3, atol=1e-3)
 
 
-def test_unit_norm_features_need_a_larger_learning_rate() -> None:
-    """What docs/features.md says of unit norms: at the published rate stage 2 hardly moves, at a larger one it does."""
+def test_unit_norm_features_need_larger_steps() -> None:
+    """What docs/features.md says of unit norms: at published steps stage 2 hardly moves, at those of the scale it does."""
     draw = np.random.default_rng(0)
     cone, centres = draw.standard_normal(64), 0.5 * draw.standard_normal((5, 64))
 
@@ -361,14 +361,15 @@ def test_unit_norm_features_need_a_larger_learning_rate() -> None:
     arrays |= {name.replace("labels", "features"): features(labels) for name, labels in arrays.items()}
     file = write(arrays)
     moved = {}
-    for rate in (5e-4, 0.05):
-        succeed("main_stage2", "--features", file, "--finetune_lr", rate, "--out", "all")
-        folder = next(Path("all").rglob(f"stage2_los{'' if rate == 5e-4 else '_finetune_lr0.05'}/metrics.json")).parent
+    for scale in ("published", "features"):
+        succeed("main_stage2", "--features", file, "--rate_scale", scale, "--out", "all")
+        tag = "_rate_scalepublished" if scale == "published" else ""
+        folder = next(Path("all").rglob(f"stage2_los{tag}/metrics.json")).parent
         start = np.array(classifier_of(made("stage1", "all"))["fc.weight"])
         end = np.array(classifier_of(folder)["fc.weight"])
-        moved[rate] = np.linalg.norm(end - start) / np.linalg.norm(start)
+        moved[scale] = np.linalg.norm(end - start) / np.linalg.norm(start)
     assert read(made("stage1", "all") / "metrics.json")["train"]["accuracy"] == 100
-    assert moved[5e-4] < 0.02 and moved[0.05] > 10 * moved[5e-4]
+    assert moved["published"] < 0.02 and moved["features"] > 10 * moved["published"]
 
 
 # Tables

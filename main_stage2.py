@@ -20,7 +20,7 @@ from datasets.image_source import steps_per_epoch
 from engine.averaging import swap_averages
 from engine.epoch import EpochResult, train_epoch
 from engine.feature_scale import feature_unit, unit_line
-from engine.finish import balanced_training_accuracy, collapse_line, finish_run
+from engine.finish import balanced_held_out_accuracy, balanced_training_accuracy, collapse_line, fall_line, finish_run
 from engine.fit import INTERRUPTED, Training, fit, make_sgd
 from engine.frozen_features import (
     STAGE2_DRAWS,
@@ -59,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # With batch norm in train mode the running statistics move, and the features of evaluation with them.
     moving = session.settings.bn_mode == "train"
     before = 0.0 if moving else balanced_training_accuracy(SplitLogits(frozen.plain, session.model.fc), session.images)
+    held_out = (
+        None if moving else balanced_held_out_accuracy(SplitLogits(frozen.plain, session.model.fc), session.images)
+    )
     training = plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
     metrics = finish_run(session, history, logits_of)
     if line := collapse_line(before, balanced_training_accuracy(logits_of, session.images)):
+        tell(line)
+    if line := fall_line(held_out, balanced_held_out_accuracy(logits_of, session.images)):
         tell(line)
     return metrics
 

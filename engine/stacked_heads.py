@@ -67,8 +67,8 @@ def stack_losses(losses: Sequence[nn.Module]) -> StackedModules:
 class StackedSGD(Optimizer):
     """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head.
 
-    A group of parameters trains at `rate_factor` times the rate and decays `decay_factor` times as fast. With `average` (H,), the decay of each head, weights
-    are averaged over the steps (`engine.averaging`); a decay of 0 leaves them as they are.
+    A group of parameters trains at `rate_factor` times the rate and decays `decay_factor` times as fast. With `average`
+    (H,), the decay of each head, weights are averaged over the steps (`engine.averaging`); a decay of 0 leaves them as they are.
     """
 
     def __init__(

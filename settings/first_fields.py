@@ -180,7 +180,7 @@ class FirstFields:
         0.0,
         Group.DATA,
         "share of each class kept out of training, for tuning",
-        facets=PROFILE | Facet.ROW,
+        facets=Facet.PROFILE | Facet.FROM_FEATURES | IDENTITY | Facet.ROW,
         named_by=TRAINING,
     )
     width: int | None = option(

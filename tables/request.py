@@ -1,5 +1,6 @@
 """What `reproduce.py` was asked for, the stage 1s that a table needs, and where its results go."""
 
+import hashlib
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from utils.files import make_folder, write_text
 from utils.outside import within
 from utils.text import tell
 
+LONGEST_SUFFIX = 140  # of a file's name: longer lists of methods become a number and a sha256
 HOLDOUT = 0.2  # share of every class that --select keeps out of stage 1
 SPLITS = (0, 1, 2)  # seeds of the stage 1s that it chooses on
 # What a stage 1 measured of itself is no matter where stage 2 starts from it.
@@ -88,7 +90,12 @@ class Request:
 
     def suffix(self) -> str:
         """Return what a file's name says of a table that is only a part of the whole one."""
-        return "" if self.methods is None else "_" + "-".join(self.methods)
+        if self.methods is None:
+            return ""
+        names = "-".join(self.methods)
+        if len(names) <= LONGEST_SUFFIX:
+            return f"_{names}"
+        return f"_{len(self.methods)}methods_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
     def repeats(self) -> str:
         """Return over what a mean and deviation of the table is."""

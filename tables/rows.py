@@ -17,8 +17,8 @@ from torch import nn
 from datasets.identity.content import CONTENT
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
-from engine.finish import run_metrics
 from engine.feature_scale import feature_unit, unit_line
+from engine.finish import run_metrics
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze, split_dependencies
 from engine.many_heads import HeadTrainer, Trained, train_heads
@@ -57,6 +57,7 @@ class TableContext:
     checkpoint: Checkpoint
     trainer: HeadTrainer
     unit: float = 1.0  # of the features (`engine.feature_scale`)
+    fold: tuple[int, int] | None = None  # which of how many held out (`tables.folds`)
 
     @property
     def command(self) -> Command:

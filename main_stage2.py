@@ -58,10 +58,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         tell(unit_line(plan.unit, plan.lr))
     # With batch norm in train mode the running statistics move, and the features of evaluation with them.
     moving = session.settings.bn_mode == "train"
-    before = 0.0 if moving else balanced_training_accuracy(SplitLogits(frozen.plain, session.model.fc), session.images)
-    held_out = (
-        None if moving else balanced_held_out_accuracy(SplitLogits(frozen.plain, session.model.fc), session.images)
-    )
+    start = SplitLogits(frozen.plain, session.model.fc)
+    before = 0.0 if moving else balanced_training_accuracy(start, session.images)
+    held_out = None if moving else balanced_held_out_accuracy(start, session.images)
     training = plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
     metrics = finish_run(session, history, logits_of)

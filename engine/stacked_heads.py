@@ -68,7 +68,8 @@ class StackedSGD(Optimizer):
     """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head.
 
     A group of parameters trains at `rate_factor` times the rate and decays `decay_factor` times as fast. With `average`
-    (H,), the decay of each head, weights are averaged over the steps (`engine.averaging`); a decay of 0 leaves them as they are.
+    (H,), the decay of each head, weights are averaged over the steps (`engine.averaging`); a decay of 0 leaves them as
+    they are.
     """
 
     def __init__(

@@ -64,7 +64,8 @@ def plan_key(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values, by which a table finds a row that it has kept.
 
     Files that are kept know the smoothing as `smoothing`: this name stays. Those made before there was a choice of
-    schedules had `cosine`, and do not name it; those before averaged weights had none, and all had features as they are.
+    schedules had `cosine`, and do not name it; those before averaged weights had none, nor a unit of
+    the features.
     """
     key = asdict(plan)
     if plan.unit == 1:

@@ -279,8 +279,8 @@ def joined(classifier: Checkpoint, backbone: Checkpoint) -> Checkpoint:
     if backbone.content is not None and backbone.features is not None:
         share = classifier.settings().get("holdout")
         if backbone.kind == USER_FEATURES and share and not is_held_out(backbone.content):
-            backbone = replace(backbone, content=hold_out(backbone.content, share, split_seed(classifier.settings())))
-            assert backbone.content is not None
+            held_out = hold_out(backbone.content, share, split_seed(classifier.settings()))
+            return joined(classifier, replace(backbone, content=held_out))
         content |= {key: backbone.content[key] for key in ("features", "class_names", "augmentation")}
     return replace(classifier, state=shared | classifier.state, content=content)
 

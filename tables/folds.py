@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from engine.folds import fold_numbers
 from engine.frozen_features import STAGE2_DRAWS, freeze
@@ -42,7 +41,7 @@ def one_fold(context: TableContext, numbers: np.ndarray, number: int) -> TableCo
         holdout=train.take(np.flatnonzero(numbers == number)),
         class_counts=np.bincount(kept.labels, minlength=classes),
     )
-    model: nn.Module = GivenFeatures(train.images.shape[2], classes)
+    model = GivenFeatures(train.images.shape[2], classes)
     images = device_images(data, loaded.execution, settings)
     loaded.execution.place(model)
     of_fold = replace(loaded, data=data, images=images, model=model)

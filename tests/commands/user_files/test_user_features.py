@@ -350,7 +350,7 @@ def test_constant_features_leave_the_class_frequencies() -> None:
 
 
 def test_unit_norm_features_need_larger_steps() -> None:
-    """What docs/features.md says of unit norms: at published steps stage 2 hardly moves, at those of the scale it does."""
+    """What docs/features.md says of unit norms: published steps hardly move stage 2, those of the scale do."""
     draw = np.random.default_rng(0)
     cone, centres = draw.standard_normal(64), 0.5 * draw.standard_normal((5, 64))
 

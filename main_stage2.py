@@ -18,10 +18,11 @@ from torch import nn
 
 from datasets.image_source import steps_per_epoch
 from engine.averaging import swap_averages
+from engine.comparison import Comparison, choose_classifier
 from engine.epoch import EpochResult, train_epoch
-from engine.feature_scale import feature_unit, unit_line
+from engine.feature_scale import FEATURES, feature_unit, unit_line
 from engine.finish import balanced_held_out_accuracy, balanced_training_accuracy, collapse_line, fall_line, finish_run
-from engine.fit import INTERRUPTED, Training, fit, make_sgd
+from engine.fit import INTERRUPTED, Training, fit, make_sgd, no_training
 from engine.frozen_features import (
     STAGE2_DRAWS,
     FrozenFeatures,
@@ -30,6 +31,7 @@ from engine.frozen_features import (
     freeze,
     network_features,
 )
+from engine.many_heads import HeadTrainer
 from evaluation.measure import SplitLogits
 from methods.plan import Plan, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
@@ -37,7 +39,9 @@ from runs.run_folder import read_metrics
 from runs.session import Session
 from settings.command_line import parse_command
 from settings.fields import STAGE2
+from settings.stage2_plan import plan_of
 from stages.announcement import announce_method
+from stages.comparison_files import write_comparison
 from stages.session import open_session
 from stages.start import find_start
 from utils.command import run_command
@@ -61,14 +65,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     start = SplitLogits(frozen.plain, session.model.fc)
     before = 0.0 if moving else balanced_training_accuracy(start, session.images)
     held_out = None if moving else balanced_held_out_accuracy(start, session.images)
-    training = plan_training(session, plan, frozen)
+    comparison = choose(session, plan, frozen) if plan.recipe.compares else None
+    training = no_training(session.model.fc) if plan.recipe.compares else plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
     metrics = finish_run(session, history, logits_of)
     if line := collapse_line(before, balanced_training_accuracy(logits_of, session.images)):
         tell(line)
+    if comparison is not None:
+        write_comparison(session.run.folder, comparison)
     if line := fall_line(held_out, balanced_held_out_accuracy(logits_of, session.images)):
         tell(line)
     return metrics
+
+
+def choose(session: Session, plan: Plan, frozen: FrozenFeatures) -> Comparison:
+    """Put the best of several classifiers in the place of stage 1's, and return how they compared."""
+    settings, model, counts = session.settings, session.model, session.data.class_counts.tolist()
+    labels = session.images["train"].labels
+    trainer = HeadTrainer(frozen, model.fc, labels, counts, settings.batch_size, settings.momentum, settings.seed)
+
+    def make_plan(flags: Sequence[str]) -> Plan:
+        own = plan_of(parse_command(STAGE2, "", flags).settings, len(counts))
+        return replace(own, unit=feature_unit(frozen.plain("train"), FEATURES))
+
+    model.fc, comparison = choose_classifier(trainer, frozen.held_out(), make_plan, settings.criterion)
+    return comparison
 
 
 def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Training:

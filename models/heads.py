@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.linear_cosine import LinearCosine
 from models.linear_head import Linear, nonzero_norms
 from models.monotone_norms import MonotoneNorms
 from models.neighbours import Neighbours
@@ -179,6 +180,7 @@ HEADS: dict[str, Callable[..., Linear]] = {
     "scaled_linear": ScaledLinear,
     "samn": MonotoneNorms,
     "neighbours": Neighbours,
+    "linear_cosine": LinearCosine,
 }
 FROZEN_WEIGHT = ("lws", "disalign", "marc")  # heads that train something else than the linear classifier's weights
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.decoding.options import FULL, IGNORE, ORIENTATIONS
 from datasets.sampling import SAMPLERS
+from evaluation.intervals.criteria import CRITERIA
 from evaluation.metrics import TEMPERATURES
 from losses.los import GAP
 from settings.declare import (
@@ -266,6 +267,15 @@ class Settings(_Hyperparameters):
         facets=Facet.STAGE2_STEPS | Facet.RARE,
         choices=["features", "published"],
         before="published",
+    )
+    criterion: str = option(
+        "balanced",
+        Group.STAGE2,
+        "--method auto: what counts on held-out images",
+        (STAGE2,),
+        facets=Facet.RARE,
+        named_by=(STAGE2,),
+        choices=list(CRITERIA),
     )
 
 

@@ -7,7 +7,7 @@ from datasets.augment.autoaugment import AUGMENTATIONS
 from datasets.long_tail import IMB_TYPES, SUBSETS
 from losses import LOSSES, takes_plain_logits
 from losses.los import SMOOTHING
-from methods.recipes import RECIPES
+from methods.recipes import COMPARISONS, RECIPES
 from models import STEMS
 from settings.declare import (
     EVALUATE,
@@ -223,5 +223,5 @@ class FirstFields:
         "re-training",
         (STAGE2, EVALUATE),
         facets=Facet.LOOKUP | Facet.ROW,
-        choices=list(RECIPES),
+        choices=[*RECIPES, *COMPARISONS],
     )

@@ -98,8 +98,8 @@ METHOD_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain", **ANY_SCALE}
 
 
-# Where features may have any scale: published numbers that would depend on it, in a form that does not. Of taus from 0.25
-# to 1.9 none other is at least as good on all of digits' pixels, features of an ImageNet network, and a ResNet's own.
+# Where features may have any scale: published numbers that would depend on it, in a form that does not. Of taus from
+# 0.25 to 1.9 none other is at least as good on all of digits' pixels, an ImageNet network's features, and a ResNet's.
 ANY_SCALE_METHODS: dict[str, dict[str, Any]] = {
     "tau_norm": {"tau": 1.0, "norm_bias": "centre"},
     "l2_norm": {"norm_bias": "centre"},

@@ -94,8 +94,8 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
     The score is the class-balanced accuracy on the held-out images, in percent, of the last epoch; a trial that
     diverges has none. `extra` trials (the shared budget) only get a temperature. `chosen` marks the best mean of each
     method, of equal ones that of the middle learning rate; where that is at an end of its grid, the grid is widened.
-    `stage1` is the score of stage 1, the mean over the splits. Temperatures are the geometric mean over the splits, of the chosen
-    trials and the extra ones.
+    `stage1` is the score of stage 1, the mean over the splits. Temperatures are the geometric mean over the splits, of
+    the chosen trials and the extra ones.
     """
     for context in contexts:
         refuse_seen(context)

@@ -90,6 +90,23 @@ def balanced_training_accuracy(logits_of: SplitLogits, images: Images) -> float:
     return 100 * float((right[counts > 0].double() / counts[counts > 0]).mean())
 
 
+def balanced_held_out_accuracy(logits_of: SplitLogits, images: Images) -> float | None:
+    """Return the class-balanced accuracy on the held-out images, in percent, None where there are none."""
+    report = holdout_report(logits_of, images)
+    return None if report is None else float(report["class_balanced_accuracy"])
+
+
+def fall_line(before: float | None, after: float | None) -> str | None:
+    """Return what to say where the classifier of stage 2 is below that of stage 1 on held-out images, from their
+    class-balanced accuracies in percent; None where it is not, or is not known."""
+    if before is None or after is None or after >= before:
+        return None
+    return (
+        f"warning: on held-out images stage 2 is below stage 1: class-balanced accuracy {after:.1f}, was {before:.1f}; "
+        "--method auto finds the best of several, stage 1 among them"
+    )
+
+
 def collapse_line(before: float, after: float) -> str | None:
     """Return what to say where the classifier of stage 2 knows its own training images much worse than that of stage 1,
     from both class-balanced accuracies on them in percent; None where it does not.

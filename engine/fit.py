@@ -57,13 +57,19 @@ class History:
 
 
 def make_sgd(
-    module: nn.Module, momentum: float, weight_decay: float, nesterov: bool, average: float | None = None
+    module: nn.Module,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    average: float | None = None,
+    unit: float = 1.0,
 ) -> Optimizer:
     """Return SGD with weight decay on every parameter that is trained, batch norm and biases included, as released.
 
-    With the decay `average` it averages the weights over the steps too (`engine.averaging`).
+    With the decay `average` it averages the weights over the steps too (`engine.averaging`). Steps are those of
+    features divided by `unit` (`engine.feature_scale`).
     """
-    groups = rate_groups(module) or [{"params": []}]  # of a classifier that has nothing to train: it was computed
+    groups = rate_groups(module, unit) or [{"params": []}]  # of a classifier that has nothing to train: it was computed
     on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
     fused = True if on_cuda else None  # one kernel for all; None is PyTorch's own choice
     numbers: dict[str, Any] = {
@@ -73,20 +79,31 @@ def make_sgd(
         "nesterov": nesterov,
         "fused": fused,
     }
+    for group in groups:
+        if "decay_factor" in group:
+            group["weight_decay"] = weight_decay * group["decay_factor"]
     return SGD(groups, **numbers) if average is None else AveragedSGD(groups, average, **numbers)
 
 
-def rate_groups(module: nn.Module) -> list[dict[str, Any]]:
+def rate_groups(module: nn.Module, unit: float = 1.0) -> list[dict[str, Any]]:
     """Return what an optimiser takes: the trained parameters of a module, those of one `rate_factor` together.
 
-    A head names its own in `rate_factors`; that of the others is 1.
+    A head names its own in `rate_factors`; that of the others is 1. With a `unit` of the features that is not 1 the
+    factors make the steps those of features divided by it: a parameter that grows with the power p of a feature's
+    length (`feature_powers` of a head) is trained at unit^(2p) times the rate, and decays unit^(-2p) times as fast
+    (`decay_factor`), which is what its value in the other unit, times unit^p, undergoes.
     """
     factors: dict[str, float] = getattr(module, "rate_factors", {})
-    groups: dict[float, list[nn.Parameter]] = {}
+    powers: dict[str, int] = getattr(module, "feature_powers", {}) if unit != 1 else {}
+    groups: dict[tuple[float, int], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(factors.get(name, 1.0), []).append(parameter)
-    return [{"params": parameters, "rate_factor": factor} for factor, parameters in groups.items()]
+            groups.setdefault((factors.get(name, 1.0), powers.get(name, 0)), []).append(parameter)
+    found: list[dict[str, Any]] = []
+    for (factor, power), parameters in groups.items():
+        of_unit = {"decay_factor": unit ** (-2 * power)} if power else {}
+        found.append({"params": parameters, "rate_factor": factor * unit ** (2 * power), **of_unit})
+    return found
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def _kind(plan: Plan) -> Hashable:
     """Return what heads must share to be stacked with others: everything but numbers."""
     recipe = plan.recipe
     words = tuple(sorted((name, value) for name, value in plan.parameters.items() if isinstance(value, str)))
-    return recipe.head, recipe.loss, recipe.late_loss, words, plan.epochs, plan.sampler
+    return recipe.head, recipe.loss, recipe.late_loss, words, plan.epochs, plan.sampler, plan.unit
 
 
 def _computed(trainer: HeadTrainer, plan: Plan, after_epoch: AfterEpoch) -> Trained:
@@ -152,7 +152,7 @@ def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: Aft
     if first.recipe.late_loss is None:
         losses[1] = losses[0]  # one loss, which goes on with what it has gathered
     decay = torch.tensor([plan.weight_decay for plan in plans], device=device)
-    optimizer = StackedSGD(rate_groups(stacked), trainer.momentum, decay, _averages(plans, device))
+    optimizer = StackedSGD(rate_groups(stacked, first.unit), trainer.momentum, decay, _averages(plans, device))
     limits = [row_norm_limit(plan, trainer.linear) for plan in plans]
     unlimited = torch.tensor(torch.inf, device=device)
     limit = torch.stack([unlimited if value is None else value for value in limits])

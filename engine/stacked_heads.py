@@ -37,6 +37,7 @@ class StackedModules(nn.Module):
         self.template = [copy.deepcopy(modules[0]).to("meta")]  # in a list: its parameters are not the stack's
         self.input_dims = input_dims
         self.rate_factors = getattr(modules[0], "rate_factors", {})
+        self.feature_powers = getattr(modules[0], "feature_powers", {})
 
     def forward(self, *inputs: Tensor) -> Tensor:
         def one(state: dict[str, Tensor], *own: Tensor) -> Tensor:
@@ -66,8 +67,9 @@ def stack_losses(losses: Sequence[nn.Module]) -> StackedModules:
 class StackedSGD(Optimizer):
     """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head.
 
-    A group of parameters trains at `rate_factor` times the rate. With `average` (H,), the decay of each head, weights
-    are averaged over the steps (`engine.averaging`); a decay of 0 leaves them as they are.
+    A group of parameters trains at `rate_factor` times the rate and decays `decay_factor` times as fast. With `average`
+    (H,), the decay of each head, weights are averaged over the steps (`engine.averaging`); a decay of 0 leaves them as
+    they are.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class StackedSGD(Optimizer):
         weight_decay: Tensor,
         average: Tensor | None = None,
     ) -> None:
-        super().__init__(parameters, {"rate_factor": 1.0})
+        super().__init__(parameters, {"rate_factor": 1.0, "decay_factor": 1.0})
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.average = average
@@ -90,7 +92,8 @@ class StackedSGD(Optimizer):
                 if parameter.grad is None:
                     continue
                 each_head = (-1, *[1] * (parameter.ndim - 1))
-                gradient = parameter.grad.addcmul(parameter, self.weight_decay.view(each_head))
+                decay = group["decay_factor"] * self.weight_decay
+                gradient = parameter.grad.addcmul(parameter, decay.view(each_head))
                 state = self.state[parameter]
                 if "velocity" not in state:
                     state["velocity"] = gradient

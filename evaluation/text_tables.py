@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from datasets.long_tail import LongTailedData
-from evaluation.blocks import row_blocks
 from evaluation.metrics import SHOTS
 from evaluation.probabilities import SCORES
 from utils.text import shown
 
-REFERENCE_NORM = 100  # mean squared norm of the features that the published rates are for, in round numbers
 HEADLINE = {"honest": ("last", "plain"), "released": ("best", "flip")}
 # Everything that a report on test images may hold, as it is called on the screen; in percent but for the last two.
 MEASURES = {
@@ -157,18 +154,6 @@ def calibration_text(report: dict[str, Any] | None) -> str:
         f"temperature {report['temperature']:.4g} ({shown(report['source'])}), plain test images before and after it:"
     )
     return f"{line}\n{measure_table(scores, {name: MEASURES[name] for name in SCORES})}"
-
-
-def scale_line(features: Tensor, lr: float) -> str:
-    """Return one line on the scale of features (N, d) beside the learning rate, which has to go with it."""
-    norm = sum(float(features[rows].double().square().sum()) for rows in row_blocks(features)) / len(features)
-    text = f"features: mean squared norm {norm:.3g}; learning rate {lr:g}"
-    if REFERENCE_NORM / 10 <= norm <= REFERENCE_NORM * 10:
-        return text
-    return (
-        f"{text}. warning: the published learning rates are for a mean squared norm of about {REFERENCE_NORM}; "
-        f"a rate times {REFERENCE_NORM / max(norm, 1e-30):.2g} moves these features as far"
-    )
 
 
 def details(record: dict[str, Any]) -> str:

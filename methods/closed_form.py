@@ -34,10 +34,19 @@ def tau_norm(
 
     Both defaults are Weight Balancing's, for its tuned features (Alshammari et al., CVPR 2022, table 1): its code
     leaves the bias as it is. With `norm_bias` "drop" there is none, as in the code of Kang et al. A row of zeros
-    stays one."""
+    stays one.
+
+    With "centre", which is ours, a norm counts relative to the geometric mean of all, so that the scale of the features
+    decides nothing, and the bias is such that the mean of the features gets the logits that it had."""
     head = Linear(linear)
     with torch.no_grad():
-        head.weight.div_(nonzero_norms(head.weight).pow(tau))
+        norms = nonzero_norms(head.weight)
+        if norm_bias == "centre":
+            norms = norms / norms.double().log().mean().exp().to(norms)
+        head.weight.div_(norms.pow(tau))
+        if norm_bias == "centre":
+            change = linear.weight.detach().double() - head.weight.double()
+            head.bias.add_((change @ centre_and_scale(features)[0].to(change)).to(head.bias))
         if norm_bias == "drop":
             head.bias.zero_()
     return head
@@ -52,7 +61,8 @@ def l2_norm(
     norm_bias: str = "keep",
 ) -> Linear:
     """Return the linear head (K, d) of rows of norm 1: tau-normalisation with tau = 1 (Kang et al., ICLR 2020; a
-    baseline of Weight Balancing, Alshammari et al., CVPR 2022, table 1, which keeps the bias)."""
+    baseline of Weight Balancing, Alshammari et al., CVPR 2022, table 1, which keeps the bias); with `norm_bias`
+    "centre" of the geometric mean of the norms."""
     return tau_norm(linear, features, labels, class_counts, tau=1.0, norm_bias=norm_bias)
 
 

@@ -16,7 +16,7 @@ GRADIENT = 1e-9  # the largest entry of the gradient at which it stops
 HeldOut = tuple[Tensor, Tensor]  # features (M, d) and labels (M,) of images that stage 1 has not learned from
 ADVICE = (
     "train stage 1 with --holdout 0.2 (a larger share where classes are small); of --features FILE the held-out images "
-    "are holdout_features and holdout_labels"
+    "are holdout_features and holdout_labels, or --holdout 0.2"
 )
 
 

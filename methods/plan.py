@@ -18,6 +18,7 @@ from methods.closed_form import build_closed_form, closed_form_parameters
 from methods.offsets import HeldOut
 from methods.recipes import LATE_FROM, Recipe, Value, check_smoothing, find_recipe
 from models.heads import build_head, head_parameters, max_norm_threshold
+from models.monotone_norms import MonotoneNorms
 from models.neighbours import Neighbours
 from models.network import Network
 from utils.schedules import SCHEDULES
@@ -38,6 +39,7 @@ class Plan:
     parameters: Mapping[str, Value] = field(default_factory=dict)
     schedule: str = "cosine"
     ema: float | None = None  # the decay of averaged weights
+    unit: float = 1.0  # trained as if the features were divided by it (`engine.feature_scale`)
 
     @property
     def recipe(self) -> Recipe:
@@ -62,9 +64,12 @@ def plan_key(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values, by which a table finds a row that it has kept.
 
     Files that are kept know the smoothing as `smoothing`: this name stays. Those made before there was a choice of
-    schedules had `cosine`, and do not name it; those before averaged weights had none.
+    schedules had `cosine`, and do not name it; those before averaged weights had none, nor a unit of
+    the features.
     """
     key = asdict(plan)
+    if plan.unit == 1:
+        del key["unit"]
     if plan.ema is None:
         del key["ema"]
     if plan.schedule == "cosine":
@@ -98,7 +103,16 @@ def start_head(plan: Plan, linear: nn.Linear, seed: int, class_counts: Sequence[
         with torch.no_grad():
             for parameter in (linear.weight, linear.bias):
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-    return build_head(plan.recipe.head, linear, class_counts, **_those(head_parameters(plan.recipe.head), plan))
+            linear.weight.div_(plan.unit)
+    head = build_head(plan.recipe.head, linear, class_counts, **_those(head_parameters(plan.recipe.head), plan))
+    return in_unit(plan, head)
+
+
+def in_unit(plan: Plan, head: nn.Linear) -> nn.Linear:
+    """Return a head whose own numbers, where they depend on the scale of the features, are for the plan's unit."""
+    if plan.unit != 1 and isinstance(head, MonotoneNorms):
+        head.set_unit(plan.unit)
+    return head
 
 
 def compute_head(
@@ -117,7 +131,7 @@ def compute_head(
     assert name is not None
     own = _those(closed_form_parameters(name), plan)
     target = plan.target(len(class_counts))
-    return build_closed_form(name, linear, features, labels, class_counts, target, held_out, **own)
+    return in_unit(plan, build_closed_form(name, linear, features, labels, class_counts, target, held_out, **own))
 
 
 def attach_head(model: Network, method: str, state: Collection[str] | None = None) -> None:
@@ -130,6 +144,8 @@ def attach_head(model: Network, method: str, state: Collection[str] | None = Non
     model.fc = build_head(recipe.head, linear)
     if isinstance(model.fc, Neighbours) and isinstance(state, Mapping) and "fc.kept" in state:
         model.fc.make_room({"kept": state["fc.kept"]})
+    if isinstance(model.fc, MonotoneNorms) and state is not None and "fc.unit" in state:
+        model.fc.set_unit(1.0)
     own = {f"fc.{name}" for name in model.fc.state_dict()}
     if state is not None and recipe.earlier_head is not None and not own <= set(state):
         model.fc = build_head(recipe.earlier_head, linear)

@@ -31,7 +31,7 @@ class Recipe:
     batches scaled in proportion to one of 64 images), LOS's where a method was not published for stage 2. Where paper
     and released stage 2 differ, the row is the released one, and a parameter has the paper's form: docs/methods.md
     compares them all. `tuned` is the flag of the own parameter that a search varies, and its values. `earlier_head` is
-    the head of runs that were made before the row had its own.
+    the head of runs that were made before the row had its own. `compares` is for what chooses among methods.
     """
 
     title: str
@@ -52,6 +52,7 @@ class Recipe:
     schedule: str = "cosine"
     tuned: tuple[str, Sequence[float]] | None = None
     earlier_head: str | None = None
+    compares: bool = False
 
     @property
     def own_budget(self) -> bool:
@@ -61,7 +62,7 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """Whether the classifier is trained at all."""
-        return self.closed_form is None
+        return self.closed_form is None and not self.compares
 
     @property
     def needs_held_out(self) -> bool:
@@ -70,6 +71,8 @@ class Recipe:
 
     def own_parameters(self) -> dict[str, Value]:
         """Return the method's hyper-parameters with their default values."""
+        if self.compares:
+            return {}
         if self.closed_form is not None:
             return {**closed_form_parameters(self.closed_form), **self.parameters}
         defaults = {**head_parameters(self.head), **loss_parameters(self.loss)}
@@ -314,11 +317,16 @@ RECIPES = {
 }
 
 
+# Not methods, but what chooses among them on held-out images (`engine.comparison`).
+COMPARISONS = {"auto": Recipe("the best of several on held-out images", "-", head="linear_cosine", compares=True)}
+
+
 def find_recipe(method: str) -> Recipe:
     """Return the row of `method`; a UserError lists the known ones."""
-    if method not in RECIPES:
-        raise UserError(f"unknown method '{method}'; known: {', '.join(RECIPES)}")
-    return RECIPES[method]
+    known = RECIPES | COMPARISONS
+    if method not in known:
+        raise UserError(f"unknown method '{method}'; known: {', '.join(known)}")
+    return known[method]
 
 
 def check_smoothing(method: str, label_smooth: float | None, loma_target: float | None) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.linear_cosine import LinearCosine
 from models.linear_head import Linear, nonzero_norms
 from models.monotone_norms import MonotoneNorms
 from models.neighbours import Neighbours
@@ -130,6 +131,8 @@ class DisAlign(Linear):
     drawn at random; and it computes (1 + c s) z0 + c m, which starts at (1 + c) z0.
     """
 
+    feature_powers: ClassVar[dict[str, int]] = {"weight": -1, "confidence_weight": -1}
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         self.freeze()
@@ -154,6 +157,8 @@ class MarginCalibration(Linear):
     """z_k = s_k (w_k f + b_k) + m_k ||w_k||, s (K,) trained from 1 and m (K,) from 0 (Wang et al., "Margin Calibration
     for Long-Tailed Visual Recognition", ACML 2022, MARC): it shifts and stretches each class's margin d_k = z_k /
     ||w_k|| to s_k d_k + m_k."""
+
+    feature_powers: ClassVar[dict[str, int]] = {"weight": -1, "shift": 1}
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
@@ -182,6 +187,7 @@ HEADS: dict[str, Callable[..., Linear]] = {
     "scaled_linear": ScaledLinear,
     "samn": MonotoneNorms,
     "neighbours": Neighbours,
+    "linear_cosine": LinearCosine,
 }
 FROZEN_WEIGHT = ("lws", "disalign", "marc")  # heads that train something else than the linear classifier's weights
 

@@ -19,10 +19,12 @@ class Linear(nn.Linear):
     """A copy of a linear classifier (K, d), on its device and in its dtype. The base of all other heads.
 
     Like every head it maps features (B, d) to logits (B, K) in nats. `rate_factors` names parameters that train at a
-    multiple of the learning rate.
+    multiple of the learning rate, `feature_powers` those that grow with a power of the length of the features: rows
+    with -1, since features of half the length need rows of twice theirs.
     """
 
     rate_factors: ClassVar[dict[str, float]] = {}
+    feature_powers: ClassVar[dict[str, int]] = {"weight": -1}
 
     def __init__(self, linear: nn.Linear) -> None:
         like = linear.weight

@@ -32,9 +32,13 @@ class MonotoneNorms(Linear):
     So no class has a longer row than a smaller one. Both vectors start at the class sizes, scaled to 0..1: the rarest
     class's row is exp(1 / ln 2) = 4.2 long, the largest one's 2.1. Directions and b start at the linear classifier's.
     Without `class_counts` (K,) the order of the classes is that of a state that is loaded later.
+
+    Such lengths are for features of the published scale: `set_unit` gives the number that others are divided by, which
+    the state then keeps, and their logits are those of the features divided by it.
     """
 
     order: Tensor
+    unit: Tensor | None
 
     def __init__(self, linear: nn.Linear, class_counts: Tensor | None = None) -> None:
         super().__init__(linear)
@@ -44,6 +48,11 @@ class MonotoneNorms(Linear):
         self.norm_raw = nn.Parameter(start.clone())
         self.shift_raw = nn.Parameter(start.clone())
         self.register_buffer("order", counts.argsort(stable=True))
+        self.register_buffer("unit", None)
+
+    def set_unit(self, unit: float) -> None:
+        """Take the rows' lengths as those for features divided by `unit`."""
+        self.unit = self.full(unit)
 
     def monotone(self, raw: Tensor) -> Tensor:
         """Return exp(1 / softplus(u)) (K,) for the isotonic fit u of `raw` in the order of the class sizes."""
@@ -52,7 +61,8 @@ class MonotoneNorms(Linear):
 
     def rows(self) -> Tensor:
         """Return the rows (K, d), each of its own length."""
-        return self.monotone(self.norm_raw)[:, None] * self.weight / nonzero_norms(self.weight)
+        rows = self.monotone(self.norm_raw)[:, None] * self.weight / nonzero_norms(self.weight)
+        return rows if self.unit is None else rows / self.unit
 
     def effective_weight(self) -> Tensor | None:
         """Return the rows (K, d) that features are multiplied by."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from datasets.numpy_pickles import StandIn
 from models.network import Network
 from runs.feature_files import USER_FEATURES, USER_NETWORK, read_features
+from runs.feature_files.held_out import hold_out, is_held_out
 from runs.pretrained_weights import LoadReport, load_network, other_kinds, with_cosine_head, with_network_names
 from runs.records import checkpoint_faults, refuse_faults
 from runs.shards import find_shards, read_safetensors
@@ -276,8 +277,17 @@ def joined(classifier: Checkpoint, backbone: Checkpoint) -> Checkpoint:
     shared = {key: value for key, value in backbone.state.items() if not key.startswith(CLASSIFIER)}
     content = dict(classifier.content)
     if backbone.content is not None and backbone.features is not None:
+        share = classifier.settings().get("holdout")
+        if backbone.kind == USER_FEATURES and share and not is_held_out(backbone.content):
+            held_out = hold_out(backbone.content, share, split_seed(classifier.settings()))
+            return joined(classifier, replace(backbone, content=held_out))
         content |= {key: backbone.content[key] for key in ("features", "class_names", "augmentation")}
     return replace(classifier, state=shared | classifier.state, content=content)
+
+
+def split_seed(settings: dict[str, Any]) -> int:
+    """Return the seed by which a run on anyone's features held rows out: that of its stage 1."""
+    return settings["seed"] if settings.get("stage1_seed") is None else settings["stage1_seed"]
 
 
 def load_weights(model: Network, checkpoint: Checkpoint, linear: bool = False) -> LoadReport | None:

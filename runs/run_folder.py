@@ -42,15 +42,8 @@ class Run:
 # Flags that say what to do with a run that is there.
 CONTROL = {"resume", "overwrite", "reuse"}
 # What a run writes; --overwrite removes these and nothing else.
-OWN_FILES = [
-    "metrics.json",
-    "config.json",
-    "log.csv",
-    "per_class.csv",
-    "last.pth",
-    "best.pth",
-    *(f"plots/{name}" for name in PLOTS),
-]
+RUN_FILES = ["metrics.json", "config.json", "log.csv", "per_class.csv", "last.pth", "best.pth", "auto.csv"]
+OWN_FILES = [*RUN_FILES, *(f"plots/{name}" for name in PLOTS)]
 
 
 def read_metrics(run: Run) -> dict[str, Any]:

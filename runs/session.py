@@ -47,6 +47,12 @@ class LoadedModel:
         return self.command.settings
 
     @property
+    def checkpoint_epochs(self) -> int | None:
+        """The epochs that the checkpoint was trained for here, 0 for a classifier on another's backbone; None where
+        that is not known."""
+        return None if self.checkpoint is None else self.checkpoint.settings().get("epochs")
+
+    @property
     def source(self) -> Checkpoint | None:
         """The file that the backbone's weights are from, None for new ones."""
         return self.weights.checkpoint if self.weights is not None else self.checkpoint

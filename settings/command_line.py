@@ -28,8 +28,9 @@ def seed_value(text: str) -> int | None:
 
 
 def listed_flags(script: str) -> set[str]:
-    """Return the flags that the help of a script lists: those that it reads and does not always refuse."""
-    read = {name for name, flag in FLAGS.items() if script in flag.read_by}
+    """Return the flags that the help of a script lists: those that it reads and does not always refuse, but for
+    those that are seldom needed."""
+    read = {name for name, flag in FLAGS.items() if script in flag.read_by and Facet.RARE not in flag.facets}
     if script != STAGE1:
         return read
     return read - set(HYPERPARAMETERS) | {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
@@ -77,7 +78,8 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
             arguments |= {"type": seed_value if flag.name == "seed" else flag.kind, "metavar": metavar}
         if Facet.NUMBERS in flag.facets:
             arguments |= {"type": str, "nargs": "+", "action": Numbers}
-        group = groups[group_of(flag, script)] if listed else others
+        used = listed or (Facet.RARE in flag.facets and script in flag.read_by)
+        group = groups[group_of(flag, script)] if used else others
         group.add_argument(f"--{flag.name}", **arguments)
         if flag.alias is not None:
             arguments["help"] = f"the same as --{flag.name}" if everything else argparse.SUPPRESS

@@ -8,9 +8,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from datasets.augment.crops import AREA
-from datasets.decoding.options import FULL, IGNORE, ORIENTATIONS
+from datasets.decoding.options import AREA, FULL, IGNORE, ORIENTATIONS
 from datasets.names import SAMPLERS
+from evaluation.intervals.choices import CRITERIA
 from settings.declare import (
     EVALUATE,
     STAGE1,
@@ -273,6 +273,22 @@ class Settings(_Hyperparameters):
     )
     shots: str | None = option(
         None, Group.REPORT, "many- and few-shot: above and below, or thirds [100,20]", (EVALUATE,), metavar="N,N"
+    )
+    rate_scale: str = of_stage2(
+        "published",
+        "learning rates for features of any scale, or as published [data set's]",
+        facets=Facet.STAGE2_STEPS | Facet.RARE,
+        choices=["features", "published"],
+        before="published",
+    )
+    criterion: str = option(
+        "balanced",
+        Group.STAGE2,
+        "--method auto: what counts on held-out images",
+        (STAGE2,),
+        facets=Facet.RARE,
+        named_by=(STAGE2,),
+        choices=list(CRITERIA),
     )
 
 

@@ -6,7 +6,7 @@ from datasets import DATASETS
 from datasets.long_tail import IMB_TYPES, SUBSETS
 from datasets.names import AUGMENTATIONS
 from methods.declared import losses, takes_plain_logits
-from methods.recipes import RECIPES
+from methods.recipes import COMPARISONS, RECIPES
 from models import STEMS
 from settings.declare import (
     EVALUATE,
@@ -179,7 +179,7 @@ class FirstFields:
         0.0,
         Group.DATA,
         "share of each class kept out of training, for tuning",
-        facets=PROFILE | Facet.ROW,
+        facets=Facet.PROFILE | Facet.FROM_FEATURES | IDENTITY | Facet.ROW,
         named_by=TRAINING,
     )
     width: int | None = option(
@@ -222,5 +222,5 @@ class FirstFields:
         "re-training",
         (STAGE2, EVALUATE),
         facets=Facet.LOOKUP | Facet.ROW,
-        choices=list(RECIPES),
+        choices=[*RECIPES, *COMPARISONS],
     )

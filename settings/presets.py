@@ -23,6 +23,19 @@ LARGE: dict[str, Any] = {
 }
 
 
+# Published learning rates are for the features of the papers' networks. Those of any other data set may have any scale.
+ANY_SCALE: dict[str, Any] = {"rate_scale": "features"}
+# Anyone's own images.
+OWN_IMAGES: dict[str, Any] = {
+    "network": "resnet50",
+    "epochs": 90,
+    "wd": 5e-4,
+    "eval_every": 1,
+    "orientation": EXIF,
+    **ANY_SCALE,
+}
+
+
 # CIFAR runs on the released recipe, which is what `Settings` defaults to. Epochs, batches and learning rates of
 # ImageNet-LT and iNaturalist 2018 are those of Weight Balancing (CVPR 2022), on which LOS builds; it gives ranges of
 # the weight decay alone, in which those here are guesses. Places-LT fine-tunes a network pre-trained on ImageNet, as
@@ -46,8 +59,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imagenet_lt": {**LARGE, "network": "resnext50_32x4d", "epochs": 200, "wd": 5e-4},
     "places_lt": {**LARGE, "network": "resnet152", "epochs": 30, "batch_size": 128, "wd": 5e-4},
     "inaturalist2018": {**LARGE, "network": "resnet50", "epochs": 200, "batch_size": 512, "wd": 1e-4},
-    "list": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1, "orientation": EXIF},
-    "folder": {**LARGE, "network": "resnet50", "epochs": 90, "wd": 5e-4, "eval_every": 1, "orientation": EXIF},
+    "list": LARGE | OWN_IMAGES,
+    "folder": LARGE | OWN_IMAGES,
 }
 
 
@@ -82,7 +95,15 @@ METHOD_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 # that of features scaled to a mean squared distance of 1 from their mean. Of 1e-2, 1e-3, ... it is the largest that
 # fits all training rows of digits' pixels, of a ResNet's features and of synthetic ones of unit norm, which are all
 # separable.
-FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain"}
+FEATURES_PRESET: dict[str, Any] = {"wd": 1e-5, "views": "plain", **ANY_SCALE}
+
+
+# Where features may have any scale: published numbers that would depend on it, in a form that does not. Of taus from
+# 0.25 to 1.9 none other is at least as good on all of digits' pixels, an ImageNet network's features, and a ResNet's.
+ANY_SCALE_METHODS: dict[str, dict[str, Any]] = {
+    "tau_norm": {"tau": 1.0, "norm_bias": "centre"},
+    "l2_norm": {"norm_bias": "centre"},
+}
 
 
 # What stage 1 defaults to with a loss, where that was published with a recipe of its own: GALA's code for CIFAR.
@@ -119,7 +140,11 @@ def stage_preset(script: str, dataset: str, given: dict[str, Any]) -> dict[str, 
     method = given.get("method", FLAGS["method"].default)
     if find_recipe(method).own_budget:
         preset = {name: value for name, value in preset.items() if not name.startswith("finetune_")}
-    return {**preset, **METHOD_PRESETS.get((dataset, method), {})} if script == STAGE2 else preset
+    if script != STAGE2:
+        return preset
+    scale_free = given.get("rate_scale", preset.get("rate_scale")) == ANY_SCALE["rate_scale"]
+    own = ANY_SCALE_METHODS.get(method, {}) if scale_free else {}
+    return {**preset, **own, **METHOD_PRESETS.get((dataset, method), {})}
 
 
 def preset_of(dataset: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import ON_DISK
 from datasets.names import user_dataset_name
 from methods.declared import loss_parameters
-from methods.recipes import RECIPES, find_recipe, resolve_parameters
+from methods.recipes import find_recipe, resolve_parameters
 from models import check_network
 from settings.checks import check_domains, check_stage, refuse_without_images
 from settings.declare import STAGE1, STAGE2, Facet
@@ -130,8 +130,11 @@ def unused_flags(script: str, given: dict[str, Any], values: dict[str, Any], dat
         unused.add("test_seed")
     if values.get("imb_ratio", 0) is None:
         unused |= {"imb_type", "subset", "subset_seed"}  # all images there are
-    if script == STAGE2 and not find_recipe(given.get("method", FLAGS["method"].default)).trains:
+    recipe = find_recipe(given.get("method", FLAGS["method"].default))
+    if script == STAGE2 and not recipe.trains:
         unused |= set(with_facet(Facet.STAGE2_STEPS))
+    if script == STAGE2 and not recipe.compares:
+        unused.add("criterion")
     return unused & set(given)
 
 
@@ -158,7 +161,7 @@ def fill_stage_values(settings: Settings, script: str) -> Settings:
 
 def fill_method_values(settings: Settings, script: str) -> Settings:
     """Give the settings of stage 2 that are None the values of the method."""
-    recipe = RECIPES[settings.method]
+    recipe = find_recipe(settings.method)
     label_smooth = settings.label_smooth
     if label_smooth is None and settings.loma_target is None:
         label_smooth = recipe.label_smooth

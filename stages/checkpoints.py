@@ -13,6 +13,7 @@ from datasets.identity.content import HOW
 from runs.checkpoint import Checkpoint, load_checkpoint, with_backbone
 from runs.dependencies import known_identity
 from runs.feature_files import USER_FEATURES, read_features
+from runs.feature_files.held_out import hold_out
 from runs.records import read_config
 from runs.run_names import find_run, run_path
 from settings.declare import Facet
@@ -133,9 +134,17 @@ def given_constants(command: Command, checkpoint: Checkpoint) -> set[str]:
 
 
 def open_features(command: Command) -> tuple[Command, Checkpoint]:
-    """Read the file that `--features` names; return the command with what the file settles, and the file."""
+    """Read the file that `--features` names; return the command with what the file settles, and the file.
+
+    With `--holdout` a share of its training rows are held-out ones.
+    """
     path = Path(str(command.settings.features))
     digest, content = read_features(path)
+    if command.settings.holdout:
+        try:
+            content = hold_out(content, command.settings.holdout, stage1_seed(command.settings))
+        except UserError as error:
+            raise UserError(f"--features {path}: {error}") from error
     given = Checkpoint(path, digest, USER_FEATURES, content["model"], content)
     known = given.settings()
     return command.replace(**{name: known[name] for name in FROM_FEATURES}), given

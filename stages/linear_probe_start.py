@@ -57,4 +57,5 @@ def start_from_features(command: Command, given: Checkpoint | None = None) -> tu
         raise UserError(f"{given.path} has a classifier already: main_stage2.py --features {given.path} starts from it")
     assert given.kind == USER_FEATURES
     known = {**{name: given.settings()[name] for name in FROM_FEATURES}, "epochs": 0}
-    return command.settled(**known), given
+    held_out = known.pop("holdout")  # a setting of the run, which its name has
+    return command.settled(**known).replace(holdout=held_out), given

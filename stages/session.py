@@ -67,6 +67,8 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     plan = plan_of(settings, loaded.data.num_classes) if loaded.command.script == STAGE2 else None
     if plan is not None and plan.needs_held_out:
         check_held_out(plan.method, loaded.images["holdout"].labels, loaded.data.num_classes)
+    if plan is not None and plan.recipe.compares:
+        check_comparable(loaded)
     target, loss = objective(loaded, plan)
     start = checkpoint if loaded.command.script == STAGE2 else None
     folder = run_path(loaded.command, start)
@@ -83,6 +85,17 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
         session.execution.place(model)
         loss.to(session.execution.device)
     return session
+
+
+def check_comparable(loaded: LoadedModel) -> None:
+    """Raise UserError where methods would be compared on images that the network has learned from."""
+    settings = loaded.settings
+    made_elsewhere = settings.features is not None or loaded.checkpoint_epochs == 0
+    if len(loaded.data.holdout) == 0 and not made_elsewhere:
+        raise UserError(
+            f"--method {settings.method} compares on held-out images, and the network has learned from all of these; "
+            "train stage 1 with --holdout 0.2"
+        )
 
 
 def open_model(command: Command, execution: Execution, checkpoint: Checkpoint, folder: Path) -> LoadedModel:

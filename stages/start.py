@@ -6,12 +6,15 @@ is a linear classifier (`stages.linear_probe_start`), a run like any other.
 
 from pathlib import Path
 
+from methods.offsets import check_held_out
+from methods.recipes import find_recipe
 from runs.checkpoint import Checkpoint, joined, load_checkpoint
 from runs.records import read_config
 from runs.run_names import find_run, run_path, seed_folder, stage1_tags
 from settings.command_line import parse_command
 from settings.declare import Facet
 from settings.fields import FLAGS, STAGE1, TRAINING, with_facet
+from settings.presets import ANY_SCALE
 from settings.resolve import Command, flag_words
 from stages.checkpoints import (
     adopt_checkpoint,
@@ -41,6 +44,9 @@ def find_start(command: Command) -> tuple[Command, Checkpoint]:
         return find_stage1(command)
     command, given = open_features(command)
     command = settle_features(command, given)
+    if find_recipe(command.settings.method).needs_held_out:  # before a classifier is trained for nothing
+        known = given.content["features"].get("holdout_labels") if given.content is not None else None
+        check_held_out(command.settings.method, known, len(given.config["class_counts"]))
     checkpoint = given if given.state else find_classifier(command, given)
     return adopt_checkpoint(command, checkpoint), checkpoint
 
@@ -57,6 +63,8 @@ def find_on_weights(command: Command) -> tuple[Command, Checkpoint]:
         train_probe(probe)
         wait_for_all()  # of many processes the first writes the run that all read next
         tell()
+        if "rate_scale" not in command.given:
+            command = command.settled(rate_scale=ANY_SCALE["rate_scale"])
         return find_stage1(command.replace(pretrained_pth=str(run_path(probe))))
     command, checkpoint = find_stage1(command)
     file, started = Path(str(command.settings.weights)), (checkpoint.config.get("weights") or {}).get("sha256")
@@ -109,9 +117,10 @@ def find_reported(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
 def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     """Return the stage-1 run on a file of features that has no classifier, after training it where there is none."""
     seed = stage1_seed(command.settings)
-    runs = seed_folder(command.settings, seed).glob("stage1*/config.json")
-    if not from_main(any(runs) if is_main() else False):  # a slower process would see what the first has begun
-        names = ("features", "out", "device", "gpu", "workers")
+    runs = map(read_config, seed_folder(command.settings, seed).glob("stage1*/config.json"))
+    same = (config.get("settings", {}).get("holdout", 0) == command.settings.holdout for config in runs)
+    if not from_main(any(same) if is_main() else False):  # a slower process would see what the first has begun
+        names = ("features", "holdout", "out", "device", "gpu", "workers")
         flags = flag_words(STAGE1, {name: command.given[name] for name in names if name in command.given})
         tell(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
         train_probe(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), given)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datasets.image_source import steps_per_epoch
 from engine.epoch import EpochOptions, train_epoch
+from engine.fit import rate_groups
 from engine.frozen_features import feature_batches
 from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
 from evaluation.logits_magnitude import logits_magnitude, summarise
@@ -84,6 +85,7 @@ def path_of(context: TableContext, method: str) -> list[dict[str, Any]]:
         epochs=EPOCHS,
         lbfgs=(LBFGS_STEPS, LBFGS_GRADIENT),
         ends=3,
+        **({} if context.unit == 1 else {"unit": context.unit}),
     )
     if place.path.exists():
         kept = read_json(place.path)
@@ -155,9 +157,7 @@ def walk(context: TableContext, method: str) -> list[dict[str, Any]]:
     losses = [build_losses(plan, trainer.class_counts)[0].to(trainer.labels.device) for _ in LEARNING_RATES]
     together = stack_losses(losses)
     rates = torch.tensor(LEARNING_RATES, device=trainer.labels.device)
-    optimizer = StackedSGD(
-        [p for p in stacked.parameters() if p.requires_grad], trainer.momentum, torch.zeros_like(rates)
-    )
+    optimizer = StackedSGD(rate_groups(stacked, plan.unit), trainer.momentum, torch.zeros_like(rates))
     optimizer.lr = rates
     going = dict(zip(LEARNING_RATES, heads, strict=True))
     rows = [measure_head(context, method, rate, 0, head, losses[0]) for rate, head in going.items()]

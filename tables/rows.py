@@ -17,6 +17,7 @@ from torch import nn
 from datasets.identity.content import CONTENT
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
+from engine.feature_scale import feature_unit, unit_line
 from engine.finish import run_metrics
 from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze, split_dependencies
@@ -26,6 +27,7 @@ from evaluation.run_rows import data_sha256, refuse_damaged_run
 from losses.los import ONE_HOT
 from methods.offsets import check_held_out
 from methods.plan import Plan, plan_key
+from methods.recipes import find_recipe
 from runs.checkpoint import Checkpoint
 from runs.dependencies import differences, key_of
 from runs.records import config_faults
@@ -55,6 +57,8 @@ class TableContext:
     loaded: LoadedModel
     checkpoint: Checkpoint
     trainer: HeadTrainer
+    unit: float = 1.0  # of the features (`engine.feature_scale`)
+    fold: tuple[int, int] | None = None  # which of how many held out (`tables.folds`)
 
     @property
     def command(self) -> Command:
@@ -70,6 +74,15 @@ class TableContext:
     def images(self) -> Images:
         """Its images on the device."""
         return self.loaded.images
+
+    def plan_of(self, command: Command) -> Plan:
+        """Return the plan of a row, with steps for the features of this stage 1.
+
+        Raises UserError for one that makes no sense on this data set.
+        """
+        plan = plan_of(command.settings, self.data.num_classes)
+        plan.target(self.data.num_classes)
+        return replace(plan, unit=self.unit)
 
     def logits_of(self, head: nn.Module) -> SplitLogits:
         """Return the logits of a head on the frozen features."""
@@ -89,7 +102,10 @@ def open_context(arguments: Sequence[str], description: str) -> TableContext:
         frozen, loaded.model.fc, labels, class_counts, settings.batch_size, settings.momentum, settings.seed
     )
     tell(f"stage 1: {checkpoint.path} ({checkpoint.kind}), sha256 {checkpoint.sha256[:16]}")
-    return TableContext(loaded, checkpoint, trainer)
+    unit = feature_unit(frozen.plain("train"), settings.rate_scale)
+    if unit != 1:
+        tell(unit_line(unit, find_recipe("los").lr))
+    return TableContext(loaded, checkpoint, trainer, unit)
 
 
 def find_cacheable(command: Command) -> tuple[Command, Checkpoint]:
@@ -156,8 +172,7 @@ def measure_rows(
         command = adopt_checkpoint(parse_command(STAGE2, "", [*shared, *own], quiet=True), context.checkpoint)
         command = command.replace(start=context.command.settings.start, views=context.command.settings.views)
         try:
-            plan = plan_of(command.settings, context.data.num_classes)
-            plan.target(context.data.num_classes)
+            plan = context.plan_of(command)
             if plan.needs_held_out:
                 check_held_out(plan.method, context.images["holdout"].labels, context.data.num_classes)
         except UserError as error:  # a smoothing that this number of classes rules out, say: the other rows go on

@@ -7,10 +7,11 @@ was trained on all images.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -22,7 +23,6 @@ from methods.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
 from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.presets import preset_flags
-from settings.stage2_plan import plan_of
 from tables.rows import TableContext, kept_place
 from utils.errors import UserError
 from utils.files import make_folder, read_json, write_json
@@ -31,6 +31,8 @@ from utils.text import counted, tell
 
 Flags = tuple[str, ...]
 SPLITS = 3
+WIDENED = 3  # times that a grid grows at most
+FURTHER = 4.0  # the largest factor between a number and the next one beyond the grid
 
 
 def trials(method: str) -> list[Flags]:
@@ -58,8 +60,6 @@ def refuse_seen(context: TableContext) -> None:
     """Raise UserError where a stage 1 has seen the images that would choose."""
     if len(context.data.holdout) == 0:
         advice = "train stage 1 with --holdout 0.2 and name its run with --holdout_pth"
-        if context.command.settings.features is not None:
-            advice = f"put holdout_features and holdout_labels into {context.command.settings.features}"
         raise UserError(f"{context.checkpoint.path} was trained on all images, so none are left to choose on; {advice}")
     if context.command.settings.start == "best":
         raise UserError(f"{context.checkpoint.path} is of the epoch that was best on the test set; choose on last.pth")
@@ -67,11 +67,14 @@ def refuse_seen(context: TableContext) -> None:
 
 def plan_for(flags: Flags, context: TableContext) -> Plan:
     """Return the plan that `main_stage2.py` would make of these flags."""
-    plan = plan_of(
-        parse_command(STAGE2, "", [*preset_flags(context.data.name), *flags]).settings, context.data.num_classes
-    )
-    plan.target(context.data.num_classes)
-    return plan
+    return context.plan_of(parse_command(STAGE2, "", [*preset_of_context(context), *flags], quiet=True))
+
+
+def preset_of_context(context: TableContext) -> list[str]:
+    """Return the flags that give stage 2 the preset of a stage 1's data."""
+    features = context.command.settings.features
+    scale = ["--rate_scale", context.command.settings.rate_scale]
+    return ["--features", features] if features is not None else [*preset_flags(context.data.name), *scale]
 
 
 def possible(flags: Flags, context: TableContext) -> bool:
@@ -90,12 +93,13 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
 
     The score is the class-balanced accuracy on the held-out images, in percent, of the last epoch; a trial that
     diverges has none. `extra` trials (the shared budget) only get a temperature. `chosen` marks the best mean of each
-    method, the middle one of equal ones. Temperatures are the geometric mean over the splits, of the chosen trials and
-    the extra ones.
+    method, of equal ones that of the middle learning rate; where that is at an end of its grid, the grid is widened.
+    `stage1` is the score of stage 1, the mean over the splits. Temperatures are the geometric mean over the splits, of
+    the chosen trials and the extra ones.
     """
     for context in contexts:
         refuse_seen(context)
-    # Features come with one held-out share of their own, which no classifier here has learned from.
+    # Features come with held-out rows, or folds, of their own, which no classifier here has learned from.
     needed = 1 if contexts[0].command.settings.features is not None else SPLITS
     if len({context.checkpoint.identity for context in contexts}) < needed:
         raise UserError(f"--holdout_pth must name {SPLITS} different stage 1s: the score is their mean")
@@ -105,6 +109,21 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
     if fitted:
         tell(f"not chosen: {', '.join(fitted)}, fitted on the held-out images that would choose")
     grid += [(f"shared budget: {flags[1]}", flags) for flags in extra if possible(flags, contexts[0])]
+    table = try_grid(grid, contexts)
+    for _ in range(WIDENED):
+        more = [trial for trial in beyond_ends(table, methods) if possible(trial[1], contexts[0])]
+        if not more:
+            break
+        tell(f"chosen at an end of its grid, which is widened: {', '.join(dict.fromkeys(name for name, _ in more))}")
+        table = mark_chosen(pd.concat([table, try_grid(more, contexts)], ignore_index=True))
+    table["temperature"] = table["temperature"].where(table["chosen"])
+    table["stage1"] = float(np.mean([stage1_score(context) for context in contexts]))
+    nothing = pd.DataFrame({"method": hopeless, "flags": "", "chosen": False})
+    return pd.concat([table, nothing]) if hopeless else table
+
+
+def try_grid(grid: Sequence[tuple[str, Flags]], contexts: Sequence[TableContext]) -> pd.DataFrame:
+    """Return a row for each trial (method, flags), measured on each split."""
     table = pd.DataFrame({"method": [method for method, _ in grid], "flags": [" ".join(flags) for _, flags in grid]})
     by_split: list[list[Tried]] = []
     for number, context in enumerate(contexts):
@@ -115,19 +134,68 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
         )
         by_split.append(try_all(context, [plan_for(flags, context) for _, flags in grid], words))
         table[f"split{number}"] = [math.nan if tried.score is None else tried.score for tried in by_split[-1]]
-    splits = [f"split{number}" for number in range(len(contexts))]
-    table["mean"] = table[splits].mean(axis=1, skipna=False)
+    table["mean"] = table[[f"split{number}" for number in range(len(contexts))]].mean(axis=1, skipna=False)
+    table["temperature"] = pd.Series(
+        [mean_temperature([tried[i].temperature for tried in by_split]) for i in range(len(grid))], dtype=float
+    )
+    return mark_chosen(table)
+
+
+def mark_chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """Return trials with `chosen` at the best mean of each method, of equal ones that of the middle learning rate."""
     table["chosen"] = False
     for _, rows in table.groupby("method", sort=False):
-        best = rows.index[rows["mean"].round(6) == rows["mean"].round(6).max()]
+        equal = rows.index[rows["mean"].round(6) == rows["mean"].round(6).max()]
+        best = sorted(equal, key=lambda place: rate_of(table["flags"][place]))
         if len(best):
             table.loc[best[len(best) // 2], "chosen"] = True
-    nothing = pd.DataFrame({"method": hopeless, "flags": "", "chosen": False})
-    table["temperature"] = [
-        mean_temperature([tried[i].temperature for tried in by_split]) if chosen else None
-        for i, chosen in enumerate(table["chosen"])
-    ]
-    return pd.concat([table, nothing]) if hopeless else table
+    return table
+
+
+def rate_of(flags: str) -> float:
+    """Return the learning rate among flags, 0 without one."""
+    words = flags.split()
+    return float(words[words.index("--finetune_lr") + 1]) if "--finetune_lr" in words else 0.0
+
+
+def beyond_ends(table: pd.DataFrame, methods: Sequence[str]) -> list[tuple[str, Flags]]:
+    """Return trials beyond the grid of each method whose chosen number is the smallest or the largest that was tried:
+    the chosen flags, with one number moved."""
+    found = []
+    for method in methods:
+        own = table[table["method"] == method]
+        for chosen in own.loc[own["chosen"], "flags"]:
+            flags = chosen.split()
+            for name in {"--finetune_lr", f"--{(find_recipe(method).tuned or ('finetune_lr',))[0]}"} & set(flags):
+                place = flags.index(name) + 1
+                tried = sorted({float(row.split()[place]) for row in own["flags"]})
+                value = next_value(tried, float(flags[place]))
+                if value is not None:
+                    found.append((method, (*flags[:place], f"{value:.4g}", *flags[place + 1 :])))
+    return found
+
+
+def next_value(tried: Sequence[float], chosen: float) -> float | None:
+    """Return a number beyond those `tried`, ascending, next to the `chosen` one, None where that is at no end.
+
+    A grid between one half and 1 closes in on 1, another with a first number above 0 goes on by factors, at most
+    `FURTHER`; one from 0 on by its last difference.
+    """
+    if len(tried) < 2 or tried[0] < chosen < tried[-1]:
+        return None
+    if tried[0] >= 0.5 and tried[-1] < 1:
+        inner = next_value([1 - value for value in reversed(tried)], 1 - chosen)
+        return None if inner is None else 1 - inner
+    last, before = (tried[0], tried[1]) if chosen == tried[0] else (tried[-1], tried[-2])
+    if tried[0] > 0:
+        return last * min(max(last / before, 1 / FURTHER), FURTHER)
+    return last + (last - before)
+
+
+def stage1_score(context: TableContext) -> float:
+    """Return the class-balanced accuracy of stage 1's classifier on the held-out images, in percent."""
+    logits = context.logits_of(context.trainer.linear)("holdout")
+    return class_balanced_accuracy(logits, context.images["holdout"].labels)
 
 
 class Tried(NamedTuple):
@@ -143,11 +211,11 @@ def try_all(context: TableContext, plans: Sequence[Plan], words: str) -> list[Tr
     Those that train together are kept together: with some of them missing, the sums of the others may round otherwise.
     """
     tried: dict[int, Tried] = {}
-    tell = LineAMinute()
+    minute = LineAMinute()
 
     def after_epoch(epoch: int, trained: Sequence[Trained]) -> None:
         of = f"{len(trained)} more in epoch {epoch} of {trained[0].plan.epochs}"
-        tell(lambda: f"{words}: {len(tried)} of {len(plans)} trials done, {of}")
+        minute(lambda: f"{words}: {len(tried)} of {len(plans)} trials done, {of}")
 
     for chunk in chunks(plans):
         own = [plans[i] for i in chunk]
@@ -158,7 +226,21 @@ def try_all(context: TableContext, plans: Sequence[Plan], words: str) -> list[Tr
             make_folder(place.parent)
             write_json(place, {"trials": kept})
         tried |= zip(chunk, kept, strict=True)
+        names = list(dict.fromkeys(plan.method for plan in own))
+        if all(plans[i].recipe.trains or i in tried for i, plan in enumerate(plans) if plan.method in names):
+            tell(f"{words}: {len(tried)} of {len(plans)} trials done; {best_words(plans, tried, names)}", flush=True)
     return [tried[i] for i in range(len(plans))]
+
+
+def best_words(plans: Sequence[Plan], tried: Mapping[int, Tried], names: Sequence[str]) -> str:
+    """Return in words the best score that was `tried` of each of some methods."""
+    scores = {
+        name: [tried[i].score for i, plan in enumerate(plans) if plan.method == name and i in tried] for name in names
+    }
+    return ", ".join(
+        f"{name} {max((score for score in own if score is not None), default=math.nan):.2f}"
+        for name, own in scores.items()
+    )
 
 
 def kept_trials(context: TableContext, plans: Sequence[Plan]) -> Path:
@@ -173,6 +255,7 @@ def kept_trials(context: TableContext, plans: Sequence[Plan]) -> Path:
         batch_size=settings.batch_size,
         momentum=settings.momentum,
         counts=trainer.class_counts,
+        **({} if context.fold is None else {"fold": list(context.fold)}),
     )
     return place.path
 

@@ -21,11 +21,13 @@ from settings.command_line import parse_command
 from settings.fields import FLAGS, STAGE1, STAGE2
 from settings.presets import preset_flags
 from tables.claims import claims_of, with_ends
+from tables.folds import fold_contexts
 from tables.published import cell, sources
 from tables.request import FileName, Request, name_for, write_results
 from tables.rows import Measured, Row, TableContext, data_of, file_name, measure_rows, open_context
 from tables.selection import Flags, select
 from tables.unified_figures import draw_bars, draw_evenness, draw_per_class
+from tables.winner import closing_lines
 from utils.device import device_name
 from utils.errors import UserError
 from utils.files import write_text
@@ -53,6 +55,7 @@ def make_table(request: Request) -> None:
             rows = rows_of(methods, context.data.name, choices)
             measured += measure_rows(context, flags, rows, temperatures(choices))
         report(request, name, measured, choices)
+        tell(closing_lines(flags, measured, choices))
         measured = []
 
 
@@ -128,7 +131,10 @@ def find_choices(
         known = None
     if request.select:
         known = None if known is None else without_earlier_forms(path, known, list(RECIPES))
-        contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
+        if settings.features is not None and len(context.data.holdout) == 0:
+            contexts = fold_contexts(context)
+        else:
+            contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
         for split in contexts:
             refuse_other_recipe(split, context)
         splits = " ".join(split.checkpoint.identity for split in contexts)

@@ -74,7 +74,7 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "cb_mean": Hyperparameter("cb_ce's mean: over batch (Cui) or weight (LDAM)", ("batch", "weight")),
     "las_target": Hyperparameter("las: eps / (K - 1) (paper), eps / K (released)", ("paper", "released"), "paper"),
     "gcl_loss": Hyperparameter("GCL: paper (clouds), released (margin, focus too)", ("paper", "released"), "paper"),
-    "norm_bias": Hyperparameter("bias of normalised rows: keep (WB), drop (Kang)", ("keep", "drop"), "drop"),
+    "norm_bias": Hyperparameter("bias of normalised rows: keep, drop, centre", ("keep", "drop", "centre"), "drop"),
     "anchor": Hyperparameter("weight of the squared distance to stage 1 (ridge: to 0)", Range(1e-9, 1e9)),
 }
 

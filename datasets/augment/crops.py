@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.decoding.options import AREA
 from utils.hashing import MASK64, mix64
 
-# Of a random crop: its share of the image, its width over its height, and how often one is drawn that does not fit.
-AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+# Of a random crop: its width over its height, and how often one is drawn that does not fit.
+RATIO, TRIES = (3 / 4, 4 / 3), 10
 LONGEST_RATIO = 20  # of the sides of an image that is resized as a whole
 SPLITMIX_STEP = 0x9E3779B97F4A7C15
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 EXIF, IGNORE = "exif", "ignore"
 ORIENTATIONS = (EXIF, IGNORE)
+AREA = (0.08, 1.0)  # of a random crop: its share of the image
 FULL = 16  # bits: the upper 8 are kept, whatever is in use
 # JPEG is decoded at 1/2 or 1/4 where it is too large; what is larger still would keep a process busy for long.
 SMALLEST_SCALE = 4

@@ -1,14 +1,18 @@
 """Stage 2: what an epoch of it is, and the run from the frozen features to its report."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from datasets.image_source import steps_per_epoch
 from engine.averaging import swap_averages
+from engine.comparison import Comparison, choose_classifier
 from engine.epoch import EpochResult, train_epoch
-from engine.finish import balanced_training_accuracy, collapse_line, finish_run
-from engine.fit import Training, fit, make_sgd
+from engine.feature_scale import FEATURES, feature_unit, unit_line
+from engine.finish import balanced_held_out_accuracy, balanced_training_accuracy, collapse_line, fall_line, finish_run
+from engine.fit import Training, fit, make_sgd, no_training
 from engine.frozen_features import (
     STAGE2_DRAWS,
     FrozenFeatures,
@@ -17,14 +21,18 @@ from engine.frozen_features import (
     freeze,
     network_features,
 )
+from engine.many_heads import HeadTrainer
 from evaluation.measure import SplitLogits
-from evaluation.text_tables import scale_line
 from methods.plan import Plan, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
 from runs.run_folder import read_metrics
 from runs.session import Session
+from settings.command_line import parse_command
+from settings.fields import STAGE2
 from settings.resolve import Command
+from settings.stage2_plan import plan_of
 from stages.announcement import announce_method
+from stages.comparison_files import write_comparison
 from stages.session import open_session
 from stages.start import find_start
 from utils.text import tell
@@ -39,17 +47,39 @@ def run_stage2(command: Command) -> dict[str, Any]:
     assert plan is not None, "a session of stage 2 has one"
     announce_method(session, plan)
     frozen = freeze(session, seed=session.settings.seed + STAGE2_DRAWS, views=session.settings.views)
-    if plan.recipe.trains and session.settings.features is not None:
-        tell(scale_line(frozen.plain("train"), plan.lr))
+    plan = replace(plan, unit=feature_unit(frozen.plain("train"), session.settings.rate_scale))
+    if plan.recipe.trains and plan.unit != 1:
+        tell(unit_line(plan.unit, plan.lr))
     # With batch norm in train mode the running statistics move, and the features of evaluation with them.
     moving = session.settings.bn_mode == "train"
-    before = 0.0 if moving else balanced_training_accuracy(SplitLogits(frozen.plain, session.model.fc), session.images)
-    training = plan_training(session, plan, frozen)
+    start = SplitLogits(frozen.plain, session.model.fc)
+    before = 0.0 if moving else balanced_training_accuracy(start, session.images)
+    held_out = None if moving else balanced_held_out_accuracy(start, session.images)
+    comparison = choose(session, plan, frozen) if plan.recipe.compares else None
+    training = no_training(session.model.fc) if plan.recipe.compares else plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
     metrics = finish_run(session, history, logits_of)
     if line := collapse_line(before, balanced_training_accuracy(logits_of, session.images)):
         tell(line)
+    if comparison is not None:
+        write_comparison(session.run.folder, comparison)
+    if line := fall_line(held_out, balanced_held_out_accuracy(logits_of, session.images)):
+        tell(line)
     return metrics
+
+
+def choose(session: Session, plan: Plan, frozen: FrozenFeatures) -> Comparison:
+    """Put the best of several classifiers in the place of stage 1's, and return how they compared."""
+    settings, model, counts = session.settings, session.model, session.data.class_counts.tolist()
+    labels = session.images["train"].labels
+    trainer = HeadTrainer(frozen, model.fc, labels, counts, settings.batch_size, settings.momentum, settings.seed)
+
+    def make_plan(flags: Sequence[str]) -> Plan:
+        own = plan_of(parse_command(STAGE2, "", flags).settings, len(counts))
+        return replace(own, unit=feature_unit(frozen.plain("train"), FEATURES))
+
+    model.fc, comparison = choose_classifier(trainer, frozen.held_out(), make_plan, settings.criterion)
+    return comparison
 
 
 def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Training:
@@ -64,7 +94,7 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
         held_out = frozen.held_out() if plan.needs_held_out else None
         counts = session.data.class_counts.tolist()
         model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, counts, held_out)
-    optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov, plan.ema)
+    optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov, plan.ema, plan.unit)
     steps = steps_per_epoch(len(train), settings.batch_size)
 
     def train_one_epoch(epoch: int) -> EpochResult:

@@ -19,7 +19,6 @@ from runs.run_record import describe
 from settings.command_line import parse_command
 from settings.fields import STAGE2
 from settings.resolve import Command
-from settings.stage2_plan import plan_of
 from stages.checkpoints import adopt_checkpoint
 from tables.request import FileName, Request, write_results
 from tables.rows import TableContext, file_name, open_context
@@ -139,7 +138,7 @@ def retrain(request: Request, seed: int, description: str, failed: list[str], **
     shared = request.starting_point(seed, **like)
     context = open_context(shared, description)
     commands = [row_command(context, [*shared, *own]) for own in row_flags(request.methods or METHODS)]
-    plans = [plan_of(command.settings, context.data.num_classes) for command in commands]
+    plans = [context.plan_of(command) for command in commands]
     for command, trained in zip(commands, train_heads(context.trainer, plans), strict=True):
         if trained.diverged is not None:
             failed.append(f"{trained.plan.method}, seed {seed}: diverged at {trained.diverged}.")

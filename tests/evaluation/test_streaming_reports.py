@@ -31,7 +31,7 @@ from evaluation.metrics import (
 )
 from evaluation.plots import accuracy_per_class, draw_plots, logits_per_class, training_curves
 from evaluation.probabilities import SCORES, probability_scores, top_accuracy
-from evaluation.text_tables import END_CLASSES, logits_table, per_class_table, report_table, scale_line
+from evaluation.text_tables import END_CLASSES, logits_table, per_class_table, report_table
 from models.heads import Cosine
 
 CLASSES = 12
@@ -421,13 +421,6 @@ def test_of_many_classes_the_largest_and_the_smallest_are_in_the_table() -> None
     assert f"{8142 - 2 * END_CLASSES} more" in lines[1 + END_CLASSES] and "--json" in lines[1 + END_CLASSES]
     k = int(np.argmax(data.class_counts))
     assert lines[1].split() == [f"class{k}", "8142", *[f"{k:.2f}"] * 3]
-
-
-def test_the_scale_of_features_is_their_mean_squared_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_blocks(monkeypatch, 8)
-    features = torch.full((9, 4), 3.0)
-    features[0] = 0
-    assert scale_line(features, 0.1) == "features: mean squared norm 32; learning rate 0.1"
 
 
 # Pictures

@@ -14,6 +14,7 @@ from methods.closed_form import build_closed_form, needs_held_out
 from methods.convex_fit import Standardised, minimise_cross_entropy
 from methods.offsets import fit_offsets
 from methods.recipes import RECIPES
+from tables.rows import TableContext
 from tables.selection import possible
 from tests.helpers import folder_of, is_refusal, read, run, stage1, succeed
 from utils.errors import UserError
@@ -141,5 +142,8 @@ def test_the_offsets_of_stage_2_are_those_of_its_held_out_images(tmp_path: Path)
 
 
 def test_a_selection_does_not_choose_for_what_is_fitted_on_its_held_out_images() -> None:
-    context: Any = SimpleNamespace(data=SimpleNamespace(name="digits", num_classes=10))
+    command = SimpleNamespace(settings=SimpleNamespace(features=None, rate_scale="published"))
+    loaded: Any = SimpleNamespace(data=SimpleNamespace(name="digits", num_classes=10), command=command)
+    nothing: Any = None
+    context = TableContext(loaded, nothing, nothing)
     assert possible(("--method", "tau_norm"), context) and not possible(("--method", "offsets"), context)

@@ -199,8 +199,9 @@ def test_they_are_the_exported_features_of_a_run(tmp_path: Path) -> None:
     with safe_open("exported.safetensors", framework="np") as opened:
         arrays = {name: opened.get_tensor(name) for name in opened.keys() if "_ids" not in name}  # noqa: SIM118
     succeed(
-        "main_stage2", "--features", write(arrays), "--out", "own", "--batch_size", 32, "--finetune_lr", 0.01, *SHORT
-    )
+        "main_stage2", "--features", write(arrays), "--out", "own", "--batch_size", 32, "--finetune_lr", 0.01,
+        "--rate_scale", "published", *SHORT,
+    )  # fmt: skip
     stage2(tmp_path / "theirs", "--pretrained_pth", "exported.safetensors", "--finetune_lr", 0.01, "--batch_size", 32)
     ours, theirs = made("stage2", "own"), made("stage2", "theirs")
     assert classifier_of(ours) == classifier_of(theirs)
@@ -348,8 +349,8 @@ def test_constant_features_leave_the_class_frequencies() -> None:
     torch.testing.assert_close(probe.bias.softmax(0), torch.tensor([0.75, 0.25]), rtol=1e-3, atol=1e-3)
 
 
-def test_unit_norm_features_need_a_larger_learning_rate() -> None:
-    """What docs/features.md says of unit norms: at the published rate stage 2 hardly moves, at a larger one it does."""
+def test_unit_norm_features_need_larger_steps() -> None:
+    """What docs/features.md says of unit norms: published steps hardly move stage 2, those of the scale do."""
     draw = np.random.default_rng(0)
     cone, centres = draw.standard_normal(64), 0.5 * draw.standard_normal((5, 64))
 
@@ -361,14 +362,15 @@ def test_unit_norm_features_need_a_larger_learning_rate() -> None:
     arrays |= {name.replace("labels", "features"): features(labels) for name, labels in arrays.items()}
     file = write(arrays)
     moved = {}
-    for rate in (5e-4, 0.05):
-        succeed("main_stage2", "--features", file, "--finetune_lr", rate, "--out", "all")
-        folder = next(Path("all").rglob(f"stage2_los{'' if rate == 5e-4 else '_finetune_lr0.05'}/metrics.json")).parent
+    for scale in ("published", "features"):
+        succeed("main_stage2", "--features", file, "--rate_scale", scale, "--out", "all")
+        tag = "_rate_scalepublished" if scale == "published" else ""
+        folder = next(Path("all").rglob(f"stage2_los{tag}/metrics.json")).parent
         start = np.array(classifier_of(made("stage1", "all"))["fc.weight"])
         end = np.array(classifier_of(folder)["fc.weight"])
-        moved[rate] = np.linalg.norm(end - start) / np.linalg.norm(start)
+        moved[scale] = np.linalg.norm(end - start) / np.linalg.norm(start)
     assert read(made("stage1", "all") / "metrics.json")["train"]["accuracy"] == 100
-    assert moved[5e-4] < 0.02 and moved[0.05] > 10 * moved[5e-4]
+    assert moved["published"] < 0.02 and moved["features"] > 10 * moved["published"]
 
 
 # Tables
@@ -391,8 +393,9 @@ def test_the_unified_table_chooses_on_the_files_held_out_rows() -> None:
     text = Path(f"results/unified_{EXPERIMENT}_ce-los-tau_norm.md").read_text()
     assert "of stage 2 alone, on one stage 1" in text
     file = write(without(clusters(), "holdout_features", "holdout_labels"), Path("bare.npz"))
-    message = refused("reproduce", "unified", "--features", file, "--select")
-    assert "put holdout_features and holdout_labels into bare.npz" in message
+    told = succeed("reproduce", "unified", "--features", file, "--select", "--methods", "ce", "los").out
+    assert "the training rows are held out in 3 folds" in told and "split 3 of 3" in told
+    assert "python main_stage2.py --features bare.npz" in told.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -425,7 +428,7 @@ def test_tables_that_make_no_sense(flags: tuple[object, ...], words: str) -> Non
 def test_flags_without_a_meaning() -> None:
     file = write(clusters())
     values = {"dataset": "digits", "imb_type": "step", "subset": "shuffle", "network": "resnet8"}
-    for name in ("data_dir", "imb_ratio", "holdout", "width", "pretrained_pth", *values):
+    for name in ("data_dir", "imb_ratio", "width", "pretrained_pth", *values):
         assert Facet.OF_IMAGES in FLAGS[name].facets
         for script in SCRIPTS[:2] if name == "pretrained_pth" else SCRIPTS:
             message = refused(script, "--features", file, f"--{name}", values.get(name, 1))

@@ -1,0 +1,76 @@
+"""Classifiers compared on held-out images by one number, with the paired interval of each difference to the first."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluation.class_accuracies import ZERO_AS
+from evaluation.intervals.bootstrap import class_accuracies, interval, resampled_accuracies
+from evaluation.intervals.choices import CRITERIA
+
+DRAWS = 1000
+
+
+class Compared(NamedTuple):
+    """A classifier beside the first: its difference, better ones above 0, and the ends of the paired interval."""
+
+    scores: dict[str, float]
+    difference: float
+    low: float
+    high: float
+
+
+def from_classes(criterion: str, of_class: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return the criterion (...) from what it is of each class, (..., K): accuracies in percent, of `nll` the mean.
+
+    `images` (K,) are the held-out images of each class; classes without any are left out.
+    """
+    present = images > 0
+    seen = of_class[..., present]
+    if criterion == "harmonic":
+        return 1 / (1 / np.where(seen > 0, seen, ZERO_AS)).mean(axis=-1)
+    if criterion == "all":
+        return seen @ (images[present] / images.sum())
+    return seen.min(axis=-1) if criterion == "worst" else seen.mean(axis=-1)
+
+
+def compare_classifiers(
+    correct: np.ndarray, nll: np.ndarray, labels: np.ndarray, num_classes: int, criterion: str, seed: int = 0
+) -> list[Compared]:
+    """Return every criterion of each of M classifiers, and its difference to the first by `criterion`.
+
+    `correct` (M, N) says which images each gets right, `nll` (M, N) the negative log-likelihood of their labels (N,).
+    The interval of 95 % is that of a bootstrap over the images of each class, paired: all see the same draws.
+    """
+    order = np.argsort(labels, kind="stable")
+    images = np.bincount(labels, minlength=num_classes)
+    values = {name: nll[:, order] / 100 if name == "nll" else correct[:, order] for name in CRITERIA}
+    found = {
+        name: from_classes(name, class_accuracies(own.astype(np.float64), images), images)
+        for name, own in values.items()
+    }
+    drawn = drawn_scores(values[criterion], images, criterion, seed)
+    sign = -1.0 if criterion == "nll" else 1.0
+    compared = []
+    for place in range(len(correct)):
+        difference = sign * float(found[criterion][place] - found[criterion][0])
+        ends = interval(difference, sign * (drawn[:, place] - drawn[:, 0]))
+        compared.append(
+            Compared({name: float(own[place]) for name, own in found.items()}, difference, ends.low, ends.high)
+        )
+    return compared
+
+
+def drawn_scores(values: np.ndarray, images: np.ndarray, criterion: str, seed: int) -> np.ndarray:
+    """Return the criterion (draws, M) over bootstrap draws of what is measured of each image, (M, N), by class."""
+    of_class = np.full((DRAWS, len(values), len(images)), np.nan, dtype=np.float32)
+    for label, own in resampled_accuracies(values, images, DRAWS, seed):
+        of_class[:, :, label] = own
+    return from_classes(criterion, of_class, images)
+
+
+def best_of(compared: list[Compared], criterion: str) -> int:
+    """Return the place of the best by `criterion`, of equal ones by class-balanced accuracy, then of the first."""
+    sign = -1.0 if criterion == "nll" else 1.0
+    keys = [(sign * one.scores[criterion], one.scores["balanced"]) for one in compared]
+    return keys.index(max(keys))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets.augment.autoaugment import AUGMENTATIONS, apply_policy, cutout, draw_policy
 from datasets.augment.jitter import colour_jitter
-from datasets.image_source import ImageSource
+from datasets.image_source import ImageSource, rows_on
 from datasets.long_tail import Augmentation, Split
 from utils.errors import UserError
 from utils.hashing import HOLE_STREAM, JITTER_IN_MEMORY_STREAM, POLICY_STREAM, hash_ids, stream_seed
@@ -100,6 +100,7 @@ class DeviceImages(ImageSource):
         Thousands of images are augmented together, as uint8: on a GPU the few kernels of a batch would each cost a
         launch, and the policy needs many images of each operation.
         """
+        rows = rows_on(self.labels.device, rows)
         if view is None:
             yield from (self.plain(batch, mirrored) for batch in rows)
             return

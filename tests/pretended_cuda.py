@@ -168,7 +168,7 @@ class CudaFunctions(TorchFunctionMode):
             self.device_events.note(READ, "tolist")
             return args[0].value.tolist()
         if function is Tensor.pin_memory or kwargs.pop("pin_memory", False):
-            made = args[0] if function is Tensor.pin_memory else function(*args, **kwargs)
+            made = args[0].clone() if function is Tensor.pin_memory else function(*args, **kwargs)
             made.pinned = True
             return made
         if function is Tensor.new_tensor and lies_on_cuda(args[0]):

@@ -17,8 +17,8 @@ class ImageSource:
     """The images of one split, and the batches drawn from them: what training and prediction need to know of them.
 
     `size` is the side in pixels of what the network sees; `labels` (N,) and `ids` (N,) int64 lie on the device. Batches
-    are (B, 3, size, size) float32, normalised, in channels-last memory order. `host_rows` says that `view_batches` needs
-    its positions on the host, which then need not be read back from the device.
+    are (B, 3, size, size) float32, normalised, in channels-last memory order. `host_rows` says that `view_batches` takes
+    its positions from the host, where they need not be read back from the device.
     """
 
     host_rows: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class ImageSource:
         return torch.device("cpu") if self.host_rows else self.labels.device
 
     def labelled_views(self, rows: Sequence[Tensor], view: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, labels) for each tensor of `rows` (B,) on the CPU, augmented as `view` = (seed, epoch) says."""
+        """Yield (images, labels) for each tensor of `rows` (B,) on the CPU, augmented as `view` says."""
         placed = rows_on(self.labels.device, rows)
         images = self.view_batches(rows if self.host_rows else placed, view)
         return zip(images, (self.labels[batch] for batch in placed), strict=True)

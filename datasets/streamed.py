@@ -95,7 +95,7 @@ class StreamedImages(ImageSource):
         be left at any time, and ends where another one begins. Raises UserError for a file that cannot be read.
         """
         positions = rows_on(self.device, rows)
-        for pixels, part in zip(self.crops(positions, view), positions, strict=True):
+        for pixels, part in zip(self.crops(rows, view), positions, strict=True):
             yield self.normalise(self._augmented(pixels, self.ids[part], view, mirrored))
 
     def crops(self, rows: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.augment.jitter import colour_jitter
-from datasets.image_source import ImageSource
+from datasets.image_source import ImageSource, rows_on
 from datasets.long_tail import Augmentation, Split
 from datasets.names import AUGMENTATIONS
 from utils.errors import UserError
@@ -103,6 +103,7 @@ class DeviceImages(ImageSource):
         Thousands of images are augmented together, as uint8: on a GPU the few kernels of a batch would each cost a
         launch, and the policy needs many images of each operation.
         """
+        rows = rows_on(self.labels.device, rows)
         if view is None:
             yield from (self.plain(batch, mirrored) for batch in rows)
             return

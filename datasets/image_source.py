@@ -1,8 +1,10 @@
 """What training and prediction need to know of the images of a split, and how an epoch is cut into batches."""
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from datasets.long_tail import Augmentation
@@ -15,9 +17,11 @@ class ImageSource:
     """The images of one split, and the batches drawn from them: what training and prediction need to know of them.
 
     `size` is the side in pixels of what the network sees; `labels` (N,) and `ids` (N,) int64 lie on the device. Batches
-    are (B, 3, size, size) float32, normalised, in channels-last memory order.
+    are (B, 3, size, size) float32, normalised, in channels-last memory order. `host_rows` says that `view_batches` takes
+    its positions from the host, where they need not be read back from the device.
     """
 
+    host_rows: ClassVar[bool] = False
     size: int
     labels: Tensor
     ids: Tensor
@@ -31,9 +35,21 @@ class ImageSource:
     ) -> Iterator[Tensor]:
         """Yield the images of each tensor of `rows` as they are, mirrored, or augmented as `view` = (seed, epoch) says.
 
-        A tensor without rows gives a batch without images.
+        Positions (B,) may lie on any device; `rows_device` is where they need no copy. A tensor without rows gives a
+        batch without images.
         """
         raise NotImplementedError
+
+    @property
+    def rows_device(self) -> torch.device:
+        """Where `view_batches` takes positions from."""
+        return torch.device("cpu") if self.host_rows else self.labels.device
+
+    def labelled_views(self, rows: Sequence[Tensor], view: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, labels) for each tensor of `rows` (B,) on the CPU, augmented as `view` says."""
+        placed = rows_on(self.labels.device, rows)
+        images = self.view_batches(rows if self.host_rows else placed, view)
+        return zip(images, (self.labels[batch] for batch in placed), strict=True)
 
     def training_batches(
         self, batch_size: int, seed: int, epoch: int, drop_last: bool = False
@@ -44,9 +60,15 @@ class ImageSource:
         would leave no batch.
         """
         steps = steps_per_epoch(len(self), batch_size, drop_last)
-        order = epoch_order(len(self), seed, epoch).to(self.labels.device)
-        rows = share_of_batches(order[: steps * batch_size], batch_size)
-        return zip(self.view_batches(rows, (seed, epoch)), (self.labels[batch] for batch in rows), strict=True)
+        order = epoch_order(len(self), seed, epoch)
+        return self.labelled_views(share_of_batches(order[: steps * batch_size], batch_size), (seed, epoch))
+
+
+def rows_on(device: torch.device, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors of positions (B,) on a device, sent in one copy, however many they are."""
+    if not rows or rows[0].device == device:
+        return list(rows)
+    return list(torch.cat(list(rows)).to(device).split([len(part) for part in rows]))
 
 
 def share_of_batches(order: Tensor, batch_size: int) -> list[Tensor]:

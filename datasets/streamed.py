@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.augment.crops import AREA
 from datasets.augment.jitter import colour_jitter
-from datasets.image_source import ImageSource
+from datasets.image_source import ImageSource, rows_on
 from datasets.long_tail import Augmentation
 from datasets.on_disk.listed_split import ListedSplit
 from datasets.workers import PIECE, Crops, Reading, Tasks, View, Workers
@@ -36,6 +36,8 @@ class StreamedImages(ImageSource):
     With patience (`Reading`), images that cannot be read are noted in `faults` (row: why). Raises UserError for another
     augmentation, and for a crop that is larger than the resized image.
     """
+
+    host_rows = True
 
     def __init__(
         self,
@@ -94,8 +96,8 @@ class StreamedImages(ImageSource):
         crops; a view (seed, epoch) is what that epoch of training sees. `mirrored` turns them left to right. A pass may
         be left at any time, and ends where another one begins. Raises UserError for a file that cannot be read.
         """
-        positions = [part.to(self.device) for part in rows]
-        for pixels, part in zip(self.crops(positions, view), positions, strict=True):
+        positions = rows_on(self.device, rows)
+        for pixels, part in zip(self.crops(rows, view), positions, strict=True):
             yield self.normalise(self._augmented(pixels, self.ids[part], view, mirrored))
 
     def crops(self, rows: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:

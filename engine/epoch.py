@@ -165,15 +165,14 @@ def predict_blocks(
     size = batch_size or execution.predict_batch(images.size)
     block = size * process_count()
     starts = range(0, max(len(images), 1), block)
-    last = torch.tensor(len(images) - 1)
     # A last batch of another shape would be compiled for itself, and of many processes each needs as much as the
     # others: it is filled up with the last image, and the filling cut off again.
     mine = []
     for start in starts:
         count = min(block, len(images) - start)
         count = block if execution.compile and count else count + -count % process_count()
-        rows = torch.arange(start, start + count).minimum(last)
-        mine.append(rows.tensor_split(process_count())[process_rank()].to(images.labels.device))
+        rows = torch.arange(start, start + count, device=images.rows_device).clamp(max=len(images) - 1)
+        mine.append(rows.tensor_split(process_count())[process_rank()])
     batches = images.view_batches(mine, view, mirrored)
     for start, pixels in zip(starts, show_progress(batches, message, len(mine)), strict=True):
         with memory_for(f"{message}, on {shown_shape(pixels)} pixels", "--width, --image_size or --workers"):

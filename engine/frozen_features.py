@@ -266,30 +266,33 @@ def files_sha256(split: ListedSplit) -> str:
 def feature_batches(
     features: Tensor, labels: Tensor, order: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given, on the labels' device.
+    """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given on the CPU, on the labels'
+    device.
 
     Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
     """
+    placed = order.to(labels.device)
     if features.device == labels.device:
-        for rows in order.split(batch_size):
+        for rows in placed.split(batch_size):
             yield features[rows], labels[rows]
         return
-    for group in order.split(max(FETCHED // batch_size, 1) * batch_size):
-        fetched = features[group.to(features.device)].to(labels.device)
-        yield from zip(fetched.split(batch_size), labels[group].split(batch_size), strict=True)
+    size = max(FETCHED // batch_size, 1) * batch_size
+    for group, there in zip(order.split(size), placed.split(size), strict=True):
+        fetched = features[group].pin_memory().to(labels.device, non_blocking=True)
+        yield from zip(fetched.split(batch_size), labels[there].split(batch_size), strict=True)
 
 
 def batch_statistics_features(
     model: Network, images: ImageSource, execution: Execution, order: Tensor, batch_size: int, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the features of freshly augmented batches with batch norm in train mode, as the released stage 2 sees them.
+    """Yield the features of freshly augmented batches with batch norm in train mode, as the released stage 2 sees them,
+    in the `order` (M,) given on the CPU.
 
     Batch statistics are used and the running ones move, but nothing is differentiated: the gradient of the classifier
     is the same as if the backbone had been.
     """
     model.train()
-    batches = order.split(batch_size)
-    for rows, pixels in zip(batches, images.view_batches(batches, (seed, epoch)), strict=True):
+    for pixels, labels in images.labelled_views(order.split(batch_size), (seed, epoch)):
         with torch.no_grad(), execution.autocast():
             features = model.features(pixels).float()
-        yield features, images.labels[rows]
+        yield features, labels

@@ -157,12 +157,13 @@ def _train_stacked(trainer: HeadTrainer, plans: Sequence[Plan], after_epoch: Aft
     unlimited = torch.tensor(torch.inf, device=device)
     limit = torch.stack([unlimited if value is None else value for value in limits])
     steps = steps_per_epoch(len(trainer.labels), trainer.batch_size)
+    labels = trainer.labels.cpu()
     for epoch in range(first.epochs):
         optimizer.lr = torch.tensor([plan.rate(epoch) for plan in plans], device=device)
         torch.manual_seed(mix64(trainer.seed) ^ epoch)  # for losses that draw
         view = trainer.frozen.training_view(epoch)
         started = time.perf_counter()
-        order = visiting_order(first, trainer.labels, trainer.num_classes, trainer.draws, epoch)
+        order = visiting_order(first, labels, trainer.num_classes, trainer.draws, epoch)
         batches = feature_batches(view, trainer.labels, order, trainer.batch_size)
         loss = losses[in_late_phase(epoch, first.epochs)]
         swap_averages(optimizer)  # the trained weights come back

@@ -172,8 +172,11 @@ def row_norm_limit(plan: Plan, linear: nn.Linear) -> Tensor | None:
 
 
 def visiting_order(plan: Plan, labels: Tensor, num_classes: int, seed: int, epoch: int) -> Tensor:
-    """Return the positions (N,) of the images in the order in which `epoch` visits them."""
-    return sampled_order(labels.cpu(), num_classes, plan.sampler, seed, epoch, plan.epochs).to(labels.device)
+    """Return the positions (N,), on the CPU, of the images in the order in which `epoch` visits them.
+
+    Labels (N,) that lie on the CPU too are not read back from a device in every epoch.
+    """
+    return sampled_order(labels, num_classes, plan.sampler, seed, epoch, plan.epochs)
 
 
 def resolve_smoothing(

@@ -56,7 +56,7 @@ class MonotoneNorms(Linear):
 
     def monotone(self, raw: Tensor) -> Tensor:
         """Return exp(1 / softplus(u)) (K,) for the isotonic fit u of `raw` in the order of the class sizes."""
-        fitted = torch.empty_like(raw).scatter(0, self.order, isotonic(raw[self.order]))
+        fitted = torch.empty_like(raw).scatter(0, self.order, isotonic(raw.gather(0, self.order)))
         return (1 / F.softplus(fitted)).exp()
 
     def rows(self) -> Tensor:

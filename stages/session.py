@@ -149,8 +149,9 @@ def settle_execution(command: Command) -> Execution:
     launch = launch_of()
     if launch.count > 1 and command.given.get("seed", 0) is None:
         raise UserError("--seed None draws a seed in each of the processes: give them a number")
-    # Only stage 1 runs a network often enough to repay compiling it.
-    compile_mode = settings.compile if command.script in FLAGS["compile"].read_by else "off"
+    # Only stage 1 runs a network often enough to repay compiling it, and on given features there is none.
+    trains = command.script in FLAGS["compile"].read_by and settings.features is None
+    compile_mode = settings.compile if trains else "off"
     if launch.count > 1 and compile_mode in ("auto", "graph"):
         if compile_mode == "graph":
             raise UserError("--compile graph is for one process; use --compile auto or off with torchrun")

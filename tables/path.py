@@ -162,7 +162,7 @@ def walk(context: TableContext, method: str) -> list[dict[str, Any]]:
     going = dict(zip(LEARNING_RATES, heads, strict=True))
     rows = [measure_head(context, method, rate, 0, head, losses[0]) for rate, head in going.items()]
     for epoch in range(EPOCHS):
-        order = epoch_order(len(trainer.labels), trainer.draws, epoch).to(trainer.labels.device)
+        order = epoch_order(len(trainer.labels), trainer.draws, epoch)
         batches = feature_batches(trainer.frozen.training_view(epoch), trainer.labels, order, trainer.batch_size)
         result = train_epoch(
             stacked,

@@ -34,7 +34,11 @@ def draw_jitter(draws: Tensor, strength: float = STRENGTH) -> tuple[Tensor, Tens
     """
     which, *levels = split_draws(draws, len(ORDERS), LEVELS, LEVELS, LEVELS)
     shares = (torch.stack(levels, dim=1) + 0.5) / LEVELS
-    return torch.tensor(ORDERS, device=draws.device)[which], 1 - strength + 2 * strength * shares
+    # The orders are counted, not looked up: a table would be sent to the device for every batch.
+    first, later = which // 2, which % 2
+    second = later + (later >= first)
+    order = torch.stack([first, second, sum((BRIGHTNESS, CONTRAST, SATURATION)) - first - second], dim=1)
+    return order, 1 - strength + 2 * strength * shares
 
 
 def apply_jitter(pixels: Tensor, order: Tensor, factors: Tensor) -> Tensor:

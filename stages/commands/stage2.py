@@ -96,9 +96,10 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
         model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, counts, held_out)
     optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov, plan.ema, plan.unit)
     steps = steps_per_epoch(len(train), settings.batch_size)
+    labels = train.labels.cpu()
 
     def train_one_epoch(epoch: int) -> EpochResult:
-        order = visiting_order(plan, train.labels, session.data.num_classes, frozen.seed, epoch)
+        order = visiting_order(plan, labels, session.data.num_classes, frozen.seed, epoch)
         if settings.bn_mode == "train":
             batches = batch_statistics_features(model, train, execution, order, settings.batch_size, frozen.seed, epoch)
         else:

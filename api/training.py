@@ -18,7 +18,7 @@ from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.text_tables import REFERENCE_NORM
 from losses.los import TARGETS, optimal_gap, smoothing_for_gap
 from methods.linear_probe import fit_probe
-from methods.offsets import HeldOut, check_held_out
+from methods.offsets import HeldOut
 from methods.plan import Plan
 from methods.recipes import find_recipe, resolve_parameters, resolve_smoothing, resolve_target
 from models.heads import FROZEN_WEIGHT
@@ -227,15 +227,26 @@ def starting_classifier(rows: Rows, scale: float, steps: Steps) -> nn.Linear:
     return linear
 
 
+def require_held_out(method: str, rows: Rows) -> None:
+    """Raise InputError, in the name of a method that is fitted on held-out rows, where a class has none."""
+    labels = torch.zeros(0, dtype=torch.long) if rows.held_out is None else rows.held_out[1]
+    absent = int((torch.bincount(labels, minlength=rows.num_classes) == 0).sum())
+    if absent:
+        raise InputError(
+            f"the method '{method}' is fitted on held-out rows of every class, and {absent} of {rows.num_classes} have "
+            "none: give held_out=(features, labels)"
+        )
+
+
 def fit_heads(rows: Rows, plans: Sequence[Plan], steps: Steps) -> list[tuple[ScaledHead, Trained]]:
     """Return for each plan its head on the CPU, for features as they are, and how its training went.
 
-    PyTorch's global generators are left as they were. Raises UserError for a plan that needs held-out rows of every
-    class where there are none.
+    PyTorch's global generators are left as they were. Raises InputError for a plan that needs held-out rows of
+    every class where there are none.
     """
     for plan in plans:
         if plan.needs_held_out:
-            check_held_out(plan.method, None if rows.held_out is None else rows.held_out[1], rows.num_classes)
+            require_held_out(plan.method, rows)
     scale, device = feature_scale(rows.features), steps.device
     held = None
     if rows.held_out is not None:

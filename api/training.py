@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from api.arrays import InputError
-from datasets.sampling import SAMPLERS
+from datasets.names import SAMPLERS
+from engine.feature_scale import REFERENCE_NORM
 from engine.many_heads import HeadTrainer, Trained, train_heads
-from evaluation.text_tables import REFERENCE_NORM
 from losses.los import TARGETS, optimal_gap, smoothing_for_gap
 from methods.linear_probe import fit_probe
 from methods.offsets import HeldOut
-from methods.plan import Plan
-from methods.recipes import find_recipe, resolve_parameters, resolve_smoothing, resolve_target
+from methods.plan import Plan, resolve_smoothing, resolve_target
+from methods.recipes import find_recipe, resolve_parameters
 from models.heads import FROZEN_WEIGHT
 from utils.device import Execution
 from utils.parameters import Range

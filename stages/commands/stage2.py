@@ -32,7 +32,7 @@ from settings.fields import STAGE2
 from settings.resolve import Command
 from settings.stage2_plan import plan_of
 from stages.announcement import announce_method
-from stages.comparison_files import write_comparison
+from stages.commands.comparison_files import write_comparison
 from stages.session import open_session
 from stages.start import find_start
 from utils.text import tell

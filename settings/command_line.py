@@ -12,7 +12,7 @@ from typing import Any
 from datasets.augment.normalisation import constants_text
 from methods.declared import loss_parameters
 from settings.declare import STAGE1, STAGE2, Facet, Flag, Group
-from settings.fields import FLAGS, STAGE1_LOSSES
+from settings.fields import FLAGS, STAGE1_LOSSES, with_facet
 from settings.resolve import Command, report_unused, resolve
 from utils.arguments import CommandParser, first_and_examples
 from utils.errors import UserError
@@ -31,7 +31,7 @@ def listed_flags(script: str) -> set[str]:
     """Return the flags that the help of a script lists: those that it reads and does not always refuse."""
     read = {name for name, flag in FLAGS.items() if script in flag.read_by}
     if script != STAGE1:
-        return read
+        return read - set(with_facet(Facet.DETAIL)) if script == STAGE2 else read
     return read - set(HYPERPARAMETERS) | {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
 
 
@@ -67,7 +67,7 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
     others = parser.add_argument_group("accepted, not used here") if everything else parser
     shown = listed_flags(script)
     for flag in sorted(FLAGS.values(), key=lambda flag: Facet.HYPERPARAMETER in flag.facets):
-        listed = flag.name in shown
+        listed = flag.name in shown or (everything and script in flag.read_by and Facet.DETAIL in flag.facets)
         metavar, text = flag_help(flag)
         arguments: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS}
         arguments["help"] = text if listed or everything else argparse.SUPPRESS

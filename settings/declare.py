@@ -46,6 +46,7 @@ class Facet(enum.Flag):
     ROW = enum.auto()  # a table of reproduce.py sets it, row by row
     CONSTANTS = enum.auto()  # what an image undergoes: of the checkpoint, unless given, which is obeyed and said
     NUMBERS = enum.auto()  # one number, three, or a name for three (`datasets.augment.normalisation`)
+    DETAIL = enum.auto()  # of stage 2, whose help is long, `--help-all` alone lists it
     HYPERPARAMETER = enum.auto()  # of some losses, heads and closed forms: `utils.parameters.HYPERPARAMETERS`
 
 

@@ -258,6 +258,15 @@ class Settings(_Hyperparameters):
         (EVALUATE,),
         bounds=Range(0, 1, "()"),
     )
+    save_every: float = option(
+        10.0,
+        Group.RUN,
+        "least time between two savings; 0: each epoch",
+        TRAINING,
+        facets=Facet.DETAIL,
+        bounds=Range(0, 1e9),
+        metavar="SECONDS",
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -1,7 +1,8 @@
 """The epoch loop that both stages share: train, evaluate, log, save, resume."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.log import (
     write_events,
     write_log,
 )
+from engine.saving import Saver
 from evaluation.measure import (
     UNKNOWN,
     SplitFeatures,
@@ -33,11 +35,11 @@ from evaluation.measure import (
 )
 from evaluation.prediction_sets.held_out import find_held_out
 from evaluation.prediction_sets.record import KEY, pack_held_out
-from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from runs.checkpoint import Checkpoint, load_checkpoint, load_weights
 from runs.held_out import assumed_of
 from runs.run_folder import Run, other_part
 from runs.session import Session
-from utils.background import Background, snapshot
+from utils.background import Background
 from utils.distributed import from_main, is_main
 from utils.errors import DivergedError, UserError
 from utils.files import write_json
@@ -142,9 +144,9 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
 
     Goes on from last.pth where the folder has one: everything random is a function of (seed, epoch, image), so weights,
     optimiser, what the loss has accumulated, and history are the whole state. The last epoch is always evaluated.
-    `best` is chosen on the test set, the latest epoch winning ties. A loss that is not finite ends the run with a
-    UserError; last.pth is then of the epoch before. The last checkpoint holds the temperature that the held-out images
-    ask for.
+    `best` is chosen on the test set, the latest epoch winning ties. Both files are written every `--save_every`
+    seconds, at the end, and where anything but a kill ends the run (`engine.saving`). A loss that is not finite ends it
+    with a UserError. The last checkpoint holds the temperature that the held-out images ask for.
 
     Of many processes all measure the same, together; the first reads and writes.
 
@@ -155,22 +157,22 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
     events = open_events(session.run, done) if settings.tensorboard and is_main() else None
     pace = Pace(settings.eval_every, training.once)
     logits_of = SplitLogits(features_of, session.model.fc)
-    with Background() as background:
+    with saving(session, done) as saver:
         for epoch in range(done, epochs):
             logits_of = SplitLogits(features_of, session.model.fc)  # lets go of the predictions of the epoch before
             row = train_one(session, training, history, epoch)
             due = (epoch + 1) % settings.eval_every == 0 or epoch + 1 == epochs
             logits_of = SplitLogits(features_of, session.model.fc)
             is_best = evaluate_epoch(session, history, logits_of, row, due)
-            save_epoch(session, training, history, logits_of, is_best, background)
+            save_epoch(session, training, history, logits_of, is_best, saver)
             if events is not None:
                 write_events(events, history.log[-1])
             print_epoch(history.log[-1], epochs, pace.left(epochs - epoch - 1))
         if epochs == 0 and history.last is None:
             is_best = evaluate_epoch(session, history, logits_of, {"epoch": 0, **dict.fromkeys(LOG_COLUMNS)}, True)
-            save_epoch(session, training, history, logits_of, is_best, background)
+            save_epoch(session, training, history, logits_of, is_best, saver)
         elif done == epochs and session.run.config["settings"].get("temperature") is not None:
-            save_epoch(session, training, history, logits_of, False, background)  # it may be given only now
+            save_epoch(session, training, history, logits_of, False, saver)  # it may be given only now
     if events is not None:
         close_events(events)
     if is_main():
@@ -204,6 +206,21 @@ def record_part(run: Run, epochs_done: int) -> None:
             tell(f"this part differs from the one before it: {differs}")
 
 
+@contextlib.contextmanager
+def saving(session: Session, epochs_done: int) -> Iterator[Saver]:
+    """Give what saves a run; what it keeps is written whatever ends the block."""
+    with Background() as background:
+        saver = Saver(session.run, background, session.settings.save_every, epochs_done)
+        try:
+            yield saver
+        except DivergedError as error:
+            kept = f"{session.run.last} keeps epoch {saver.kept}" if saver.kept > 0 else "no epoch was finished"
+            raise DivergedError(f"{error}; {kept}; try a lower learning rate") from error
+        finally:
+            if not background.broken:  # another writing would fail as the one before did
+                saver.write()
+
+
 def train_one(session: Session, training: Training, history: History, epoch: int) -> dict[str, Any]:
     """Train an epoch (from 0) and return its row of log.csv; a loss that is not finite raises DivergedError."""
     lr = training.lr_of_epoch(epoch)
@@ -214,11 +231,7 @@ def train_one(session: Session, training: Training, history: History, epoch: int
     result = training.train_epoch(epoch)  # reads counters from the device at its end: the clock sees all its work
     seconds = time.perf_counter() - started
     if result.diverged_at:
-        kept = f"{session.run.last} keeps epoch {epoch}" if epoch > 0 else "no epoch was finished"
-        raise DivergedError(
-            f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on; {kept}; try a lower "
-            "learning rate"
-        )
+        raise DivergedError(f"the loss is not finite from step {result.diverged_at} of epoch {epoch + 1} on")
     history.train_seconds += seconds
     history.images += result.images
     return log_row(epoch, lr, seconds, result)
@@ -244,9 +257,9 @@ def save_epoch(
     history: History,
     logits_of: SplitLogits,
     is_best: bool,
-    background: Background,
+    saver: Saver,
 ) -> None:
-    """Save what there is after the last epoch of the history, behind the next one."""
+    """Hand the state after the last epoch of the history to the saver."""
     run, epoch = session.run, history.log[-1]["epoch"]
     temperature = Temperature(run.config["settings"].get("temperature"), "given")
     if temperature.value is None:
@@ -255,19 +268,11 @@ def save_epoch(
     held_out = keep_held_out(session, logits_of, temperature.value) if epoch == training.epochs else None
     if not is_main():  # from here on no process computes anything with the others
         return
-    common = {"stage": run.config["stage"], "epoch": epoch, "model": snapshot(session.model.state_dict())}
-    common["config"] = run.config
-    state = {"optimizer": snapshot(training.optimizer.state_dict()), "loss": snapshot(session.loss.state_dict())}
-    state["history"] = asdict(history)
+    common = {"stage": run.config["stage"], "epoch": epoch, "model": session.model.state_dict(), "config": run.config}
+    state = {"optimizer": training.optimizer.state_dict(), "loss": session.loss.state_dict()}
     calibration = {"temperature": temperature.value, "temperature_source": temperature.source, KEY: held_out}
-
-    def save() -> None:
-        if is_best:
-            save_checkpoint(run.best, common)
-        save_checkpoint(run.last, {**common, **state, **calibration})
-        write_log(run, state["history"]["log"])
-
-    background.start(save)
+    last = {**common, **state, "history": asdict(history), **calibration}
+    saver.keep(common if is_best else None, last, final=epoch >= training.epochs)
 
 
 def keep_held_out(session: Session, logits_of: SplitLogits, temperature: float | None) -> dict[str, Any] | None:

@@ -290,6 +290,15 @@ class Settings(_Hyperparameters):
         named_by=(STAGE2,),
         choices=list(CRITERIA),
     )
+    save_every: float = option(
+        10.0,
+        Group.RUN,
+        "least time between two savings; 0: each epoch",
+        TRAINING,
+        facets=Facet.RARE,
+        bounds=Range(0, 1e9),
+        metavar="SECONDS",
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -2,27 +2,30 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Self
-
-from torch import Tensor
+from typing import Self
 
 
 class Background:
     """Does one job at a time in a thread; what a job raises is raised at the next `start`, or on leaving the block.
 
-    Leaving it waits for the job that is under way, also where an interruption is the reason. ResNet-34's checkpoint
-    takes as long to write as a fast GPU needs for the next epoch.
+    Leaving it waits for the job that is under way, also where an interruption is the reason.
     """
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(max_workers=1)
         self.job: Future[None] | None = None
         self.failed: list[BaseException] = []
+        self.broken = False  # whether a job has failed
 
     def start(self, job: Callable[[], None]) -> None:
         """Begin `job`, after the one before it has ended well."""
         self.finish()
         self.job = self.pool.submit(self._do, job)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way."""
+        return self.job is not None and not self.job.done()
 
     def __enter__(self) -> Self:
         # An interruption while the pool makes its thread would leave a job that nobody waits for.
@@ -47,17 +50,9 @@ class Background:
         try:
             job()
         except BaseException as error:
+            self.broken = True
             self.failed.append(error)
 
     def _raise_failure(self) -> None:
         if self.failed:
             raise self.failed.pop()
-
-
-def snapshot(content: Any) -> Any:
-    """Return nested dictionaries and lists with every tensor copied to the CPU, where no later step changes it."""
-    if isinstance(content, Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, dict):
-        return {key: snapshot(value) for key, value in content.items()}
-    return [snapshot(value) for value in content] if isinstance(content, list) else content

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import engine.fit
+import engine.saving
 import stages.session
 from tests.helpers import (
     contents,
@@ -95,7 +96,7 @@ def test_a_report_that_cannot_be_written(place: str, trained: Path, tmp_path: Pa
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses files above a size, as it does on a full disk, after the first epoch is saved."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = engine.fit.save_checkpoint
+    save = engine.saving.save_checkpoint
 
     def fill(path: Path, content: dict[str, Any]) -> None:
         if content["epoch"] == 2:
@@ -103,9 +104,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
         save(path, content)
 
     arguments = (*DIGITS, "--out", tmp_path, "--epochs", 3)
-    monkeypatch.setattr(engine.fit, "save_checkpoint", fill)
+    monkeypatch.setattr(engine.saving, "save_checkpoint", fill)
     try:
-        message = refused("main_stage1", *arguments)
+        message = refused("main_stage1", *arguments, "--save_every", 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     folder = folder_of(tmp_path, "stage1_epochs3")

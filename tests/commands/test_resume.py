@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import engine.fit
+import engine.saving
 import main_stage2
 from tests.forks import Child, run_script, wait_for
 from tests.helpers import Outcome, assert_same_run, contents, folder_of, read, run, stage1, succeed, weights
@@ -90,7 +91,7 @@ def interrupt(script: str, arguments: list[object], epoch: int, place: str) -> O
     "before best.pth" and "before last.pth" are the moments when that file is due, "log.csv" is when the epoch is
     complete.
     """
-    save, report = engine.fit.save_checkpoint, engine.log.print_epoch
+    save, report = engine.saving.save_checkpoint, engine.log.print_epoch
 
     def stop_before_saving(path: Path, content: dict[str, Any]) -> None:
         if content["epoch"] == epoch and place == f"before {path.name}":
@@ -103,9 +104,10 @@ def interrupt(script: str, arguments: list[object], epoch: int, place: str) -> O
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.fit, "save_checkpoint", stop_before_saving)
+        patch.setattr(engine.saving, "save_checkpoint", stop_before_saving)
         patch.setattr(engine.fit, "print_epoch", stop_after_logging)
-        return run(script, *arguments)
+        every_epoch = ["--save_every", 0] if place.startswith("before") else []
+        return run(script, *arguments, *every_epoch)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import engine.fit
+import engine.saving
 from engine.averaging import AveragedSGD, swap_averages
 from engine.finish import FALL, collapse_line
 from engine.fit import make_sgd
@@ -75,7 +75,7 @@ def test_stacked_heads_are_averaged_each_with_its_own_decay() -> None:
 def test_averages_are_saved_and_a_run_goes_on_from_the_trained_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = engine.fit.save_checkpoint
+    save = engine.saving.save_checkpoint
 
     def stop_at_the_third_epoch(path: Path, content: dict[str, Any]) -> None:
         if content["epoch"] == 3:
@@ -101,8 +101,8 @@ def test_averages_are_saved_and_a_run_goes_on_from_the_trained_weights(
     succeed("main_stage2", *line, "--out", tmp_path / "plain", "--finetune_epoch", 3)
     parts = ("main_stage2", *line, "--out", tmp_path / "parts", *averaged, "--finetune_epoch", 3)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.fit, "save_checkpoint", stop_at_the_third_epoch)
-        assert run(*parts).status == 130
+        patch.setattr(engine.saving, "save_checkpoint", stop_at_the_third_epoch)
+        assert run(*parts, "--save_every", 0).status == 130
     assert "after epoch 2 of 3" in succeed(*parts, "--resume").out
     whole, plain, again = (next((tmp_path / name).rglob("stage2*/last.pth")) for name in ("whole", "plain", "parts"))
     assert "finetune_ema0.9" in whole.parent.name and "ema" not in plain.parent.name

@@ -3,10 +3,9 @@
 import threading
 
 import pytest
-import torch
 
 import utils.background
-from utils.background import Background, snapshot
+from utils.background import Background
 from utils.errors import UserError
 
 
@@ -66,14 +65,18 @@ def test_an_error_of_the_caller_waits_for_the_job() -> None:
     assert done == [1]
 
 
-def test_a_snapshot_stays_what_it_was() -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
-    parameter.sum().backward()
-    optimizer.step()
-    taken = snapshot({"model": {"weight": parameter}, "optimizer": optimizer.state_dict(), "epoch": 3, "list": [1.5]})
-    before = torch.tensor([0.9, 0.9, 0.9])
-    optimizer.step()
-    torch.testing.assert_close(taken["model"]["weight"], before)
-    torch.testing.assert_close(taken["optimizer"]["state"][0]["momentum_buffer"], torch.ones(3))
-    assert taken["epoch"] == 3 and taken["list"] == [1.5] and not taken["model"]["weight"].requires_grad
+def test_it_is_busy_while_a_job_is_under_way() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def job() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    with Background() as background:
+        assert not background.busy
+        background.start(job)
+        begun.wait(10)
+        assert background.busy
+        go_on.set()
+        background.finish()
+        assert not background.busy

@@ -38,16 +38,17 @@ STAGE1_DIGITS = ("main_stage1.py", *DIGITS, "--epochs", "2", "--out", "start")
 STAGE1_ON_DISK = ("main_stage1.py", *ON_DISK, "--epochs", "1", "--out", "start")
 DIGITS_RUN = "start/digits_expIF25_resnet8/seed0/stage1_epochs2_width4"
 ON_DISK_RUN = "start/folder-images_natural_resnet8/seed0/stage1_epochs1_stemcifar_image_size16_resize18_width4"
+EVERY_EPOCH = ("--save_every", "0")  # what is killed most often while it writes, and may lose one epoch
 COMMANDS = (
     DisturbedCommand(
         "stage 1",
-        ("main_stage1.py", *DIGITS, "--epochs", "30", "--out", "runs"),
+        ("main_stage1.py", *DIGITS, *EVERY_EPOCH, "--epochs", "30", "--out", "runs"),
         aims=("checkpoint", "report"),
     ),
     DisturbedCommand(
         "stage 2",
         (
-            *("main_stage2.py", *DIGITS, "--finetune_epoch", "60", "--views", "4", "--out", "runs"),
+            *("main_stage2.py", *DIGITS, *EVERY_EPOCH, "--finetune_epoch", "60", "--views", "4", "--out", "runs"),
             *("--pretrained_pth", DIGITS_RUN),
         ),
         (STAGE1_DIGITS,),
@@ -55,7 +56,7 @@ COMMANDS = (
     DisturbedCommand(
         "stage 2 on image files",
         (
-            *("main_stage2.py", *ON_DISK, "--finetune_epoch", "30", "--views", "3", "--out", "runs"),
+            *("main_stage2.py", *ON_DISK, *EVERY_EPOCH, "--finetune_epoch", "30", "--views", "3", "--out", "runs"),
             *("--pretrained_pth", ON_DISK_RUN),
         ),
         (STAGE1_ON_DISK,),
@@ -64,7 +65,7 @@ COMMANDS = (
     DisturbedCommand(
         "reproduce.py unified",
         (
-            *("reproduce.py", "unified", *DIGITS, "--epochs", "10", "--views", "2", "--out", "runs"),
+            *("reproduce.py", "unified", *DIGITS, *EVERY_EPOCH, "--epochs", "10", "--views", "2", "--out", "runs"),
             *("--methods", "ce", "los", "tau_norm"),
         ),
         resume_flags=(),
@@ -72,12 +73,12 @@ COMMANDS = (
     ),
     DisturbedCommand(
         "stage 1, two processes",
-        ("main_stage1.py", *DIGITS, "--epochs", "10", "--out", "runs"),
+        ("main_stage1.py", *DIGITS, *EVERY_EPOCH, "--epochs", "10", "--out", "runs"),
         processes=2,
     ),
     DisturbedCommand(
         "stage 1, two processes, resumed by two",
-        ("main_stage1.py", *DIGITS, "--epochs", "10", "--out", "runs"),
+        ("main_stage1.py", *DIGITS, *EVERY_EPOCH, "--epochs", "10", "--out", "runs"),
         processes=2,
         resumed_by=(2,),
     ),
@@ -85,7 +86,7 @@ COMMANDS = (
         "stage 1 on image files, hashed slowly",
         (
             *("-m", "benchmarks.robustness.kills.slow_disk", "main_stage1"),
-            *(*ON_DISK, "--epochs", "4", "--out", "runs"),
+            *(*ON_DISK, *EVERY_EPOCH, "--epochs", "4", "--out", "runs"),
         ),
         aims=("hashes", "hashes", "hashes"),
     ),

@@ -22,7 +22,7 @@ from benchmarks.robustness.kills.children import (
     start,
     temporaries,
 )
-from benchmarks.robustness.kills.commands import DIGITS
+from benchmarks.robustness.kills.commands import DIGITS, EVERY_EPOCH
 from benchmarks.robustness.kills.contents import hashes
 from utils.files import make_folder
 
@@ -66,7 +66,7 @@ def disks(folder: Path) -> list[dict[str, Any]]:
     for place in (small, log):
         make_folder(place)
     mount("-t", "tmpfs", "-o", "size=4m", "none", str(small))
-    words = ("main_stage1.py", *DIGITS, "--out", str(small / "runs"))
+    words = ("main_stage1.py", *DIGITS, *EVERY_EPOCH, "--out", str(small / "runs"))
     must_finish((*words, "--epochs", "2"), log)
     finished = next(small.rglob("metrics.json")).parent
     before = hashes(finished)

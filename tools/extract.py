@@ -44,7 +44,7 @@ from tools.backbones.backbone import Backbone
 from tools.backbones.prompts import read_prompts, text_classifier
 from tools.extraction.layout import Layout, plan_layout
 from tools.extraction.prepared import Part, PreparedImages, prepared_batches
-from tools.extraction.store import Store
+from tools.extraction.store import Store, refuse_finished
 from utils.arguments import CommandParser
 from utils.command import run_command
 from utils.device import Execution, choose_execution
@@ -114,6 +114,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
     for name, lowest in (("batch_size", 1), ("workers", 0)):
         if getattr(own, name) is not None and getattr(own, name) < lowest:
             raise UserError(f"--{name} must be at least {lowest}, not {getattr(own, name)}")
+    if not own.overwrite:
+        refuse_finished(own.file)
     if own.templates is not None and not own.text_classifier:
         raise UserError("--templates are for --text_classifier: add it")
     if launch_of().count > 1:
@@ -148,7 +150,8 @@ def forward(job: Job, images: Tensor) -> Tensor:
     device = job.execution.device
     with torch.inference_mode(), job.execution.autocast(), memory_for("a batch of images", "--batch_size"):
         try:
-            made: Any = job.backbone.network(images.to(device, memory_format=torch.channels_last))
+            order = torch.channels_last if images.ndim == 4 else torch.preserve_format
+            made: Any = job.backbone.network(images.to(device, memory_format=order))
         except (AssertionError, ValueError) as error:
             shape = "x".join(map(str, images.shape[1:]))
             raise UserError(f"{job.own.backbone} takes no images of {shape}: {error}") from error

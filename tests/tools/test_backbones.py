@@ -65,7 +65,7 @@ def test_torchvision_takes_the_weights_that_are_named(monkeypatch: pytest.Monkey
 
     def get_model(name: str, weights: Any = None, **more: Any) -> nn.Module:
         asked.append(weights)
-        return torchvision.models.resnet18(weights=None)
+        return torchvision.models.mobilenet_v3_small(weights=None)
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
     second = open_backbone("torchvision:resnet50@IMAGENET1K_V2")
@@ -281,7 +281,7 @@ def test_a_missing_package_is_named(package: str, spec: str, install: str, monke
         ("torchvision:resnet51", None, "torchvision has no model 'resnet51'; close to it: resnet50"),
         ("torchvision:resnet50@V3", None, "torchvision:resnet50 has no weights 'V3'"),
         ("torchvision:squeezenet1_0", "none", "comes from no linear layer"),
-        ("torchvision:resnet18", "missing.pth", "missing.pth"),
+        ("torchvision:mobilenet_v3_small", "missing.pth", "missing.pth"),
         ("missing.py", None, "there is no such file"),
         ("empty.py", None, "it has no function load"),
         ("strange.py", None, "must return .network, transform."),
@@ -297,7 +297,8 @@ def test_what_is_no_backbone_is_refused(
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "strange.py").write_text("def load():\n    return 1\n")
     (tmp_path / "mine.py").write_text(PYTHON)
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "state.pth")
+    if spec == "state.pth":
+        torch.save(torchvision.models.mobilenet_v3_small(weights=None).state_dict(), tmp_path / "state.pth")
     if spec.startswith("hf:"):
         pytest.importorskip("transformers", reason="transformers is not installed")
     with pytest.raises(UserError, match=words):

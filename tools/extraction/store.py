@@ -33,6 +33,13 @@ def unfinished_folder(file: Path) -> Path:
     return file.with_name(f"{file.stem}.unfinished")
 
 
+def refuse_finished(file: Path) -> None:
+    """Raise UserError where a file is there already, other than one in the making."""
+    there = [path for path in (card_of(file), *find_any(file)) if path.exists()]
+    if there and not (unfinished_folder(file) / PLAN).is_file():
+        raise UserError(f"{there[0]} is there already; name another file, or replace it with --overwrite")
+
+
 class Store:
     """The shards of `file`, written by a `layout`; `plan` (plain values) says all that its numbers depend on.
 
@@ -65,13 +72,12 @@ class Store:
     def _open(self, overwrite: bool) -> FolderLock | None:
         make_folder(self.file.parent)
         begun = (self.folder / PLAN).is_file()
-        there = [path for path in (card_of(self.file), *find_any(self.file)) if path.exists()]
-        if there and not begun and not overwrite:
-            raise UserError(f"{there[0]} is there already; name another file, or replace it with --overwrite")
+        if not overwrite:
+            refuse_finished(self.file)
         make_folder(self.folder)
         lock = lock_folder(self.folder)
         if overwrite:
-            for path in [*there, self.folder / PLAN, self.folder / ROWS]:
+            for path in [card_of(self.file), *find_any(self.file), self.folder / PLAN, self.folder / ROWS]:
                 path.unlink(missing_ok=True)
         elif begun:
             before = read_json(self.folder / PLAN)

@@ -12,7 +12,7 @@ from typing import Any
 from datasets.augment.normalisation import constants_text
 from methods.declared import loss_parameters
 from settings.declare import STAGE1, STAGE2, Facet, Flag, Group
-from settings.fields import FLAGS, STAGE1_LOSSES, with_facet
+from settings.fields import FLAGS, STAGE1_LOSSES
 from settings.resolve import Command, report_unused, resolve
 from utils.arguments import CommandParser, first_and_examples
 from utils.errors import UserError

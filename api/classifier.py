@@ -61,7 +61,8 @@ class RetrainedClassifier(Estimator):
     - `device`: "cpu", "cuda", or "auto" for CUDA where there is one. What is fitted lies on the CPU.
 
     After `fit` it has `classes_` (K,), `class_counts_` (K,), `n_features_in_`, `head_` (a module that maps features
-    (B, d) to logits (B, K)), `plan_` (every number that was used) and `temperature_`.
+    (B, d) to logits (B, K)), `plan_` (every number that was used) and `temperature_`, which is 1 without held-out
+    rows and where they ask for no finite one.
     """
 
     head_: ScaledHead

@@ -26,6 +26,12 @@ def test_a_terminal_shows_a_bar_with_the_time_to_go_and_is_left_clean(monkeypatc
     assert text.endswith(ERASE_LINE) and "\n" not in text
 
 
+def test_without_a_message_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert list(show_progress("abc", "", 3)) == ["a", "b", "c"] and terminal.getvalue() == ""
+
+
 def test_an_error_on_the_way_leaves_the_terminal_clean_too(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

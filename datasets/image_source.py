@@ -17,8 +17,8 @@ class ImageSource:
     """The images of one split, and the batches drawn from them: what training and prediction need to know of them.
 
     `size` is the side in pixels of what the network sees; `labels` (N,) and `ids` (N,) int64 lie on the device. Batches
-    are (B, 3, size, size) float32, normalised, in channels-last memory order. `host_rows`: whether `view_batches` takes
-    positions from the host, where they need not be read back from the device.
+    are (B, 3, size, size) float32, normalised, in channels-last memory order. `host_rows` says that `view_batches`
+    takes its positions from the host, where they need not be read back from the device.
     """
 
     host_rows: ClassVar[bool] = False

@@ -465,6 +465,11 @@ def test_jitter_keeps_the_memory_order_and_its_input() -> None:
     assert colour_jitter(pixels[:0], draws[:0]).shape == (0, 3, 13, 17)
 
 
+def test_jitter_orders_are_counted_as_they_were_listed() -> None:
+    """The order of draw i is the i-th of the permutations as they are sorted, which recorded runs depend on."""
+    assert draw_jitter(torch.arange(12))[0].tolist() == 2 * list(map(list, ORDERS))
+
+
 def test_jitter_draws_every_order_and_uniform_factors() -> None:
     count = 12000
     order, factors = draw_jitter(hash_ids(torch.arange(count), 3, 1))

@@ -317,7 +317,7 @@ RECIPES = {
 }
 
 
-# Not methods, but what chooses among them on held-out images (`engine.comparison`).
+# Not methods, but what chooses among them on held-out images (`engine.choice.comparison`).
 COMPARISONS = {"auto": Recipe("the best of several on held-out images", "-", head="linear_cosine", compares=True)}
 
 

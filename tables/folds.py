@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from engine.folds import fold_numbers
+from engine.choice.folds import fold_numbers
 from engine.frozen_features import STAGE2_DRAWS, freeze
 from methods.linear_probe import fit_probe
 from models.given_features import GivenFeatures

@@ -30,7 +30,7 @@ import torch
 from benchmarks.command import Benchmark
 from benchmarks.costs import memory, reset_peak, synchronize
 from benchmarks.record import network_name, provenance, write_record
-from benchmarks.speed.scaling_cases import (
+from benchmarks.speed.growth.cases import (
     FULL,
     IMBALANCE,
     QUICK,
@@ -40,7 +40,7 @@ from benchmarks.speed.scaling_cases import (
     row_cases,
     stage1_cases,
 )
-from benchmarks.speed.scaling_report import MIN_MEMORY_MB, describe, draw, long_table, short_table
+from benchmarks.speed.growth.report import MIN_MEMORY_MB, describe, draw, long_table, short_table
 from evaluation.plots import save_figure
 from stages.session import settle_execution
 from utils.command import run_command

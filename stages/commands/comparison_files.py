@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from engine.comparison import Comparison
+from engine.choice.comparison import Comparison
 from evaluation.csv_files import csv_text
 from utils.distributed import is_main
 from utils.files import write_text

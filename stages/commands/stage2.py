@@ -8,7 +8,7 @@ from torch import nn
 
 from datasets.image_source import steps_per_epoch
 from engine.averaging import swap_averages
-from engine.comparison import Comparison, choose_classifier
+from engine.choice.comparison import Comparison, choose_classifier
 from engine.epoch import EpochResult, train_epoch
 from engine.feature_scale import FEATURES, feature_unit, unit_line
 from engine.finish import balanced_held_out_accuracy, balanced_training_accuracy, collapse_line, fall_line, finish_run

@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from torch import nn
 
-import engine.comparison
-from engine.comparison import (
+import engine.choice.comparison
+from engine.choice.comparison import (
     OFFSETS,
     STAGE1,
     TRIED,
@@ -47,10 +47,10 @@ FEW = (
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few candidates in two folds: the test is quick."""
-    monkeypatch.setattr(engine.comparison, "TRIED", FEW)
-    monkeypatch.setattr(engine.comparison, "PARTNERS", FEW[:1])
-    monkeypatch.setattr(engine.comparison, "COSINES", FEW[1:2])
-    monkeypatch.setattr(engine.comparison, "FOLDS", 2)
+    monkeypatch.setattr(engine.choice.comparison, "TRIED", FEW)
+    monkeypatch.setattr(engine.choice.comparison, "PARTNERS", FEW[:1])
+    monkeypatch.setattr(engine.choice.comparison, "COSINES", FEW[1:2])
+    monkeypatch.setattr(engine.choice.comparison, "FOLDS", 2)
 
 
 def arrays(seed: int = 0, noise: float = 1.0, counts: list[int] = COUNTS) -> dict[str, np.ndarray]:
@@ -70,7 +70,7 @@ def trainer_on(cpu: Execution, own: dict[str, np.ndarray]) -> HeadTrainer:
     features, labels = torch.from_numpy(own["train_features"]), torch.from_numpy(own["train_labels"])
     linear = nn.Linear(8, 4)
     trainer = HeadTrainer(None, linear, labels, np.bincount(labels).tolist(), 64, 0.9, 0)  # type: ignore[arg-type]
-    frozen: Any = engine.comparison.Rows(features, cpu, 3)
+    frozen: Any = engine.choice.comparison.Rows(features, cpu, 3)
     return HeadTrainer(frozen, linear, labels, trainer.class_counts, 64, 0.9, 0)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.folds import fold_numbers
+from engine.choice.folds import fold_numbers
 from tables.selection import beyond_ends, mark_chosen, next_value
 from tables.winner import closing_lines
 from tests.helpers import read, refused, succeed

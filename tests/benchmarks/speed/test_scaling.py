@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.costs import memory, reset_peak
+from benchmarks.speed.growth.cases import QUICK, Sizes, long_tailed_labels
+from benchmarks.speed.growth.report import MIN_MEMORY_MB, short_table, spread
 from benchmarks.speed.scaling import MAX_REPEATS, exponent, larger_half, main, measure_cost, with_exponents
-from benchmarks.speed.scaling_cases import QUICK, Sizes, long_tailed_labels
-from benchmarks.speed.scaling_report import MIN_MEMORY_MB, short_table, spread
 from datasets.names import SAMPLERS
 from losses import LOSSES
 from methods.closed_form import CLOSED_FORM

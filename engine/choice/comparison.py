@@ -1,7 +1,7 @@
 """`--method auto`: a fixed set of classifiers compared on held-out images, and the best one fitted on all.
 
 Held-out images are those of the run. Features without any, on which no classifier has been trained, are split in folds
-(`engine.folds`): in each, a linear probe on the other rows takes the place of stage 1. Every candidate is a command
+(`engine.choice.folds`): in each, a linear probe on the other rows takes the place of stage 1. Every candidate is a command
 line of stage 2, fitted in each fold and measured on the rows that it has not seen. An ensemble of two adds their
 logits, each divided by its spread over the training rows.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.folds import fold_numbers
+from engine.choice.folds import fold_numbers
 from engine.frozen_features import FrozenFeatures
 from engine.many_heads import HeadTrainer, train_heads
 from evaluation.intervals.criteria import CRITERIA, Compared, best_of, compare_classifiers

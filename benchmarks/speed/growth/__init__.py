@@ -1,0 +1,1 @@
+"""What `benchmarks.speed.scaling` measures, and how it is shown."""

@@ -1,9 +1,9 @@
 """`--method auto`: a fixed set of classifiers compared on held-out images, and the best one fitted on all.
 
-Held-out images are those of the run. Features without any, on which no classifier has been trained, are split in folds
-(`engine.choice.folds`): in each, a linear probe on the other rows takes the place of stage 1. Every candidate is a command
-line of stage 2, fitted in each fold and measured on the rows that it has not seen. An ensemble of two adds their
-logits, each divided by its spread over the training rows.
+Held-out images are those of the run. Features without any, on which no classifier has been trained, are split in
+folds (`engine.choice.folds`): in each, a linear probe on the other rows takes the place of stage 1. Every candidate is
+a command line of stage 2, fitted in each fold and measured on the rows that it has not seen. An ensemble of two adds
+their logits, each divided by its spread over the training rows.
 """
 
 from collections.abc import Callable, Sequence

@@ -114,7 +114,7 @@ def describe_images(settings: Settings, data: LongTailedData) -> dict[str, Any] 
     augmentation = data.augmentation
     size, resize = image_sizes(settings, data)
     constants = {"mean": list(augmentation.mean), "std": list(augmentation.std), "mirror": augmentation.mirror}
-    own = recorded_options(decode_options(settings)) if isinstance(data.train, ListedSplit) else {}
+    own: dict[str, Any] = recorded_options(decode_options(settings)) if isinstance(data.train, ListedSplit) else {}
     if settings.crop_area != FLAGS["crop_area"].default:  # not in the records of before there was a choice
         own["crop_area"] = settings.crop_area
     return {"size": size, "resize": resize, **constants, **own}

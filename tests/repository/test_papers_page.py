@@ -1,4 +1,4 @@
-"""The map of the papers: its commands exist, each row has a status, and our numbers stand on the pages that it names."""
+"""The map of the papers: its commands exist, each row has a status, our numbers stand on the pages that it names."""
 
 import re
 

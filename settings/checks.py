@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from datasets.augment.normalisation import constants_text, read_constants
+from datasets.long_tail import ShotBounds
 from evaluation.priors.files import BALANCED, FORMS, TRAIN
 from methods.recipes import check_smoothing
 from settings.declare import EVALUATE, STAGE1, Facet
@@ -11,6 +12,8 @@ from settings.fields import FLAGS, Settings, with_facet
 from utils.errors import UserError
 from utils.parameters import check_parameter
 from utils.text import shown
+
+THIRDS = "thirds"
 
 
 def refuse_without_images(script: str, given: dict[str, Any]) -> None:
@@ -47,6 +50,8 @@ def check_domains(settings: Settings) -> None:
     check_training(settings)
     check_stage2_views(settings)
     check_prior(settings.test_prior)
+    if settings.shots not in (None, THIRDS):
+        parse_bounds(str(settings.shots))
     if settings.resize is not None and settings.resize < (settings.image_size or 0):
         raise UserError(f"--resize {settings.resize} is smaller than the crop, --image_size {settings.image_size}")
     if settings.resume + settings.overwrite + settings.reuse > 1:
@@ -95,3 +100,16 @@ def check_stage2_views(settings: Settings) -> None:
         raise UserError(
             "--bn_mode train changes the features with every batch, so they cannot be cached: use --views fresh"
         )
+
+
+def parse_bounds(given: str) -> ShotBounds:
+    """Read `--shots MANY,FEW`; a UserError says what is wrong with it."""
+    words = given.split(",")
+    if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
+        raise UserError(f"--shots {shown(given)}: give two whole numbers, as 100,20, or {THIRDS}")
+    bounds = ShotBounds(*(int(word) for word in words))
+    if bounds.few_below > bounds.many_above + 1:
+        raise UserError(
+            f"--shots {shown(given)}: a class would be both many-shot and few-shot; the first is the larger"
+        )
+    return bounds

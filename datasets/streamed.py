@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.augment.crops import AREA
 from datasets.augment.jitter import colour_jitter
 from datasets.image_source import ImageSource, rows_on
 from datasets.long_tail import Augmentation
@@ -32,7 +31,7 @@ class StreamedImages(ImageSource):
 
     `size` is the side of a crop in pixels, `resize` what the shorter side becomes before a centre crop; `labels` (N,)
     and `ids` (N,) int64 lie on the device. `augment` says what an image of a view undergoes: "crop" is a random crop of
-    at least the share `crop_area` of it and, where the data set allows it, mirroring; "jitter" adds `colour_jitter`.
+    at least the share that `reading` says and, where the data set allows it, mirroring; "jitter" adds `colour_jitter`.
     With patience (`Reading`), images that cannot be read are noted in `faults` (row: why). Raises UserError for another
     augmentation, and for a crop that is larger than the resized image.
     """
@@ -48,7 +47,6 @@ class StreamedImages(ImageSource):
         size: int,
         resize: int,
         augment: str = "crop",
-        crop_area: float = AREA[0],
         reading: Reading = NO_WORKERS,
     ) -> None:
         if augment == "autoaugment":
@@ -72,7 +70,7 @@ class StreamedImages(ImageSource):
         self.shift = torch.tensor(augmentation.mean, device=device).repeat(size) / std
         self._pinned = device.type == "cuda"
         self.faults: dict[int, str] = {}
-        self._crops = Crops(split, size, resize, reading, crop_area)
+        self._crops = Crops(split, size, resize, reading)
         self._tasks = Tasks()
         self._readers: Workers | None = None
         self._passes = 0

@@ -63,7 +63,8 @@ class Tasks(Sampler[Task]):
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files are read: by how many processes (0: this one), as which pixels, and with how much patience.
+    """How image files are read: by how many processes (0: this one), as which pixels, with how much patience, and the
+    least share of an image that a random crop takes.
 
     Where it is `patient`, an image that cannot be read becomes black and is noted, and does not end the pass.
     """
@@ -71,6 +72,7 @@ class Reading:
     workers: int = 0
     options: DecodeOptions = PLAIN
     patient: bool = False
+    crop_area: float = AREA[0]
 
 
 class Crops(Dataset[list[Fault]]):
@@ -82,14 +84,11 @@ class Crops(Dataset[list[Fault]]):
     costs some milliseconds of handing over a file descriptor, as much as decoding several images.
     """
 
-    def __init__(
-        self, split: ListedSplit, size: int, resize: int, reading: Reading, crop_area: float = AREA[0]
-    ) -> None:
+    def __init__(self, split: ListedSplit, size: int, resize: int, reading: Reading) -> None:
         self.split = split
         self.ids = torch.from_numpy(split.ids)
         self.size = size
         self.resize = resize
-        self.crop_area = crop_area
         self.reading = reading
         self.slots = torch.empty(0, dtype=torch.uint8)
         self.memory = memory_for(reading.options, reading.workers)
@@ -129,7 +128,7 @@ class Crops(Dataset[list[Fault]]):
             image = decode_rgb(self.split.path(row), claim, self.reading.options)
             if draw is None:
                 return centre_crop(image, self.size, self.resize)
-            return random_crop(image, self.size, draw, self.crop_area)
+            return random_crop(image, self.size, draw, self.reading.crop_area)
 
 
 class Faults(Dataset[list[str]]):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.augment.normalisation import constants_text, read_constants
+from datasets.long_tail import ShotBounds
 from evaluation.priors.words import BALANCED, FORMS, TRAIN
 from methods.recipes import check_smoothing
 from settings.declare import EVALUATE, STAGE1, Facet
@@ -15,6 +16,7 @@ from utils.text import shown
 
 STANDARD_OUTPUT = "-"
 LONGEST_NAME = 230  # bytes of a file's name, of which a temporary one beside it needs some more
+THIRDS = "thirds"
 
 
 def refuse_without_images(script: str, given: dict[str, Any]) -> None:
@@ -51,6 +53,8 @@ def check_domains(settings: Settings) -> None:
     check_training(settings)
     check_stage2_views(settings)
     check_prior(settings.test_prior)
+    if settings.shots not in (None, THIRDS):
+        parse_bounds(str(settings.shots))
     if settings.resize is not None and settings.resize < (settings.image_size or 0):
         raise UserError(f"--resize {settings.resize} is smaller than the crop, --image_size {settings.image_size}")
     if settings.resume + settings.overwrite + settings.reuse > 1:
@@ -113,3 +117,16 @@ def check_target(target: str, overwrite: bool) -> None:
         raise UserError(f"--csv {shown(target)}: cannot write a file of that name; use a shorter one")
     if not Path(target).name or not os.path.isdir(Path(target).parent):
         raise UserError(f"--csv {target}: there is no folder {Path(target).parent}")
+
+
+def parse_bounds(given: str) -> ShotBounds:
+    """Read `--shots MANY,FEW`; a UserError says what is wrong with it."""
+    words = given.split(",")
+    if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
+        raise UserError(f"--shots {shown(given)}: give two whole numbers, as 100,20, or {THIRDS}")
+    bounds = ShotBounds(*(int(word) for word in words))
+    if bounds.few_below > bounds.many_above + 1:
+        raise UserError(
+            f"--shots {shown(given)}: a class would be both many-shot and few-shot; the first is the larger"
+        )
+    return bounds

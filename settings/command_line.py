@@ -28,11 +28,11 @@ def seed_value(text: str) -> int | None:
 
 
 def listed_flags(script: str) -> set[str]:
-    """Return the flags that the help of a script lists: those that it reads and does not always refuse, but for
-    those that are seldom needed."""
-    read = {name for name, flag in FLAGS.items() if script in flag.read_by and Facet.RARE not in flag.facets}
+    """Return the flags that the help of a script lists: those that it reads and does not always refuse, but for those
+    that few have a use for there."""
+    read = {name for name, flag in FLAGS.items() if script in flag.read_by}
     if script != STAGE1:
-        return read
+        return {name for name in read if Facet.RARE not in FLAGS[name].facets}
     return read - set(HYPERPARAMETERS) | {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
 
 

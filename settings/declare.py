@@ -46,7 +46,7 @@ class Facet(enum.Flag):
     ROW = enum.auto()  # a table of reproduce.py sets it, row by row
     CONSTANTS = enum.auto()  # what an image undergoes: of the checkpoint, unless given, which is obeyed and said
     NUMBERS = enum.auto()  # one number, three, or a name for three (`datasets.augment.normalisation`)
-    RARE = enum.auto()  # only in --help-all
+    RARE = enum.auto()  # behind stage 1 few have a use for it: --help-all lists it there, --help does not
     HYPERPARAMETER = enum.auto()  # of some losses, heads and closed forms: `utils.parameters.HYPERPARAMETERS`
 
 

@@ -266,8 +266,7 @@ class Settings(_Hyperparameters):
         AREA[0],
         Group.DATA,
         "images on disk: least share of an image in a training crop",
-        (STAGE1,),
-        facets=SIZE,
+        facets=SIZE | Facet.RARE,
         named_by=TRAINING,
         bounds=Range(0, 1, "(]"),
     )

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from datasets.long_tail import ShotBounds
 from evaluation.measure import SplitLogits, Temperature, logits_by_way
 from evaluation.metrics import shot_groups, third_bounds
 from evaluation.prediction_sets.held_out import classifier_prior, find_held_out
@@ -14,10 +13,9 @@ from evaluation.priors.report import prior_report, prior_text
 from runs.checkpoint import Checkpoint
 from runs.held_out import HOLD_OUT, assumed_of, stored_held_out
 from runs.session import LoadedModel
+from settings.checks import THIRDS, parse_bounds
 from utils.errors import UserError
-from utils.text import shown, tell
-
-THIRDS = "thirds"
+from utils.text import tell
 
 
 def with_shots(loaded: LoadedModel) -> LoadedModel:
@@ -35,19 +33,6 @@ def with_shots(loaded: LoadedModel) -> LoadedModel:
     elif not all(members.any() for members in groups.values()):
         tell(f"shots: {sizes} classes; --shots {THIRDS} makes thirds of the classes, --shots MANY,FEW other bounds")
     return loaded
-
-
-def parse_bounds(given: str) -> ShotBounds:
-    """Read `--shots MANY,FEW`; a UserError says what is wrong with it."""
-    words = given.split(",")
-    if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
-        raise UserError(f"--shots {shown(given)}: give two whole numbers, as 100,20, or {THIRDS}")
-    bounds = ShotBounds(*(int(word) for word in words))
-    if bounds.few_below > bounds.many_above + 1:
-        raise UserError(
-            f"--shots {shown(given)}: a class would be both many-shot and few-shot; the first is the larger"
-        )
-    return bounds
 
 
 def asked_prior(loaded: LoadedModel) -> Prior | None:

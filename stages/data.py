@@ -259,7 +259,7 @@ def device_images(data: LongTailedData, execution: Execution, settings: Settings
     kinds = {"train": augment}
     if isinstance(data.train, ListedSplit):
         size, resize = image_sizes(settings, data)
-        reading = Reading(loader_processes(settings, execution), decode_options(settings))
+        reading = Reading(loader_processes(settings, execution), decode_options(settings), crop_area=settings.crop_area)
         return {
             name: StreamedImages(
                 split,
@@ -268,7 +268,6 @@ def device_images(data: LongTailedData, execution: Execution, settings: Settings
                 size=size,
                 resize=resize,
                 augment=kinds.get(name, "crop"),
-                crop_area=settings.crop_area,
                 reading=reading,
             )
             for name, split in splits.items()

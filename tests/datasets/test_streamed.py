@@ -142,7 +142,8 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int, smallest
 
 def test_a_whole_image_is_no_other_crop(split: ListedSplit) -> None:
     """Of square images; of the others it is the whole that fits the ratios."""
-    whole = StreamedImages(split, UNMIRRORED, CPU, size=SIZE, resize=RESIZE, crop_area=1.0)
+    reading = Reading(crop_area=1.0)
+    whole = StreamedImages(split, UNMIRRORED, CPU, size=SIZE, resize=RESIZE, reading=reading)
     views = [everything(whole, (0, epoch)) for epoch in (0, 1)]
     square = [row for row in range(COUNT) if SIZES[row % len(SIZES)] == (30, 30)]
     usual = [everything(images_of(split, augmentation=UNMIRRORED), (0, epoch)) for epoch in (0, 1)]

@@ -176,7 +176,9 @@ def test_presets_hold_values_in_their_domain() -> None:
         check_domains(dataclasses.replace(settings, device="cpu"))
 
 
-@pytest.mark.parametrize("flag", [name for name in FLAGS if name not in ("pretrained_pth", "json", "data_dir", "out")])
+@pytest.mark.parametrize(
+    "flag", [name for name in FLAGS if name not in ("pretrained_pth", "json", "html", "data_dir", "out")]
+)
 def test_every_setting_is_a_flag_of_every_script(flag: str) -> None:
     """A bad value of each is refused by name, so that no script can take a flag and forget it."""
     bad = f"--{flag}=nosuch" if FLAGS[flag].kind is bool else f"--{flag}"

@@ -193,7 +193,7 @@ class Settings(_Hyperparameters):
         None,
         Group.DATA,
         "bits that 16-bit images use [what the files say]",
-        facets=SIZE,
+        facets=SIZE | Facet.RARE,
         named_by=TRAINING,
         bounds=Range(8, FULL),
     )

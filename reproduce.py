@@ -26,6 +26,7 @@ from settings.command_line import make_parser
 from settings.declare import STAGE1, Facet
 from settings.fields import FLAGS, with_facet
 from tables import TABLES
+from tables.proximal import VIEWS
 from tables.request import STAGE1_ONLY, Request
 from utils.arguments import CommandParser, wrapped
 from utils.command import run_command
@@ -63,6 +64,7 @@ def make_table_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--holdout_pth", nargs="+", default=[], metavar="PATH", help="those stage 1s: run folders [trained if missing]"
     )
+    parser.add_argument("--view", nargs="+", default=[], metavar="NAME", help=f"proximal: {', '.join(VIEWS)} [lambda]")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="FOLDER", help="where to write [results]"
     )
@@ -76,7 +78,7 @@ def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     taken = [f"--{name}" for name in sets if name in given]
     if taken:
         refuse_usage(f"{', '.join(taken)} cannot be given here: the table {own.table} sets them")
-    optional = ("imb_ratio", "methods", "select", "holdout_pth")
+    optional = ("imb_ratio", "methods", "select", "holdout_pth", "view")
     idle = [f"--{name}" for name in optional if getattr(own, name) and name not in table.uses]
     if idle:
         refuse_usage(f"{', '.join(idle)} has no use in the table {own.table}")
@@ -116,6 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     refuse_idle(own, given)
     for method in own.methods or []:
         find_recipe(method)
+    for view in own.view:
+        if view not in VIEWS:
+            refuse_usage(f"unknown view '{view}'; known: {', '.join(VIEWS)}")
+    if own.select and own.table == "proximal" and own.view != ["choice"]:
+        refuse_usage("--select belongs to the view choice: --view choice --select")
     make_folder(own.results)
     request = Request(
         table=own.table,
@@ -124,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         methods=once(own.methods),
         select=own.select,
         holdout_pth=own.holdout_pth,
+        views=once(own.view) or [],
         results=own.results,
         given=given,
         command=shlex.join(["python", "reproduce.py", *arguments]),

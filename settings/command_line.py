@@ -28,7 +28,12 @@ def seed_value(text: str) -> int | None:
 
 
 def listed_flags(script: str) -> set[str]:
-    """Return the flags that the help of a script lists: those that it reads and does not always refuse."""
+    """Return the flags that the help of a script lists: those of `used_flags` but for what few have a use for."""
+    return {name for name in used_flags(script) if name not in HYPERPARAMETERS or HYPERPARAMETERS[name].listed}
+
+
+def used_flags(script: str) -> set[str]:
+    """Return the flags that a script reads and does not always refuse."""
     read = {name for name, flag in FLAGS.items() if script in flag.read_by}
     if script != STAGE1:
         return read
@@ -65,7 +70,7 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
     )
     groups = {group: parser.add_argument_group(group.value) for group in Group}
     others = parser.add_argument_group("accepted, not used here") if everything else parser
-    shown = listed_flags(script)
+    shown, used = listed_flags(script), used_flags(script)
     for flag in sorted(FLAGS.values(), key=lambda flag: Facet.HYPERPARAMETER in flag.facets):
         listed = flag.name in shown
         metavar, text = flag_help(flag)
@@ -77,7 +82,7 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
             arguments |= {"type": seed_value if flag.name == "seed" else flag.kind, "metavar": metavar}
         if Facet.NUMBERS in flag.facets:
             arguments |= {"type": str, "nargs": "+", "action": Numbers}
-        group = groups[group_of(flag, script)] if listed else others
+        group = groups[group_of(flag, script)] if listed or (everything and flag.name in used) else others
         group.add_argument(f"--{flag.name}", **arguments)
         if flag.alias is not None:
             arguments["help"] = f"the same as --{flag.name}" if everything else argparse.SUPPRESS

@@ -136,8 +136,8 @@ class Outcome:
             self.numbers.setdefault(key, []).append(self.families.candidates[place].number)
 
     def rows(self, class_counts: np.ndarray, images: str) -> list[dict[str, Any]]:
-        """Return a row a family and criterion: accuracies, and paired differences to stage 1 and to published LOS with
-        the ends of their 95 % intervals over the test images, the choices given."""
+        """Return a row a family and criterion: accuracies, and paired differences with the ends of their 95 % intervals
+        over the test images, the choices given: to stage 1, to published LOS, and to LOS stopped by that criterion."""
         order = np.argsort(self.test.labels, kind="stable")
         counts = np.bincount(self.test.labels, minlength=len(class_counts))
         samples = {
@@ -150,7 +150,10 @@ class Outcome:
             values = made.values[one.key]
             row: Choice = {"family": key[0], "criterion": key[1], "images": images, "number": most(self.numbers[key])}
             row |= {"distinct_numbers": len(set(self.numbers[key])), **values}
-            for name, other in (("stage1", (STAGE1, FIX)), ("published", (PATH, FIX))):
+            references = {"stage1": (STAGE1, FIX), "published": (PATH, FIX), "stopped": (PATH, key[1])}
+            for name, other in references.items():
+                if other not in samples:
+                    continue
                 zero = samples[other].key
                 of = interval(
                     values["all"] - made.values[zero]["all"], made.draws[one.key]["all"] - made.draws[zero]["all"]
@@ -210,12 +213,13 @@ def make_table(request: Request) -> None:
         shown = {}
         for images, rows in table.groupby("images", sort=False):
             shown[f"Chosen on: {images}"] = accuracies(rows)
-            for name, words in (("stage1", "stage 1"), ("published", "published LOS")):
+            for name, words in REFERENCES.items():
                 shown[f"Accuracy, difference to {words} in points, chosen on: {images}"] = differences(rows, name)
         name = f"proximal_{stage1_name(context)}_choice"
         write_results(request, name, table, shown, {"": draw(table)}, NOTES)
 
 
+REFERENCES = {"stage1": "stage 1", "published": "published LOS", "stopped": "LOS stopped by the same criterion"}
 NOTES = (
     "Accuracy and likelihood are those of the images that choose, every class weighing the same, the likelihood at "
     "each candidate's best temperature. Balance of LoMa: the first candidate from stage 1 on whose LoMa on training "
@@ -245,7 +249,7 @@ def differences(rows: pd.DataFrame, name: str) -> pd.DataFrame:
             **{label: row[label] for label in ("family", "criterion")},
             **{title: f"{row[column]:+.2f}" for title, column in columns.items()},
         }
-        for row in rows.to_dict("records")
+        for row in rows[rows[f"to_{name}"].notna()].to_dict("records")
     )
 
 

@@ -20,9 +20,10 @@ from tables.request import Request, write_results
 from tables.rows import Measured, Row, TableContext, measure_rows, open_context, stage1_name
 from tables.selection import Flags
 
-USUAL = tuple(float(f"{value:.2g}") for value in np.logspace(-4, 0, 9))
-SMALL = tuple(float(f"{value:.2g}") for value in np.logspace(-6, -2, 9))  # one-hot targets leave little gradient
-LARGE = tuple(float(f"{value:.2g}") for value in np.logspace(-3, 1, 9))  # distances that hardly count most directions
+USUAL = tuple(float(f"{value:.2g}") for value in np.logspace(-3.5, -1, 6))
+SMALL = tuple(float(f"{value:.2g}") for value in np.logspace(-6, -2, 5))  # one-hot targets leave little gradient
+LOGITS = tuple(float(f"{value:.2g}") for value in np.logspace(-2, 1, 7))  # these distances weigh most directions little
+FISHER = tuple(float(f"{value:.2g}") for value in np.logspace(1.5, 4, 6))
 REFERENCE = "LOS, s 0.98"
 
 # What each line changes of proximal LOS, and the lambdas that are tried.
@@ -34,8 +35,8 @@ ANCHORED: dict[str, tuple[Flags, Sequence[float]]] = {
     "LOS on logit adjustment": (("--tau", "1"), USUAL),
     "LOS, class-weighted": (("--rho", "1"), USUAL),
     "LOS, start half adjusted": (("--start_tau", "0.5"), USUAL),
-    "LOS, distance of the logits": (("--distance", "logits"), LARGE),
-    "LOS, Fisher distance": (("--distance", "fisher"), LARGE),
+    "LOS, distance of the logits": (("--distance", "logits"), LOGITS),
+    "LOS, Fisher distance": (("--distance", "fisher"), FISHER),
     "LOS on augmented views": (("--fit_on", "views"), USUAL),
 }
 # Without an anchor: what remains of a line as lambda grows, the published paths, their averages, centring.

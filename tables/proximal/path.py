@@ -38,7 +38,7 @@ from tables.selection import plan_for
 EPOCHS = (1, 2, 3, 5, 8, 12)  # and the last one
 TIMES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 STEP = 1.0  # of gradient descent; the gradient's Lipschitz constant is at most a half
-SEARCH = np.logspace(2, -5, 22)  # lambdas between which that of a distance or LoMa is looked for
+SEARCH = np.logspace(1.5, -4, 12)  # lambdas between which that of a distance or LoMa is looked for
 REFINED = 3  # times the interval that holds it is halved or cut
 DISTANCE, LOMA, TIME = "same distance", "same LoMa", "lambda = 1 / t"
 

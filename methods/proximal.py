@@ -93,6 +93,16 @@ def distance_of(name: str, data: Standardised, start: Pair) -> Distance:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What stands in the place of parts of J (`Anchored.of`); by default J as it is in the module's text."""
+
+    tau: float = 0.0
+    rho: float = 0.0
+    start_tau: float = 0.0
+    distance: str = "weights"
+
+
+@dataclass(frozen=True)
 class Anchored:
     """The objective J on given rows, for any lambda, with its parts.
 
@@ -114,11 +124,7 @@ class Anchored:
         rows: tuple[Tensor, Tensor],
         class_counts: Tensor | Sequence[int],
         target: Target,
-        *,
-        tau: float = 0.0,
-        rho: float = 0.0,
-        start_tau: float = 0.0,
-        distance: str = "weights",
+        parts: Parts = Parts(),
     ) -> "Anchored":
         """Return J for features (N, d) and labels (N,), in double precision, where the labels are.
 
@@ -138,11 +144,12 @@ class Anchored:
         data = Standardised.of(features, labels, torch.float64)
         log_prior = class_prior(torch.as_tensor(class_counts).tolist()).log().to(data.mean)
         weight, bias = data.carry_in(linear.weight.detach(), linear.bias.detach())
-        start = (weight, bias - start_tau * log_prior)
-        importance = torch.exp(-rho * log_prior)
+        start = (weight, bias - parts.start_tau * log_prior)
+        importance = torch.exp(-parts.rho * log_prior)
         importance = importance / importance[labels].mean()
         smoothing = target[1] * len(weight)  # PyTorch's s of this target: s / K for each other class
-        return cls(data, start, smoothing, tau * log_prior, importance, distance_of(distance, data, start))
+        distance = distance_of(parts.distance, data, start)
+        return cls(data, start, smoothing, parts.tau * log_prior, importance, distance)
 
     def losses(self, classifier: Callable[[], Pair]) -> Iterator[Tensor]:
         """Yield what each block of rows adds to the mean loss; the classifier is asked for anew for each."""
@@ -209,8 +216,8 @@ def proximal_los(
     `tau`, `rho`, `start_tau` and `distance` change a part of J (`Anchored.of`). `fit_on` says whose features they are,
     and is obeyed where they are computed: the images as they are, or their augmented views, row after row.
     """
-    rows = (features, labels)
-    problem = Anchored.of(linear, rows, class_counts, target, tau=tau, rho=rho, start_tau=start_tau, distance=distance)
+    parts = Parts(tau, rho, start_tau, distance)
+    problem = Anchored.of(linear, (features, labels), class_counts, target, parts)
     head = Linear(linear)
     problem.fill(head, problem.solve(anchor))
     return head

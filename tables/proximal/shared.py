@@ -11,7 +11,7 @@ from evaluation.intervals.comparison import Resampled, Sample
 from evaluation.logits_magnitude import summarise
 from evaluation.measure import training_fit
 from evaluation.metrics import Report, prediction_report
-from methods.proximal import Anchored, Pair
+from methods.proximal import Anchored, Pair, Parts
 from models.heads import Linear
 from runs.run_record import git_revision
 from tables.request import Request
@@ -26,10 +26,10 @@ PROXIMAL: Flags = ("--method", "proximal_los")
 def problem_of(context: TableContext, flags: Flags = ()) -> Anchored:
     """Return the objective of `proximal_los` with these flags more, on the training images of a stage 1."""
     plan, trainer = plan_for((*PROXIMAL, *flags), context), context.trainer
-    parts: dict[str, Any] = {name: value for name, value in plan.parameters.items() if name not in ("anchor", "fit_on")}
+    own: dict[str, Any] = {name: value for name, value in plan.parameters.items() if name not in ("anchor", "fit_on")}
     rows = trainer.frozen.rows_to_fit(trainer.labels, plan.fits_views)
     target = plan.target(trainer.num_classes)
-    return Anchored.of(trainer.linear, rows, trainer.class_counts, target, **parts)
+    return Anchored.of(trainer.linear, rows, trainer.class_counts, target, Parts(**own))
 
 
 def head_of(problem: Anchored, found: Pair) -> nn.Linear:

@@ -10,7 +10,7 @@ from losses.los import CrossEntropy, rest_target, torch_target
 from methods.closed_form import build_closed_form
 from methods.convex_fit import Standardised
 from methods.plan import Plan, compute_head
-from methods.proximal import DISTANCES, Anchored
+from methods.proximal import DISTANCES, Anchored, Parts
 from utils.errors import UserError
 
 K, D = 4, 6
@@ -201,7 +201,7 @@ def test_a_distance_in_its_variables_is_a_sum_of_squares() -> None:
     linear, features, labels, counts = problem()
     seen, *_ = standardised(features)
     for name in DISTANCES:
-        anchored = Anchored.of(linear, (features, labels), counts, TARGET, distance=name)
+        anchored = Anchored.of(linear, (features, labels), counts, TARGET, Parts(distance=name))
         draw = torch.Generator().manual_seed(1)
         change = tuple(torch.randn(part.shape, generator=draw, dtype=torch.float64) for part in anchored.start)
         variables = anchored.distance.variables((change[0], change[1]))
@@ -244,4 +244,4 @@ def test_the_bregman_distance_of_the_loss_is_another_target() -> None:
 def test_an_unknown_distance_is_refused() -> None:
     linear, features, labels, counts = problem()
     with pytest.raises(UserError, match="unknown distance 'far'; known: weights, logits, fisher"):
-        Anchored.of(linear, (features, labels), counts, TARGET, distance="far")
+        Anchored.of(linear, (features, labels), counts, TARGET, Parts(distance="far"))

@@ -34,6 +34,7 @@ def make_table(request: Request) -> None:
             context = open_context(flags, __doc__ or "")
             measured += measure_rows(context, flags, rows)
         table, found, failed = rows_found(measured)
+        table = with_ends(table, [row["metrics"] for row in found])
         by_row = table.groupby(LABEL, sort=False, dropna=False)
         lines = [Line({"method": words(dict(runs.iloc[0]))}, runs) for _, runs in by_row]
         shown = report_tables(lines, [("last", "plain")])
@@ -44,15 +45,15 @@ def make_table(request: Request) -> None:
 
 
 def rows_found(measured: list[Measured]) -> tuple[pd.DataFrame, list[Measured], list[str]]:
-    """Return the rows that have numbers as CSV rows with the ends of their intervals, the same as they were measured,
-    and a line for each that has none. UserError where none has any."""
+    """Return the rows that have numbers as CSV rows, the same as they were measured, and a line for each that has none.
+    UserError where none has any."""
     failed = [f"{words(row['label'])}: {row['failure']}." for row in measured if row["failure"]]
     if len(failed) == len(measured):
         raise UserError(f"no row of the table has a number: {' '.join(failed)}")
     found = [row for row in measured if row["metrics"] is not None]
     table = pd.DataFrame([{**row["label"], **csv_row(row["metrics"], row["config"])} for row in found])
     refuse_mixed(table)
-    return with_ends(table, [row["metrics"] for row in found]), found, failed
+    return table, found, failed
 
 
 def compared(lines: list[Line], found: list[Measured], reference: str) -> Findings | None:

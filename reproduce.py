@@ -62,6 +62,8 @@ def make_table_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--holdout_pth", nargs="+", default=[], metavar="PATH", help="those stage 1s: run folders [trained if missing]"
     )
+    views = ", ".join(names_of("tables.proximal", "VIEWS"))
+    parser.add_argument("--view", nargs="+", default=[], metavar="NAME", help=f"proximal: {views} [lambda]")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="FOLDER", help="where to write [results]"
     )
@@ -78,7 +80,7 @@ def refuse_idle(own: argparse.Namespace, given: dict[str, Any]) -> None:
     taken = [f"--{name}" for name in sets if name in given]
     if taken:
         refuse_usage(f"{', '.join(taken)} cannot be given here: the table {own.table} sets them")
-    optional = ("imb_ratio", "methods", "select", "holdout_pth")
+    optional = ("imb_ratio", "methods", "select", "holdout_pth", "view")
     idle = [f"--{name}" for name in optional if getattr(own, name) and name not in table.uses]
     if idle:
         refuse_usage(f"{', '.join(idle)} has no use in the table {own.table}")
@@ -116,6 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own.table not in known:
         refuse_usage(f"unknown table '{own.table}'; known: {', '.join(known)}")
     given = vars(make_parser(STAGE1, "").parse_args(rest))
+    for view in own.view:
+        if view not in names_of("tables.proximal", "VIEWS"):
+            refuse_usage(f"unknown view '{view}'; known: {', '.join(names_of('tables.proximal', 'VIEWS'))}")
+    if own.select and own.table == "proximal" and own.view != ["choice"]:
+        refuse_usage("--select belongs to the view choice: --view choice --select")
     for method in own.methods or []:
         find_recipe(method)
     from tables import TABLES  # PyTorch, which help texts and refusals of what any table has do without
@@ -130,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         methods=once(own.methods),
         select=own.select,
         holdout_pth=own.holdout_pth,
+        views=once(own.view) or [],
         results=own.results,
         given=given,
         command=shlex.join(["python", "reproduce.py", *arguments]),

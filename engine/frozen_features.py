@@ -107,6 +107,19 @@ class FrozenFeatures:
         self._seconds_of_view = self._seconds - before
         return self._augmented[view]
 
+    def rows_to_fit(self, labels: Tensor, views: bool) -> tuple[Tensor, Tensor]:
+        """Return the features (M, d) and labels (M,) of what a computed classifier is fitted on, for those of the
+        training images (N,): the images as they are or, with `views`, all cached views of them, one after the other.
+
+        Raises UserError for views that are not kept.
+        """
+        if not views or self.views == "plain":
+            return self.plain("train"), labels
+        if self.views == "fresh":
+            raise UserError("--fit_on views: give their number with --views; fresh ones have no end")
+        every = [self.training_view(view) for view in range(int(self.views))]
+        return torch.cat(every), labels.repeat(len(every))
+
     def seconds_once(self, epochs: int) -> tuple[float, float]:
         """Return the seconds that features took which are kept, and will take in a training of `epochs` epochs."""
         views = min(int(self.views), epochs) if self.views.isdecimal() else 0

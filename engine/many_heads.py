@@ -133,9 +133,9 @@ def _kind(plan: Plan) -> Hashable:
 
 def _computed(trainer: HeadTrainer, plan: Plan, after_epoch: AfterEpoch) -> Trained:
     started = time.perf_counter()
-    features = trainer.frozen.plain("train")
+    features, labels = trainer.frozen.rows_to_fit(trainer.labels, plan.fits_views)
     held_out = trainer.frozen.held_out() if plan.needs_held_out else None
-    head = compute_head(plan, trainer.linear, features, trainer.labels, trainer.class_counts, held_out)
+    head = compute_head(plan, trainer.linear, features, labels, trainer.class_counts, held_out)
     result = Trained(plan, head, time.perf_counter() - started)
     after_epoch(0, [result])
     return result

@@ -77,11 +77,32 @@ def minimise_cross_entropy(
 ) -> Fit:
     """Minimise mean cross-entropy + `penalty()` in place over `parameters`, the weight (K, d) and bias (K,).
 
-    `smoothing` is PyTorch's label smoothing: 1 - s + s / K for the true class, s / K for each other one. L-BFGS stops
-    after `steps`, or where no entry of the gradient is above `tolerance`.
+    `smoothing` is PyTorch's label smoothing: 1 - s + s / K for the true class, s / K for each other one. It stops as
+    `minimise` does.
     """
     weight, bias = parameters
-    rows = max(CHUNK // len(weight), 1)
+
+    def losses() -> Iterator[Tensor]:
+        for part, of_part in data.blocks(max(CHUNK // len(weight), 1)):
+            logits = F.linear(part, weight, bias)
+            yield F.cross_entropy(logits, of_part, reduction="sum", label_smoothing=smoothing) / len(data.labels)
+
+    return minimise(parameters, penalty, losses, steps=steps, tolerance=tolerance)
+
+
+def minimise(
+    parameters: Sequence[Tensor],
+    penalty: Callable[[], Tensor],
+    losses: Callable[[], Iterator[Tensor]],
+    *,
+    steps: int,
+    tolerance: float,
+) -> Fit:
+    """Minimise `penalty()` + the sum of `losses()` in place over `parameters`; each loss, of a block of rows, is
+    differentiated before the next one is made.
+
+    L-BFGS stops after `steps`, or where no entry of the gradient is above `tolerance`.
+    """
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=steps,
@@ -100,9 +121,7 @@ def minimise_cross_entropy(
         total = penalty()
         total.backward()
         total = total.detach()
-        for part, of_part in data.blocks(rows):
-            logits = F.linear(part, weight, bias)
-            loss = F.cross_entropy(logits, of_part, reduction="sum", label_smoothing=smoothing) / len(data.labels)
+        for loss in losses():
             loss.backward()
             total = total + loss.detach()
         return total

@@ -51,6 +51,11 @@ class Plan:
         """Whether the classifier is fitted on held-out images."""
         return self.recipe.needs_held_out
 
+    @property
+    def fits_views(self) -> bool:
+        """Whether the classifier is fitted on augmented views of the training images, not on them as they are."""
+        return self.parameters.get("fit_on") == "views"
+
     def target(self, num_classes: int) -> Target:
         """Return (y_true, y_other)."""
         return resolve_target(self.recipe, self.label_smooth, num_classes)
@@ -123,7 +128,8 @@ def compute_head(
     class_counts: list[int],
     held_out: HeldOut | None = None,
 ) -> nn.Linear:
-    """Return the classifier of a method without training, from features (N, d) of the un-augmented training images.
+    """Return the classifier of a method without training, from features (N, d) of the un-augmented training images or
+    of views of them (`fits_views`), and their labels (N,).
 
     `held_out` are the features (M, d) and labels (M,) of held-out images, for a plan that `needs_held_out`.
     """

@@ -28,11 +28,20 @@ def seed_value(text: str) -> int | None:
 
 
 def listed_flags(script: str) -> set[str]:
-    """Return the flags that the help of a script lists: those that it reads and does not always refuse, but for those
-    that few have a use for there."""
+    """Return the flags that the help of a script lists: those of `used_flags` but for what few have a use for there."""
+    return {
+        name
+        for name in used_flags(script)
+        if (script == STAGE1 or Facet.RARE not in FLAGS[name].facets)
+        and (name not in HYPERPARAMETERS or HYPERPARAMETERS[name].listed)
+    }
+
+
+def used_flags(script: str) -> set[str]:
+    """Return the flags that a script reads and does not always refuse."""
     read = {name for name, flag in FLAGS.items() if script in flag.read_by}
     if script != STAGE1:
-        return {name for name in read if Facet.RARE not in FLAGS[name].facets}
+        return read
     return read - set(HYPERPARAMETERS) | {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
 
 
@@ -66,7 +75,7 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
     )
     groups = {group: parser.add_argument_group(group.value) for group in Group}
     others = parser.add_argument_group("accepted, not used here") if everything else parser
-    shown = listed_flags(script)
+    shown, used = listed_flags(script), used_flags(script)
     for flag in sorted(FLAGS.values(), key=lambda flag: Facet.HYPERPARAMETER in flag.facets):
         listed = flag.name in shown
         metavar, text = flag_help(flag)
@@ -78,8 +87,7 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
             arguments |= {"type": seed_value if flag.name == "seed" else flag.kind, "metavar": metavar}
         if Facet.NUMBERS in flag.facets:
             arguments |= {"type": str, "nargs": "+", "action": Numbers}
-        used = listed or (Facet.RARE in flag.facets and script in flag.read_by)
-        group = groups[group_of(flag, script)] if used else others
+        group = groups[group_of(flag, script)] if listed or (everything and flag.name in used) else others
         group.add_argument(f"--{flag.name}", **arguments)
         if flag.alias is not None:
             arguments["help"] = f"the same as --{flag.name}" if everything else argparse.SUPPRESS

@@ -35,9 +35,7 @@ TABLES: dict[str, Table] = {
     "unified": Table(unified.make_table, {"imb_ratio", "methods", "select", "holdout_pth"} | STARTS, BUDGET_FLAGS),
     "cifar": Table(runs.cifar, {"imb_ratio"}),
     "delta": Table(delta.make_table, {"imb_ratio"} | STARTS),
-    "proximal": Table(
-        proximal.make_table, {"imb_ratio"} | STARTS, {"method", "label_smooth", "anchor", "finetune_lr"} & BUDGET_FLAGS
-    ),
+    "proximal": Table(proximal.make_table, {"imb_ratio", "view", "select", "holdout_pth"} | STARTS, BUDGET_FLAGS),
     "path": Table(path.make_table, {"imb_ratio", "methods"} | STARTS, BUDGET_FLAGS),
     "priors": Table(priors.make_table, {"imb_ratio", "methods"} | STARTS),
     "sets": Table(sets.make_table, {"imb_ratio", "methods"} | STARTS),

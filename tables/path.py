@@ -187,9 +187,7 @@ def walk(context: TableContext, method: str) -> list[dict[str, Any]]:
 
 def all_views(context: TableContext) -> tuple[Tensor, Tensor]:
     """Return the features (V N, d) of all cached views of the training images, and their labels (V N,)."""
-    frozen = context.trainer.frozen
-    views = 1 if frozen.views == "plain" else int(frozen.views)
-    return torch.cat([frozen.training_view(view) for view in range(views)]), context.trainer.labels.repeat(views)
+    return context.trainer.frozen.rows_to_fit(context.trainer.labels, views=True)
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:

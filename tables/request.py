@@ -83,6 +83,7 @@ class Request:
     command: str
     train_stage1: Callable[[Sequence[str]], dict[str, Any]]
     train_stage2: Callable[[Sequence[str]], dict[str, Any]]
+    views: Sequence[str] = ()  # of a table that has several
 
     def ratios(self) -> list[dict[str, float]]:
         """Return the imbalance factors as flags; none where the data set's preset or a checkpoint decides."""

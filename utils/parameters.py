@@ -46,12 +46,14 @@ TEMPERATURES = Range(1e-4, 1e4)  # of logits: those that can be given and fitted
 class Hyperparameter(NamedTuple):
     """A hyper-parameter: what it is, in words, and the values that it may take, a range or a choice of words.
 
-    `before` is what it was in runs that do not record it, being older than it; None where that is its default.
+    `before` is what it was in runs that do not record it, being older than it; None where that is its default. One that
+    is not `listed` stands in `--help-all` alone.
     """
 
     help: str
     values: Range | tuple[str, ...]
     before: str | None = None
+    listed: bool = True
 
 
 # Every hyper-parameter of losses, heads and closed forms, declared once: setting, flag, help and check follow from its
@@ -76,6 +78,9 @@ HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "gcl_loss": Hyperparameter("GCL: paper (clouds), released (margin, focus too)", ("paper", "released"), "paper"),
     "norm_bias": Hyperparameter("bias of normalised rows: keep, drop, centre", ("keep", "drop", "centre"), "drop"),
     "anchor": Hyperparameter("weight of the squared distance to stage 1 (ridge: to 0)", Range(1e-9, 1e9)),
+    "start_tau": Hyperparameter("weight of the class prior in proximal LOS's start", Range(0, 10), listed=False),
+    "distance": Hyperparameter("what proximal LOS's anchor measures", ("weights", "logits", "fisher"), listed=False),
+    "fit_on": Hyperparameter("features that proximal LOS is fitted on", ("plain", "views"), listed=False),
 }
 
 

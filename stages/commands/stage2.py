@@ -93,7 +93,8 @@ def plan_training(session: Session, plan: Plan, frozen: FrozenFeatures) -> Train
     else:
         held_out = frozen.held_out() if plan.needs_held_out else None
         counts = session.data.class_counts.tolist()
-        model.fc = compute_head(plan, model.fc, frozen.plain("train"), train.labels, counts, held_out)
+        features, fitted = frozen.rows_to_fit(train.labels, plan.fits_views)
+        model.fc = compute_head(plan, model.fc, features, fitted, counts, held_out)
     optimizer = make_sgd(model.fc, settings.momentum, plan.weight_decay, settings.nesterov, plan.ema, plan.unit)
     steps = steps_per_epoch(len(train), settings.batch_size)
     labels = train.labels.cpu()

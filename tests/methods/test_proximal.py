@@ -10,6 +10,8 @@ from losses.los import CrossEntropy, rest_target, torch_target
 from methods.closed_form import build_closed_form
 from methods.convex_fit import Standardised
 from methods.plan import Plan, compute_head
+from methods.proximal import DISTANCES, Anchored, Parts
+from utils.errors import UserError
 
 K, D = 4, 6
 TARGET = torch_target(0.9, K)
@@ -106,3 +108,140 @@ def test_classifiers_are_carried_in_and_out_exactly() -> None:
     assert not rest
     torch.testing.assert_close(seen @ weight.T + bias, linear(features))
     torch.testing.assert_close(data.carry_out(weight, bias)[0], linear.weight.detach())
+
+
+def log_prior(counts: list[int]) -> Tensor:
+    return (torch.tensor(counts, dtype=torch.float64) / sum(counts)).log()
+
+
+def standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The features as they are seen, their mean and their scale."""
+    mean = features.mean(dim=0)
+    scale = (features - mean).square().sum(dim=1).mean() ** -0.5
+    return (features - mean) * scale, mean, scale
+
+
+def direct_distance(name: str, weight: Tensor, bias: Tensor, start: tuple[Tensor, Tensor], seen: Tensor) -> Tensor:
+    """The squared distances as they are defined, a row and an entry at a time."""
+    if name == "weights":
+        return (weight - start[0]).square().sum() + (bias - start[1]).square().sum()
+    before, now = seen @ start[0].T + start[1], seen @ weight.T + bias
+    if name == "logits":
+        return (now - before).square().sum(dim=1).mean()
+    total = torch.zeros((), dtype=torch.float64)
+    spread = before.softmax(dim=1) * (1 - before.softmax(dim=1))
+    for k in range(K):
+        for j in range(D):
+            total = total + (weight[k, j] - start[0][k, j]) ** 2 * (spread[:, k] * seen[:, j] ** 2).mean()
+        total = total + (bias[k] - start[1][k]) ** 2 * spread[:, k].mean()
+    return total
+
+
+PARTS: list[dict[str, float | str]] = [
+    {"tau": 1.0},
+    {"rho": 1.0},
+    {"start_tau": 0.5},
+    {"distance": "logits"},
+    {"distance": "fisher"},
+    {"tau": 0.5, "rho": 0.7, "start_tau": 0.3, "distance": "logits"},
+]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+@pytest.mark.parametrize("target", [TARGET, torch_target(0.0, K)], ids=["los", "one-hot"])
+def test_every_part_is_the_minimum_that_scipy_finds(parts: dict[str, float | str], target: tuple[float, float]) -> None:
+    linear, features, labels, counts = problem()
+    seen, mean, scale = standardised(features)
+    tau, rho, start_tau = (float(parts.get(name, 0.0)) for name in ("tau", "rho", "start_tau"))
+    start = ((linear.weight / scale).detach(), (linear.bias + linear.weight @ mean).detach())
+    start = (start[0], start[1] - start_tau * log_prior(counts))
+    weights = torch.tensor(counts, dtype=torch.float64)[labels] ** -rho
+    wanted = torch.full((len(labels), K), target[1], dtype=torch.float64)
+    wanted[torch.arange(len(labels)), labels] = target[0]
+    anchor = 0.05
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        both = torch.tensor(flat.reshape(K, D + 1), requires_grad=True)
+        weight, bias = both[:, :D], both[:, D]
+        log_share = (seen @ weight.T + bias + tau * log_prior(counts)).log_softmax(dim=1)
+        loss = -(weights * (wanted * log_share).sum(dim=1)).sum() / weights.sum()
+        name = str(parts.get("distance", "weights"))
+        value = loss + anchor / 2 * direct_distance(name, weight, bias, start, seen)
+        value.backward()
+        assert both.grad is not None
+        return float(value), both.grad.numpy().ravel()
+
+    expected = scipy.optimize.minimize(objective, np.zeros(K * (D + 1)), jac=True, method="L-BFGS-B", tol=1e-13)
+    head = build_closed_form("proximal_los", linear, features, labels, counts, target, anchor=anchor, **parts)
+    found = torch.column_stack([head.weight / scale, head.bias + head.weight @ mean]).detach()
+    value = objective(found.numpy().ravel())[0]
+    assert value == pytest.approx(expected.fun, abs=1e-7)  # the distances have a floor of a millionth
+    logits = head(features).detach()
+    other = torch.tensor(expected.x.reshape(K, D + 1))
+    torch.testing.assert_close(
+        logits.softmax(dim=1), (seen @ other[:, :D].T + other[:, D]).softmax(dim=1), rtol=0, atol=2e-3
+    )
+
+
+def test_a_path_from_the_largest_lambda_ends_where_each_alone_does() -> None:
+    linear, features, labels, counts = problem()
+    anchored = Anchored.of(linear, (features, labels), counts, TARGET)
+    anchors = [1e-3, 1.0, 0.03]
+    found = dict(anchored.path(anchors))
+    assert list(found) == [1.0, 0.03, 1e-3]
+    for anchor in anchors:
+        for along, alone in zip(found[anchor], anchored.solve(anchor), strict=True):
+            torch.testing.assert_close(along, alone, rtol=0, atol=1e-4)
+    moved = [anchored.moved_by(found[anchor]) for anchor in (1.0, 0.03, 1e-3)]
+    assert moved == sorted(moved) and moved[0] > 0
+    assert anchored.moved_by(anchored.start) == 0
+
+
+def test_a_distance_in_its_variables_is_a_sum_of_squares() -> None:
+    linear, features, labels, counts = problem()
+    seen, *_ = standardised(features)
+    for name in DISTANCES:
+        anchored = Anchored.of(linear, (features, labels), counts, TARGET, Parts(distance=name))
+        draw = torch.Generator().manual_seed(1)
+        change = tuple(torch.randn(part.shape, generator=draw, dtype=torch.float64) for part in anchored.start)
+        variables = anchored.distance.variables((change[0], change[1]))
+        direct = direct_distance(
+            name, anchored.start[0] + change[0], anchored.start[1] + change[1], anchored.start, seen
+        )
+        torch.testing.assert_close(sum(part.square().sum() for part in variables), direct, rtol=1e-4, atol=0)
+        for back, part in zip(anchored.distance.change(variables), change, strict=True):
+            torch.testing.assert_close(back, part)
+
+
+def test_features_without_spread_leave_a_distance_positive() -> None:
+    linear, features, labels, counts = problem()
+    features = torch.cat([features[:, :-1], features[:, :1]], dim=1)  # the last one is the first one again
+    for name in ("logits", "fisher"):
+        found = build_closed_form("proximal_los", linear, features, labels, counts, TARGET, anchor=0.1, distance=name)
+        assert bool(found.weight.isfinite().all())
+
+
+def test_the_bregman_distance_of_the_loss_is_another_target() -> None:
+    """KL(p0 || p) with a weight of lambda is cross-entropy against the mixture, up to a constant."""
+    linear, features, labels, _ = problem()
+    other = nn.Linear(D, K, dtype=torch.float64)
+    before, weight = linear(features).detach().softmax(dim=1), 0.7
+    wanted = torch.full((len(labels), K), TARGET[1], dtype=torch.float64)
+    wanted[torch.arange(len(labels)), labels] = TARGET[0]
+    mixture = (wanted + weight * before) / (1 + weight)
+    gradients = []
+    for loss in (
+        lambda logs: -(wanted * logs).sum(dim=1).mean() + weight * (before * (before.log() - logs)).sum(dim=1).mean(),
+        lambda logs: -(1 + weight) * (mixture * logs).sum(dim=1).mean(),
+    ):
+        other.zero_grad()
+        loss(other(features).log_softmax(dim=1)).backward()
+        assert other.weight.grad is not None
+        gradients.append(other.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_an_unknown_distance_is_refused() -> None:
+    linear, features, labels, counts = problem()
+    with pytest.raises(UserError, match="unknown distance 'far'; known: weights, logits, fisher"):
+        Anchored.of(linear, (features, labels), counts, TARGET, Parts(distance="far"))

@@ -43,6 +43,7 @@ UTILS_SHARE = 0.08  # of the lines of code
 # Functions that take more arguments, as `file name`, and why.
 MANY_ARGUMENTS = {
     "settings/declare.py option": "a setting is declared in one call, by keywords that nearly all have a default",
+    "methods/proximal.py proximal_los": "a hyper-parameter is a keyword, from which its flag follows",
 }
 
 

@@ -112,9 +112,11 @@ def test_a_script_uses_the_settings_that_say_so_and_no_others(script: str, used:
 
 
 def test_a_parameter_that_no_loss_of_stage_1_has_is_refused_there(tmp_path: Path) -> None:
-    assert {"anchor", "max_margin", "noise", "scale", "gcl_loss", "norm_bias"} == NO_LOSS
+    numbers, words = {"anchor", "max_margin", "noise", "scale", "start_tau"}, {"gcl_loss": "paper", "norm_bias": "keep"}
+    words |= {"distance": "logits", "fit_on": "views"}
+    assert numbers | set(words) == NO_LOSS
     for name in NO_LOSS:
-        value = {"gcl_loss": "paper", "norm_bias": "keep"}.get(name, 0.5)
+        value = words.get(name, 0.5)
         outcome = run("main_stage1", "--dataset", "digits", "--out", tmp_path, f"--{name}", value)
         assert outcome.status == 2 and "it belongs to no loss of stage 1" in outcome.err
 

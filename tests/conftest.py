@@ -49,6 +49,7 @@ def cpu() -> Execution:
 def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a selection try two learning rates (or values of a parameter) for one epoch."""
     monkeypatch.setattr(tables.selection, "TUNED_EPOCHS", (1,))
+    monkeypatch.setattr(tables.selection, "WIDENED", 0)
     for name, recipe in RECIPES.items():
         if recipe.tuned is not None:
             monkeypatch.setitem(RECIPES, name, replace(recipe, tuned=(recipe.tuned[0], recipe.tuned[1][:2])))

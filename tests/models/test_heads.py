@@ -211,7 +211,7 @@ def test_published_defaults() -> None:
         "normed": {"scale": 30.0},
         "neighbours": {"scale": 14.3},
     }
-    assert set(HEADS) == {*OWN_KEYS, "samn", "neighbours"}
+    assert set(HEADS) == {*OWN_KEYS, "samn", "neighbours", "linear_cosine"}
     assert {name: closed_form_parameters(name) for name in CLOSED_FORM} == {
         "tau_norm": {"tau": 1.9, "norm_bias": "keep"},
         "l2_norm": {"norm_bias": "keep"},

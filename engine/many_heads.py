@@ -133,7 +133,8 @@ def _kind(plan: Plan) -> Hashable:
 
 def _computed(trainer: HeadTrainer, plan: Plan, after_epoch: AfterEpoch) -> Trained:
     started = time.perf_counter()
-    features, labels = trainer.frozen.rows_to_fit(trainer.labels, plan.fits_views)
+    frozen, labels = trainer.frozen, trainer.labels
+    features, labels = frozen.rows_to_fit(labels, True) if plan.fits_views else (frozen.plain("train"), labels)
     held_out = trainer.frozen.held_out() if plan.needs_held_out else None
     head = compute_head(plan, trainer.linear, features, labels, trainer.class_counts, held_out)
     result = Trained(plan, head, time.perf_counter() - started)

@@ -12,7 +12,6 @@ from torchvision.transforms import v2
 
 from datasets import device_images as device_module
 from datasets.augment.autoaugment import (
-    AUGMENTATIONS,
     GREY,
     HOLE,
     OPERATIONS,
@@ -28,6 +27,7 @@ from datasets.device_images import DeviceImages
 from datasets.digits import AUGMENTATION as DIGITS_AUGMENTATION
 from datasets.image_source import steps_per_epoch
 from datasets.long_tail import Augmentation, Split
+from datasets.names import AUGMENTATIONS
 from utils.errors import UserError
 from utils.hashing import HOLE_STREAM, POLICY_STREAM, hash_ids, split_draws, stream_seed
 

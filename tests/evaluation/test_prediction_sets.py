@@ -11,8 +11,8 @@ from torch import Tensor
 
 from evaluation.prediction_sets.record import is_sound, measure_held_out, pack_held_out, unpack_held_out
 from evaluation.prediction_sets.report import in_sets, sets_report, sets_text
+from evaluation.prediction_sets.kinds import KINDS
 from evaluation.prediction_sets.thresholds import (
-    KINDS,
     WEIGHT,
     class_thresholds,
     shared_thresholds,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine import fit
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2
@@ -349,6 +350,57 @@ def test_on_cuda_two_runs_are_the_same(compile_mode: str, tmp_path: Path) -> Non
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     for stage in ("stage1", "stage2"):
         assert_same_run(tmp_path / "one", tmp_path / "other", stage)
+
+
+INTERRUPTED = """
+import sys
+import main_stage1
+from engine import fit
+
+train_one = fit.train_one
+
+def until_epoch_3(session, training, history, epoch):
+    if epoch == 3:
+        raise KeyboardInterrupt
+    return train_one(session, training, history, epoch)
+
+fit.train_one = until_epoch_3
+try:
+    main_stage1.main(sys.argv[1:])
+except KeyboardInterrupt:
+    pass
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile_mode", ["off", "graph"])
+def test_on_cuda_a_resumed_run_ends_the_same(compile_mode: str, tmp_path: Path) -> None:
+    flags = ("--dataset", "digits", "--width", 4, "--epochs", 6, "--device", "cuda", "--deterministic")
+    flags = (*flags, "--compile", compile_mode, "--save_every", 0)
+    for program, out, *more in (
+        (("main_stage1.py",), "whole"),
+        (("-c", INTERRUPTED), "parts"),
+        (("main_stage1.py",), "parts", "--resume"),
+    ):
+        command = [sys.executable, *program, *map(str, (*flags, "--out", tmp_path / out, *more))]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    last = [torch.load(next((tmp_path / out).rglob("last.pth")), weights_only=True) for out in ("whole", "parts")]
+    left, right = (dict(tensors(state["model"])) for state in last)
+    assert list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_cuda_memory_does_not_grow_with_the_epochs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    train_one, held = fit.train_one, []
+
+    def measured(*arguments: Any) -> Any:
+        row = train_one(*arguments)
+        held.append(torch.cuda.memory_allocated())
+        return row
+
+    monkeypatch.setattr(fit, "train_one", measured)
+    succeed("main_stage1", "--dataset", "digits", "--epochs", 12, "--device", "cuda", "--out", tmp_path)
+    assert len(held) == 12 and held[-1] <= held[3]
 
 
 def test_what_cannot_be_repeated_on_cuda_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

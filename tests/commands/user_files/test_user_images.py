@@ -135,7 +135,7 @@ def both_stages(data: tuple[object, ...], out: Path, *arguments: object) -> list
     return [
         succeed("main_stage1", *used, *ONE_EPOCH),
         succeed("main_stage2", *used, *HEAD, *own_scale, "--batch_size", 64),
-        succeed("evaluate", *used, *own_scale, "--cur_stage", "stage2", "--json", out / "report.json"),
+        succeed("evaluate", *used, "--cur_stage", "stage2", "--json", out / "report.json"),
     ]
 
 

@@ -1,14 +1,14 @@
 """The page of a run that `evaluate.py --html` writes: its tables, its figures, the images it is most wrong about."""
 
+from __future__ import annotations
+
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from PIL import Image
 
 from datasets.decode import decode_rgb
 from datasets.features import holds_features
@@ -26,6 +26,10 @@ from runs.session import LoadedModel
 from utils.errors import UserError
 from utils.text import shown
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
 MISTAKES = 24  # images that are shown
 SIDE = 160  # pixels of the longer side of an image that is shown
 
@@ -41,6 +45,8 @@ def refuse_place(path: Path) -> None:
 def run_page(loaded: LoadedModel, checkpoint: Checkpoint, records: Mapping[str, dict[str, Any]]) -> str:
     """Return the page of what evaluate.py reported: `records` of the checkpoints, the first of them with `confusion`
     and `mistakes`, whose weights the loaded model has now."""
+    import pandas as pd
+
     data, settings = loaded.data, loaded.settings
     name, record = next(iter(records.items()))
     confusion = record["confusion"]
@@ -73,6 +79,8 @@ def run_page(loaded: LoadedModel, checkpoint: Checkpoint, records: Mapping[str, 
 
 def measures(records: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     """Return what was measured of the test images, a column a checkpoint and way of testing."""
+    import pandas as pd
+
     columns = {
         f"{name}, {way}": record[way]
         for name, record in records.items()
@@ -136,6 +144,8 @@ def where(loaded: LoadedModel, row: int) -> str:
 
 def test_image(loaded: LoadedModel, row: int) -> Image.Image | None:
     """Return a test image, at most `SIDE` pixels long; None for a file that cannot be read any more."""
+    from PIL import Image
+
     test = loaded.data.test
     if not isinstance(test, ListedSplit):
         return Image.fromarray(np.ascontiguousarray(test.images[row]))

@@ -4,17 +4,21 @@ and the confusion matrix by shot.
 The matrix of all classes (K, K) is never made: it would have 66 million cells at K = 8142.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from datasets.long_tail import FIELD_BOUNDS, ShotBounds
 from evaluation.blocks import row_blocks
 from evaluation.metrics import SHOTS, shot_groups
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WORST_PAIRS = 20
 Confusion = dict[str, Any]
@@ -54,6 +58,8 @@ def confusion_report(
 def wrong_pairs(true: np.ndarray, predicted: np.ndarray, classes: int) -> pd.DataFrame:
     """Return the pairs of a class and another that images of it are taken for, with the number of `images`: by class,
     and within a class most images first."""
+    import pandas as pd
+
     wrong = true != predicted
     codes, images = np.unique(true[wrong].astype(np.int64) * classes + predicted[wrong], return_counts=True)
     pairs = pd.DataFrame({"true": codes // classes, "predicted": codes % classes, "images": images})
@@ -111,6 +117,8 @@ def class_table(
 
     `accuracy` (K,) in percent is None where a class has no test image.
     """
+    import pandas as pd
+
     shots = shot_groups(class_counts, bounds)
     return pd.DataFrame(
         {

@@ -1,14 +1,17 @@
 """A page of HTML that needs nothing beside it: tables, figures and pictures in one file, for a browser of any width."""
 
+from __future__ import annotations
+
 import base64
 import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 # No script, nothing from elsewhere: what a stranger's class names say is text, and the page loads nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -58,6 +61,8 @@ class Section:
 
 def figure_picture(figure: Figure, caption: str) -> Picture:
     """Return a figure as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
@@ -107,6 +112,8 @@ def table_html(caption: str, table: pd.DataFrame) -> str:
 
 def text_of(value: object) -> str:
     """Return a cell: fractions with two digits, "-" for what does not exist."""
+    import pandas as pd
+
     if pd.isna(value):
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,12 +1,15 @@
 """The classes on the screen: the worst ones, the worst pairs, and the confusion matrix by shot, in 80 columns."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from evaluation.per_class.confusion import Confusion
 from evaluation.text_tables import short_name, to_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WORST_CLASSES = 10
 PAIRS_SHOWN = 5
@@ -14,6 +17,8 @@ PAIRS_SHOWN = 5
 
 def worst_rows(table: pd.DataFrame) -> list[dict[str, object]]:
     """Return the rows of the classes of the lowest accuracy, of equals those with more training images first."""
+    import pandas as pd
+
     known = table[table["accuracy"].notna()]
     worst = known.sort_values(["accuracy", "training_images"], ascending=[True, False], kind="stable")
     return [

@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_killed_at_a_save_goes_on_and_ends_the_same(whole: Path, tmp_path: Path) -> None:
     """All before the kill is trained in another process, with another order of its sets, and is the same to the bit."""
-    process = start(["main_stage1.py", *map(str, LINE), "--out", "runs"], tmp_path)
+    process = start(["main_stage1.py", *map(str, LINE), "--save_every", "0", "--out", "runs"], tmp_path)
     at = being_written(tmp_path, AIMS["checkpoint"], 4)
     assert meet(process, at), (tmp_path / "err").read_text()
     process.kill()

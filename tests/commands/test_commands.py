@@ -390,7 +390,7 @@ def test_last_and_best_given_as_files_are_two_runs(trained: Path, tmp_path: Path
 
 def test_a_finished_run_holds_the_promised_files(trained: Path) -> None:
     folder = folder_of(trained, "stage1_epochs2")
-    files = {"config.json", "log.csv", "last.pth", "best.pth", "metrics.json"}
+    files = {"config.json", "log.csv", "last.pth", "best.pth", "metrics.json", "per_class.csv"}
     assert {path.name for path in folder.iterdir()} == files | {"plots"}  # and no temporary file
 
 

@@ -152,5 +152,7 @@ def test_given_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert device.count(READ, UPLOAD, section=STEP) == 0, device.lines(READ, UPLOAD, section=STEP)
     with pretended_cuda():
         monkeypatch.setattr("utils.device.compiler_lacks", lambda: None)
-        assert not settle_execution(parse_command(STAGE1, "", ["--features", str(file)])).compile
-        assert settle_execution(parse_command(STAGE1, "", ["--dataset", "digits"])).compile
+        found = settle_execution(parse_command(STAGE1, "", ["--features", str(file)]))
+        assert not found.compile and not found.graph
+        assert settle_execution(parse_command(STAGE1, "", ["--dataset", "digits"])).graph
+        assert settle_execution(parse_command(STAGE1, "", ["--dataset", "digits", "--compile", "on"])).compile

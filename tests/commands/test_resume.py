@@ -371,7 +371,7 @@ def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeyp
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("evaluation.text_tables.per_class_table", stop)
+    monkeypatch.setattr("stages.commands.report.per_class_table", stop)
     outcome = run("evaluate", "--pretrained_pth", start)
     assert outcome.status == 130
     assert "--resume" not in outcome.err

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import engine.epoch
 from datasets.device_images import DeviceImages
 from datasets.names import SAMPLERS
 from engine.many_heads import train_heads
@@ -21,6 +20,7 @@ from models.heads import Normed
 from settings.command_line import parse_command
 from settings.fields import EVALUATE, STAGE1_LOSSES, STAGE2
 from settings.stage2_plan import plan_of
+from stages.commands import stage2 as stage2_command
 from stages.data import load_data
 from tables.rows import open_context
 from tests.helpers import folder_of, not_used, read, run, same, stage1, stage2, succeed, weights
@@ -125,14 +125,14 @@ def test_ldam_drw_changes_its_loss_after_four_fifths_of_the_epochs(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[type] = []
-    original = engine.epoch.train_epoch
+    original = stage2_command.train_epoch
 
     def noting(module: nn.Module, batches: Any, steps: int, optimizer: Any, loss: nn.Module, *rest: Any) -> Any:
         used.append(type(loss))
         assert isinstance(module, Normed)
         return original(module, batches, steps, optimizer, loss, *rest)
 
-    monkeypatch.setattr(engine.epoch, "train_epoch", noting)
+    monkeypatch.setattr(stage2_command, "train_epoch", noting)
     stage2(tmp_path / "drw", *SMALL, "--pretrained_pth", plain, "--method", "ldam_drw", "--finetune_epoch", 5)
     assert used == [LDAM] * 4 + [WeightedLDAM]
     used.clear()

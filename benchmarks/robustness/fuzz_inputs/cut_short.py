@@ -1,9 +1,7 @@
 """Commands that end where their work would begin, so that a case takes milliseconds."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 from unittest import mock
 from urllib.error import URLError
@@ -12,8 +10,6 @@ import sklearn.datasets
 
 import benchmarks.command
 from benchmarks.robustness.fuzz_inputs.cases import ReachedError
-from datasets import IN_MEMORY
-from datasets.cifar import CIFAR10, CIFAR100, load_cifar
 from runs.session import LoadedModel
 
 # What a command does first once it has said no to all that it says no to.
@@ -52,15 +48,11 @@ def cut_short() -> Iterator[None]:
         parse(self, *arguments, **named)
         stop()
 
-    away = {
-        name: partial(load_cifar, dataclasses.replace(layout, download=offline), name)  # type: ignore[arg-type]
-        for layout, name in ((CIFAR100, "cifar100"), (CIFAR10, "cifar10"))
-    }
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch("datasets.digits.sklearn_digits", lambda: digits))
         patches.enter_context(mock.patch("engine.finish.draw_plots", lambda *_: None))
         patches.enter_context(mock.patch("torch.cuda.is_available", lambda: False))
-        patches.enter_context(mock.patch.dict(IN_MEMORY, away))
+        patches.enter_context(mock.patch("torchvision.datasets.CIFAR10.download", offline))  # CIFAR100 inherits it
         patches.enter_context(mock.patch.object(benchmarks.command.Benchmark, "parse", parse_and_stop))
         for name in WORK:
             patches.enter_context(mock.patch(name, stop))

@@ -59,6 +59,11 @@ def runs(sides: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     }
 
 
+def joined(text: str) -> str:
+    """Return lines as one, as nothing says where they are broken."""
+    return " ".join(text.split())
+
+
 def test_without_mirroring_left_and_right_are_learned(runs: dict[str, Path]) -> None:
     """Mirrored at random, the images of both classes are the same."""
     accuracy = {key: read(path / "metrics.json")["last"]["plain"]["all"] for key, path in runs.items()}
@@ -72,7 +77,7 @@ def test_the_switch_is_recorded_and_no_image_is_mirrored(runs: dict[str, Path], 
         assert metrics["last"]["flip"] is None and metrics["best"]["flip"] is None
         assert config["settings"]["mirror"] == "off" and config["images"]["mirror"] is False
         report = succeed("evaluate", "--pretrained_pth", runs[key], "--workers", 0)
-        assert "never mirrored; --mirror" in report.out and "flip" not in report.out and report.err == ""
+        assert "never mirrored; --mirror" in joined(report.out) and "flip" not in report.out and report.err == ""
     assert read(runs["on"] / "metrics.json")["last"]["flip"] is not None
     image = next(Path(read(runs["off"] / "config.json")["settings"]["data_dir"]).rglob("*.png"))
     command = ("predict", "--pretrained_pth", runs["off"], "--images", image, "--flip", "--csv", tmp_path / "a.csv")
@@ -84,7 +89,7 @@ def test_a_flag_beside_a_checkpoint_is_obeyed_and_said(runs: dict[str, Path]) ->
     assert "last, flip" in report.out
     assert report.err.startswith("note: ") and "never mirrored; here they are of" in report.err
     same = succeed("evaluate", "--pretrained_pth", runs["off"], "--workers", 0, "--mean", "imagenet")
-    assert same.err == "" and "(imagenet), never mirrored; --mean --mirror" in same.out
+    assert same.err == "" and "(imagenet), never mirrored; --mean --mirror" in joined(same.out)
 
 
 # Constants
@@ -106,7 +111,7 @@ def all_of(folder: Path, *flags: object) -> tuple[float, str, str]:
     outcome = succeed("evaluate", "--pretrained_pth", folder, "--json", report, *flags)
     found = read(report)["checkpoints"]["last"]["plain"]
     report.unlink()
-    return found["nll"], outcome.out, outcome.err
+    return found["nll"], joined(outcome.out), outcome.err
 
 
 def test_existing_commands_name_their_folders_as_before(digits: Path) -> None:
@@ -122,9 +127,7 @@ def test_constants_are_recorded_and_the_runs_own_are_used(digits: Path) -> None:
         assert config["images"]["mean"] == [0.485, 0.456, 0.406] and config["settings"]["mean"] == "imagenet"
         nll, out, err = all_of(folder)
         assert nll == pytest.approx(metrics["last"]["plain"]["nll"], rel=1e-5) and err == ""
-        assert "pixels: mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (imagenet), never mirrored; --mean" in " ".join(
-            out.split()
-        )
+        assert "pixels: mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (imagenet), never mirrored; --mean" in out
     nll, out, err = all_of(folder_of(digits, "stage1_epochs1_width4"))
     assert "std 0.354 0.354 0.354, never mirrored; those of the data set" in out and err == ""
 

@@ -130,9 +130,11 @@ FORMS: dict[str, Callable[[Path], tuple[tuple[object, ...], str]]] = {
 def both_stages(data: tuple[object, ...], out: Path, *arguments: object) -> list[Outcome]:
     """Run both stages and the report on the second; the report is in `out`."""
     used = (*data, *TINY, "--out", out, *arguments)
+    # The field's data sets have the published learning rate by default, anyone's own one for features of any scale.
+    own_scale = ("--rate_scale", "features")
     return [
         succeed("main_stage1", *used, *ONE_EPOCH),
-        succeed("main_stage2", *used, *HEAD, "--batch_size", 64),
+        succeed("main_stage2", *used, *HEAD, *own_scale, "--batch_size", 64),
         succeed("evaluate", *used, "--cur_stage", "stage2", "--json", out / "report.json"),
     ]
 
@@ -171,9 +173,9 @@ def refused(outcome: Outcome, *words: str) -> bool:
 
 
 def without_clocks(value: Any) -> Any:
-    """What a run measured, without times and the names of data set and files."""
+    """What a run measured, without times and the names of data set, classes and files."""
     if isinstance(value, dict):
-        idle = ("train_seconds", "images_per_second", "dataset", "sha256", "stage1")
+        idle = ("train_seconds", "images_per_second", "dataset", "class_names", "sha256", "stage1")
         return {key: without_clocks(part) for key, part in value.items() if key not in idle}
     return value
 
@@ -205,6 +207,8 @@ def test_every_form_gives_the_same_run(form: str, shades: Path, by_folder: Path,
     reports = [without_clocks(read(out / "report.json")) for out in (tmp_path, by_folder)]
     assert reports[0]["checkpoints"] == reports[1]["checkpoints"]
     assert reports[0]["class_counts"] == COUNTS
+    named = "class" if form in ("COCO", "inaturalist2018") else ""  # other lists have labels alone
+    assert read(tmp_path / "report.json")["class_names"] == [f"{named}{label}" for label in range(CLASSES)]
 
 
 def test_runs_are_named_by_data_and_what_differs(by_folder: Path) -> None:
@@ -861,5 +865,8 @@ def test_the_check_names_few_classes_and_the_worst_last(tree: Path, capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     table = [line.split() for line in lines if line.startswith("class")]
     assert [row[:3] for row in table] == [[f"class{c}", str(n), str(TESTED)] for c, n in enumerate(COUNTS)]
-    assert stop.value.code == 1 and lines[-1].strip() == "train/class1/0.png" and lines[-2] == "not an image:"
+    assert stop.value.code == 1 and lines[-1].startswith("1 file cannot be used: ")
+    worst = lines.index("not an image:")
+    assert lines[worst + 1].strip() == "train/class1/0.png"
+    assert not any(line.endswith(":") for line in lines[worst + 1 :])  # no kind is listed below it
     assert not any(line.startswith("smaller than 224:") for line in lines)

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.parameters import LOSS_ARGUMENTS, constructor_parameters, keyword_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
+HOME = (__package__ or "methods").removesuffix("methods")  # what stands before the name of a room once installed
 Table = Mapping[str, Callable[..., Any]]
 
 
@@ -41,7 +42,7 @@ class Written:
 @cache
 def text_of(module: str) -> "Text":
     """Return the text of a module of this project, which is read once. Raises Unclear for any other module."""
-    place = ROOT.joinpath(*module.split("."))
+    place = ROOT.joinpath(*module.removeprefix(HOME).split("."))
     file = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
     if file is None:
         raise Unclear(f"{module} is no module of this project")
@@ -150,24 +151,24 @@ def plain(value: ast.expr) -> object:
 
 def table_of(module: str, name: str) -> Table:
     """Return a dictionary of losses, heads or closed forms, or what its text declares of each entry."""
-    loaded = getattr(sys.modules.get(module), name, None)
+    loaded = getattr(sys.modules.get(f"{HOME}{module}"), name, None)
     if loaded is not None:
         return loaded
     try:
         return read_table(module, name)
     except Unclear:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(f"{HOME}{module}"), name)
 
 
 def names_of(module: str, name: str) -> tuple[str, ...]:
     """Return the keys of a dictionary of this project, read from its text where its module is not imported."""
-    loaded = getattr(sys.modules.get(module), name, None)
+    loaded = getattr(sys.modules.get(f"{HOME}{module}"), name, None)
     if loaded is not None:
         return tuple(loaded)
     try:
         return read_names(module, name)
     except Unclear:
-        return tuple(getattr(importlib.import_module(module), name))
+        return tuple(getattr(importlib.import_module(f"{HOME}{module}"), name))
 
 
 def losses() -> Table:

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.text import shown, tell
 
 SCRIPTS = ("main_stage1", "main_stage2", "evaluate", "predict", "reproduce")
-TOOLS = ("check_dataset", "compare", "export_features", "extract", "release")
+TOOLS = ("check_dataset", "compare", "export_features", "export_model", "extract", "release")
 HOME = (__package__ or "tools.installation").removesuffix("tools.installation")  # what stands before the name of a room
 USAGE = "usage: longtail-los NAME [flags], NAME --help for its flags"
 

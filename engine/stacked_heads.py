@@ -92,8 +92,8 @@ class StackedSGD(Optimizer):
                 if parameter.grad is None:
                     continue
                 each_head = (-1, *[1] * (parameter.ndim - 1))
-                decay = group["decay_factor"] * self.weight_decay
-                gradient = parameter.grad.addcmul(parameter, decay.view(each_head))
+                decay = self.weight_decay.view(each_head)
+                gradient = parameter.grad.addcmul(parameter, decay, value=group["decay_factor"])
                 state = self.state[parameter]
                 if "velocity" not in state:
                     state["velocity"] = gradient

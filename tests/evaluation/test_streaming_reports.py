@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from datasets.long_tail import Augmentation
+from datasets.long_tail import FIELD_BOUNDS, Augmentation
 from evaluation import blocks
 from evaluation import measure as evaluation
 from evaluation.blocks import row_blocks
@@ -262,6 +262,7 @@ def setting(tmp_path: Path) -> Setting:
     data = SimpleNamespace(
         num_classes=CLASSES,
         class_counts=np.bincount(labels["train"].numpy(), minlength=CLASSES),
+        shot_bounds=FIELD_BOUNDS,
         augmentation=Augmentation(padding=0, mirror=True, mean=(0.0,) * 3, std=(1.0,) * 3),
     )
     return Setting(features, {split: Images(labels=own) for split, own in labels.items()}, data, Watched(10))

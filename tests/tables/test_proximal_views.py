@@ -37,7 +37,7 @@ from tests.helpers import is_refusal, run
 from utils.errors import UserError
 
 COUNTS = [40, 20, 10, 5, 3]
-NAME = "proximal_own_mine_naturalIF13.33_features"
+NAME = "own_mine_naturalIF13.33_features"
 
 
 def problem(seed: int = 0) -> Anchored:
@@ -262,7 +262,7 @@ def view(tmp_path: Path, name: str, held_out: bool = False, *more: object) -> En
 def test_held_out_rows_choose_and_all_test_images_report(tmp_path: Path) -> None:
     outcome = view(tmp_path, "choice", True)
     assert outcome.status == 0, outcome.err
-    rows = pd.read_csv(tmp_path / "results" / f"{NAME}_choice.csv")
+    rows = pd.read_csv(tmp_path / "results" / f"proximal_choice_{NAME}.csv")
     assert set(rows["images"]) == {"held out"}
     chosen = rows.set_index(["family", "criterion"])
     assert {"accuracy", "likelihood", "none: fixed", "most on test"} <= set(rows["criterion"])
@@ -270,14 +270,14 @@ def test_held_out_rows_choose_and_all_test_images_report(tmp_path: Path) -> None
     assert (chosen["all"] <= chosen.loc[(slice(None), "most on test"), "all"].max() + 1e-9).all()
     assert chosen.loc[(STAGE1, "accuracy"), "to_stage1"] == 0
     assert rows.loc[rows["criterion"] == "most on test", "to_stopped"].notna().all()
-    markdown = (tmp_path / "results" / f"{NAME}_choice.md").read_text()
+    markdown = (tmp_path / "results" / f"proximal_choice_{NAME}.md").read_text()
     assert "Chosen on: held out" in markdown and "halves" not in markdown.split("Accuracy and likelihood")[0]
 
 
 @pytest.mark.usefixtures("small")
 def test_without_held_out_rows_halves_of_the_test_images_choose(tmp_path: Path) -> None:
     assert view(tmp_path, "choice").status == 0
-    rows = pd.read_csv(tmp_path / "results" / f"{NAME}_choice.csv")
+    rows = pd.read_csv(tmp_path / "results" / f"proximal_choice_{NAME}.csv")
     assert set(rows["images"]) == {"halves, all classes alike", "halves, long-tailed"}
     fixed = rows[rows["criterion"] == "none: fixed"].groupby("family")["all"].nunique()
     assert (fixed == 1).all()  # what nothing chooses does not depend on the draws
@@ -287,16 +287,16 @@ def test_without_held_out_rows_halves_of_the_test_images_choose(tmp_path: Path) 
 def test_parts_have_a_row_a_lambda_and_the_best_of_each_in_their_tables(tmp_path: Path) -> None:
     outcome = view(tmp_path, "parts")
     assert outcome.status == 0, outcome.err
-    rows = pd.read_csv(tmp_path / "results" / f"{NAME}_parts.csv")
+    rows = pd.read_csv(tmp_path / "results" / f"proximal_parts_{NAME}.csv")
     anchored = rows[rows["group"] == "anchored"]
     assert (anchored.groupby("kind").size() == 2).all() and "LOS on augmented views" not in set(rows["kind"])
     commands = anchored.set_index("kind")["command"]
     assert "--distance fisher" in commands["LOS, Fisher distance"].iloc[0]
     assert {"stage 1", "LOS, path, average 0.99", "tau-norm, centred, tau 1"} <= set(rows["kind"])
     best = anchored.groupby("kind")["last_plain_all"].max()
-    markdown = (tmp_path / "results" / f"{NAME}_parts.md").read_text()
+    markdown = (tmp_path / "results" / f"proximal_parts_{NAME}.md").read_text()
     assert "| LOS, class-weighted | " in markdown and f"| {best['LOS, class-weighted']:.1f} |" in markdown
-    claims = pd.read_csv(tmp_path / "results" / f"{NAME}_parts_intervals.csv")
+    claims = pd.read_csv(tmp_path / "results" / f"proximal_parts_{NAME}_intervals.csv")
     assert set(claims["reference"].dropna()) >= {"LOS, s 0.98"}
 
 
@@ -308,13 +308,13 @@ def test_the_path_and_the_sensitivity_have_their_rows(tmp_path: Path, monkeypatc
     monkeypatch.setattr(tables.proximal.sensitivity, "ANCHOR", 0.05)
     outcome = view(tmp_path, "path", False, "--view", "path", "sensitivity")
     assert outcome.status == 0, outcome.err
-    rows = pd.read_csv(tmp_path / "results" / f"{NAME}_path.csv")
+    rows = pd.read_csv(tmp_path / "results" / f"proximal_path_{NAME}.csv")
     assert set(rows["match"]) == {"same distance", "same LoMa", "lambda = 1 / t"}
     same = rows[rows["match"] == "same distance"]
     np.testing.assert_allclose(same["proximal_distance"], same["path_distance"], rtol=0.1)  # decades apart
     np.testing.assert_allclose(rows["difference"], rows["proximal_all"] - rows["path_all"], atol=1e-4)
     assert (rows["difference_low"] <= rows["difference"]).all() and (rows["cosine"] <= 1 + 1e-9).all()
-    table = pd.read_csv(tmp_path / "results" / f"{NAME}_sensitivity.csv")
+    table = pd.read_csv(tmp_path / "results" / f"proximal_sensitivity_{NAME}.csv")
     proximal = table[(table["kind"] == "scale") & (table["method"] == "proximal_los")]
     assert (proximal.groupby("number")["all"].nunique() == 1).all()
     assert table[table["kind"] == "solver"]["number"].tolist() == list(SOLVERS)

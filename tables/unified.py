@@ -115,8 +115,7 @@ def find_choices(
     What was chosen on other splits or other data, or for another batch size or other views, is not used; a new
     selection replaces it.
     """
-    data = data_of(context)
-    path = selection_path(request, name, data)
+    path = selection_path(request, name, data_of(context))
     settings = context.command.settings
     conditions = f"views {settings.views}, batch_size {settings.batch_size}, momentum {settings.momentum:g}"
     known = read_selection(path)
@@ -131,42 +130,56 @@ def find_choices(
         known = None
     if request.select:
         known = None if known is None else without_earlier_forms(path, known, list(RECIPES))
-        if settings.features is not None and len(context.data.holdout) == 0:
-            contexts = fold_contexts(context)
-        else:
-            contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
-        for split in contexts:
-            refuse_other_recipe(split, context)
-        splits = " ".join(split.checkpoint.identity for split in contexts)
-        if known is not None and known["splits_sha256"].iloc[0] != splits:
-            tell(f"{path} was chosen on other splits: choosing again")
-            known = None
-        missing = [method for method in methods if known is None or method not in set(known["method"])]
-        if missing:
-            shared = [shared_flags(method, context.data.name) for method in missing]
-            started = time.perf_counter()
-            trials = select(missing, shared, contexts)
-            made: dict[str, Any] = {
-                "conditions": conditions,
-                "data_sha256": data,
-                "splits_sha256": splits,
-                "data": json.dumps(selection_data(context)),
-                "command": request.command,
-                "device": device_name(context.trainer.execution.device),
-                "git_revision": git_revision(),
-                "seconds_of_all": round(time.perf_counter() - started),
-            }
-            for column, value in made.items():  # of all trials alike: said once, in the first row
-                trials[column] = [value] + [None] * (len(trials) - 1)
-            trials["form"] = trials["method"].map(lambda method: form_of(method.removeprefix("shared budget: ")))
-            known = trials if known is None else pd.concat([known, trials])
-            write_text(path, csv_text(known, "%.6g"))
-            tell(f"written to {path}")
+        known = choose_missing(request, path, methods, context, known, conditions)
     known = None if known is None else without_earlier_forms(path, known, methods)
     if known is None:
         tell("no selection yet: --select chooses each method's numbers on held-out images")
         return None
     tell(f"numbers chosen on held-out images: {path}")
+    return known
+
+
+def choose_missing(
+    request: Request,
+    path: Path,
+    methods: Sequence[str],
+    context: TableContext,
+    known: pd.DataFrame | None,
+    conditions: str,
+) -> pd.DataFrame | None:
+    """Return the trials with those of the methods that `known` ones lack, chosen now and written to `path`."""
+    if context.command.settings.features is not None and len(context.data.holdout) == 0:
+        contexts = fold_contexts(context)
+    else:
+        contexts = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
+    for split in contexts:
+        refuse_other_recipe(split, context)
+    splits = " ".join(split.checkpoint.identity for split in contexts)
+    if known is not None and known["splits_sha256"].iloc[0] != splits:
+        tell(f"{path} was chosen on other splits: choosing again")
+        known = None
+    missing = [method for method in methods if known is None or method not in set(known["method"])]
+    if not missing:
+        return known
+    shared = [shared_flags(method, context.data.name) for method in missing]
+    started = time.perf_counter()
+    trials = select(missing, shared, contexts)
+    made: dict[str, Any] = {
+        "conditions": conditions,
+        "data_sha256": data_of(context),
+        "splits_sha256": splits,
+        "data": json.dumps(selection_data(context)),
+        "command": request.command,
+        "device": device_name(context.trainer.execution.device),
+        "git_revision": git_revision(),
+        "seconds_of_all": round(time.perf_counter() - started),
+    }
+    for column, value in made.items():  # of all trials alike: said once, in the first row
+        trials[column] = [value] + [None] * (len(trials) - 1)
+    trials["form"] = trials["method"].map(lambda method: form_of(method.removeprefix("shared budget: ")))
+    known = trials if known is None else pd.concat([known, trials])
+    write_text(path, csv_text(known, "%.6g"))
+    tell(f"written to {path}")
     return known
 
 

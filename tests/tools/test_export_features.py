@@ -1,5 +1,6 @@
 """Files of features: what they hold, that stage 2 and the tables on them are those on the run, and what is refused."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -247,7 +248,8 @@ def test_the_unified_table_takes_files_of_features(source: Path, tmp_path: Path)
         "--holdout_pth",
         *splits,
     )
-    name = f"unified_{EXPERIMENT}w4_epochs1_holdout0.2_viewsplain"
+    settings = hashlib.sha256(b"epochs1_holdout0.2_viewsplain").hexdigest()[:8]  # in words they would be too long
+    name = f"unified_{EXPERIMENT}w4_{settings}"
     rows = pd.read_csv(tmp_path / "results" / f"{name}_ce-los-tau_norm.csv")
     assert rows["last_plain_all"].notna().all() and set(rows["budget"]) == {"shared", "selected"}
     choices = pd.read_csv(tmp_path / "results" / f"{name}_selection.csv")

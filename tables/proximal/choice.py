@@ -198,7 +198,7 @@ def choices_of(context: TableContext, splits: Sequence[TableContext]) -> list[di
 
 
 def make_table(request: Request) -> None:
-    """Write `results/proximal_<experiment>_choice.*`."""
+    """Write `results/proximal_choice_<experiment>.*`."""
     if len(request.seeds) > 1:
         raise UserError("the view choice is of one stage 1: give one seed")
     for ratio in request.ratios():
@@ -215,8 +215,7 @@ def make_table(request: Request) -> None:
             shown[f"Chosen on: {images}"] = accuracies(rows)
             for name, words in REFERENCES.items():
                 shown[f"Accuracy, difference to {words} in points, chosen on: {images}"] = differences(rows, name)
-        name = file_name("proximal_choice", context)
-        write_results(request, name, table, shown, {"": draw(table)}, NOTES)
+        write_results(request, file_name("proximal_choice", context), table, shown, {"": draw(table)}, NOTES)
 
 
 REFERENCES = {"stage1": "stage 1", "published": "published LOS", "stopped": "LOS stopped by the same criterion"}

@@ -62,7 +62,7 @@ BOUND = "The lambda of each line is the best of its grid on the test images: an 
 
 
 def make_table(request: Request) -> None:
-    """Write `results/proximal_<experiment>_parts.*`."""
+    """Write `results/proximal_parts_<experiment>.*`."""
     for ratio in request.ratios():
         measured: list[Measured] = []
         for seed in request.seeds:

@@ -44,7 +44,7 @@ DISTANCE, LOMA, TIME = "same distance", "same LoMa", "lambda = 1 / t"
 
 
 def make_table(request: Request) -> None:
-    """Write `results/proximal_<experiment>_path.*`: a pair of rows a point, of the path and of proximal LOS."""
+    """Write `results/proximal_path_<experiment>.*`: a pair of rows a point, of the path and of proximal LOS."""
     for ratio in request.ratios():
         rows: list[dict[str, Any]] = []
         for seed in request.seeds:

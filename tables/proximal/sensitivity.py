@@ -33,7 +33,7 @@ SHOWN = (*GROUPS, "harmonic")
 
 
 def make_table(request: Request) -> None:
-    """Write `results/proximal_<experiment>_sensitivity.*`."""
+    """Write `results/proximal_sensitivity_<experiment>.*`."""
     for ratio in request.ratios():
         rows: list[dict[str, Any]] = []
         for seed in request.seeds:

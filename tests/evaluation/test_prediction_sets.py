@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.prediction_sets.kinds import KINDS
 from evaluation.prediction_sets.record import is_sound, measure_held_out, pack_held_out, unpack_held_out
 from evaluation.prediction_sets.report import in_sets, sets_report, sets_text
-from evaluation.prediction_sets.kinds import KINDS
 from evaluation.prediction_sets.thresholds import (
     WEIGHT,
     class_thresholds,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from api.arrays import InputError
 from datasets.names import SAMPLERS
-from engine.feature_scale import REFERENCE_NORM
+from engine.feature_scale import REFERENCE_NORM, mean_squared_norm
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from losses.los import TARGETS, optimal_gap, smoothing_for_gap
 from methods.linear_probe import fit_probe
@@ -22,11 +22,10 @@ from methods.offsets import HeldOut
 from methods.plan import Plan, resolve_smoothing, resolve_target
 from methods.recipes import find_recipe, resolve_parameters
 from models.heads import FROZEN_WEIGHT
+from settings.presets import ANY_SCALE_METHODS
 from utils.device import Execution
 from utils.parameters import Range
 from utils.schedules import SCHEDULES
-
-BLOCK = 8192  # rows whose squares are added up together
 
 # What `parameters` may have beside the method's own hyper-parameters: numbers of a plan, those of batches with their
 # defaults.
@@ -122,15 +121,12 @@ class ScaledHead(nn.Module):
 
 
 def feature_scale(features: Tensor) -> float:
-    """Return what features (N, d) are multiplied by for a mean squared norm of `REFERENCE_NORM`; 1 for zeros.
-
-    Their squares are added up in double precision.
-    """
-    total = sum(float(part.double().square().sum()) for part in features.split(BLOCK))
-    scale = (REFERENCE_NORM * len(features) / total) ** 0.5 if total > 0 else 1.0
+    """Return what features (N, d) are multiplied by for a mean squared norm of `REFERENCE_NORM`; 1 for zeros."""
+    norm = mean_squared_norm(features)
+    scale = (REFERENCE_NORM / norm) ** 0.5 if norm > 0 else 1.0
     largest = float(torch.finfo(torch.float32).max)
     if not 1 / largest < scale < largest:
-        raise InputError(f"X has a mean squared norm of {total / len(features):g}: bring its numbers nearer to 1")
+        raise InputError(f"X has a mean squared norm of {norm:g}: bring its numbers nearer to 1")
     return scale
 
 
@@ -161,7 +157,8 @@ def default_smoothing(method: str, num_classes: int) -> float | None:
 def make_plan(method: str, num_classes: int, given: Mapping[str, Any]) -> Plan:
     """Return the plan of a method with the numbers `given` in place of its own.
 
-    These are `OF_TRAINING`, `label_smooth`, and the method's own hyper-parameters; None stands for the method's value.
+    These are `OF_TRAINING`, `label_smooth`, and the method's own hyper-parameters; None stands for the method's value
+    for features of any scale, as on the command line.
     Raises UserError for a number that the method does not have, or that cannot be.
     """
     recipe = find_recipe(method)
@@ -189,7 +186,7 @@ def make_plan(method: str, num_classes: int, given: Mapping[str, Any]) -> Plan:
         sampler=steps.get("sampler", recipe.sampler),
         max_norm=max_norm,
         reinit=reinit,
-        parameters=resolve_parameters(method, known),
+        parameters=resolve_parameters(method, {**ANY_SCALE_METHODS.get(method, {}), **known}),
         schedule=steps.get("schedule", recipe.schedule),
         ema=steps.get("ema"),
     )

@@ -7,14 +7,17 @@ from typing import Any
 
 import pandas as pd
 
+from utils.text import counted
+
 HELD_OUT = "held-out images"
 
 
 def closing_lines(flags: Sequence[str], measured: Sequence[dict[str, Any]], choices: pd.DataFrame | None) -> str:
     """Return which row won and the line that runs it; before it, the winner's place beside stage 1 where that is below.
 
-    `flags` are those by which stage 2 names its stage 1. Chosen numbers are judged by what chose them, other rows by
-    held-out images or, where there are none, by the test images, which is said.
+    `flags` are those by which stage 2 names its stage 1. Rows that are as good as the winner are counted. Chosen numbers
+    are judged by what chose them, other rows by held-out images or, where there are none, by the test images, which is
+    said.
     """
     scores, stage1, words = of_choices(choices)
     if not scores:
@@ -28,7 +31,10 @@ def closing_lines(flags: Sequence[str], measured: Sequence[dict[str, Any]], choi
             f"warning: on {words} no method reaches stage 1: class-balanced accuracy {stage1:.1f} there, "
             f"{scores[winner]:.1f} the best; keep the classifier of stage 1"
         )
-    lines.append(f"best on {words}: {shlex.split(winner)[1]}, class-balanced accuracy {scores[winner]:.1f}. To run it:")
+    others = sum(score == scores[winner] for score in scores.values()) - 1
+    ties = f" ({counted(others, 'more row is', 'more rows are')} as good there)" if others else ""
+    name = shlex.split(winner)[1]
+    lines.append(f"best on {words}: {name}, class-balanced accuracy {scores[winner]:.1f}{ties}. To run it:")
     lines.append(f"    python main_stage2.py {shlex.join([*flags, *shlex.split(winner)])}")
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ from losses.los import optimal_gap, rest_target, torch_target
 from methods.linear_probe import fit_probe
 from methods.plan import compute_head, start_head, visiting_order
 from methods.recipes import RECIPES
+from settings.presets import ANY_SCALE_METHODS
 from tests.api.arrays import COUNTS, HELD_OUT, TEST, TRAIN, WIDTH
 from utils.errors import DivergedError, UserError
 
@@ -89,8 +90,15 @@ def test_every_method_gives_probabilities(method: str) -> None:
     probabilities = classifier.predict_proba(TEST[0])
     assert probabilities.shape == (80, 4) and probabilities.dtype == np.float64 and np.isfinite(probabilities).all()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    if method not in ("tau_norm", "l2_norm"):  # whose published numbers are for features that stage 1 has tuned
-        assert classifier.score(*TEST) > 0.3, "chance is 0.25"
+    assert classifier.score(*TEST) > 0.3, "chance is 0.25"
+
+
+def test_the_numbers_of_a_method_are_those_for_features_of_any_scale() -> None:
+    assert ANY_SCALE_METHODS
+    for method, numbers in ANY_SCALE_METHODS.items():
+        assert dict(RetrainedClassifier(method)._plan(4)[0].parameters).items() >= numbers.items()
+    own = RetrainedClassifier("tau_norm", parameters={"tau": 0.5})._plan(4)[0].parameters
+    assert (own["tau"], own["norm_bias"]) == (0.5, "centre")
 
 
 def test_labels_of_any_kind_are_given_back() -> None:

@@ -62,6 +62,9 @@ def test_the_last_lines_name_the_winner_and_run_it() -> None:
     assert lines[0].startswith("best on held-out images: los, class-balanced accuracy 50.0")
     assert lines[1].strip() == "python main_stage2.py --features 'my file.npz' --method los --tau 1"
     assert "test images" in closing_lines([], [measured("--method ce", 40, False)], None)
+    tied = [measured(f"--method {name}", score, True) for name, score in (("ce", 50), ("los", 50), ("ncm", 40))]
+    assert "ce, class-balanced accuracy 50.0 (1 more row is as good" in closing_lines([], tied, None)
+    assert "as good" not in "".join(lines)
     assert closing_lines([], [{"label": {"flags": "--method ce"}, "metrics": None}], None) == ""
 
 

@@ -10,7 +10,7 @@ from evaluation.shown_tables import Line, logits_cells, report_tables
 from losses.los import optimal_gap, torch_target
 from tables.claims import claims_of, with_ends
 from tables.request import Request, write_results
-from tables.rows import Measured, Row, file_name, measure_rows, open_context
+from tables.rows import Measured, Row, file_name, measure_seeds
 from utils.errors import UserError
 
 SMOOTHINGS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
@@ -21,11 +21,7 @@ def make_table(request: Request) -> None:
     """Write `results/delta_<experiment>.*`."""
     rows = [Row({"smoothing": s}, ("--method", "los", "--label_smooth", f"{s:g}")) for s in SMOOTHINGS]
     for ratio in request.ratios():
-        measured: list[Measured] = []
-        for seed in request.seeds:
-            flags = request.starting_point(seed, **ratio)
-            context = open_context(flags, __doc__ or "")
-            measured += measure_rows(context, flags, rows)
+        context, measured = measure_seeds(request, ratio, __doc__ or "", lambda _: rows)
         failed = [
             f"s = {row['label']['smoothing']:g}, seed {row['config']['settings']['seed']}: {row['failure']}."
             for row in measured

@@ -7,7 +7,7 @@ kept under `<out>/tables/`, keyed by everything that they depend on, so a table 
 import contextlib
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from settings.stage2_plan import plan_of
 from stages.checkpoints import adopt_checkpoint
 from stages.session import load_model, settle_execution
 from stages.start import find_start
-from tables.request import FileName
+from tables.request import FileName, Request
 from utils.errors import DivergedError, UserError
 from utils.files import make_folder, read_json, write_json
 from utils.outside import within
@@ -149,6 +149,21 @@ class Row:
 
 
 Measured = dict[str, Any]
+
+
+def measure_seeds(
+    request: Request, ratio: dict[str, float], about: str, rows_of: Callable[[TableContext], Sequence[Row]]
+) -> tuple[TableContext, list[Measured]]:
+    """Return what `measure_rows` does of the rows on every stage 1 that was asked for, and the last of these.
+
+    `ratio` is the imbalance factor as a flag, `about` what the table's command says of itself.
+    """
+    measured: list[Measured] = []
+    for seed in request.seeds:
+        flags = request.starting_point(seed, **ratio)
+        context = open_context(flags, about)
+        measured += measure_rows(context, flags, rows_of(context))
+    return context, measured
 
 
 def measure_rows(

@@ -15,7 +15,7 @@ HELD_OUT = "held-out images"
 def closing_lines(flags: Sequence[str], measured: Sequence[dict[str, Any]], choices: pd.DataFrame | None) -> str:
     """Return which row won and the line that runs it; before it, the winner's place beside stage 1 where that is below.
 
-    `flags` are those by which stage 2 names its stage 1. Rows that are as good as the winner are counted. Chosen numbers
+    `flags` are those by which stage 2 names its stage 1. Rows as good as the winner are counted. Chosen numbers
     are judged by what chose them, other rows by held-out images or, where there are none, by the test images, which is
     said.
     """

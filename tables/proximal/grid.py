@@ -15,7 +15,7 @@ from evaluation.run_rows import GROUPS, csv_row, refuse_mixed
 from evaluation.shown_tables import Line, report_tables
 from tables.claims import last_plain, with_ends
 from tables.request import Request, write_results
-from tables.rows import Measured, Row, file_name, measure_rows, open_context
+from tables.rows import Measured, Row, file_name, measure_seeds
 from utils.errors import UserError
 
 ANCHORS = tuple(float(f"{value:.2g}") for value in np.logspace(-4.5, 1, 12))
@@ -28,11 +28,7 @@ def make_table(request: Request) -> None:
     """Write `results/proximal_<experiment>.*`."""
     rows = [Row(dict(zip(LABEL, label, strict=True)), flags) for label, flags in grid()]
     for ratio in request.ratios():
-        measured: list[Measured] = []
-        for seed in request.seeds:
-            flags = request.starting_point(seed, **ratio)
-            context = open_context(flags, __doc__ or "")
-            measured += measure_rows(context, flags, rows)
+        context, measured = measure_seeds(request, ratio, __doc__ or "", lambda _: rows)
         table, found, failed = rows_found(measured)
         table = with_ends(table, [row["metrics"] for row in found])
         by_row = table.groupby(LABEL, sort=False, dropna=False)

@@ -17,7 +17,7 @@ from evaluation.shown_tables import Line
 from tables.proximal.grid import compared, rows_found
 from tables.proximal.shared import PROXIMAL
 from tables.request import Request, write_results
-from tables.rows import Measured, Row, TableContext, file_name, measure_rows, open_context
+from tables.rows import Row, TableContext, file_name, measure_seeds
 from tables.selection import Flags
 
 USUAL = tuple(float(f"{value:.2g}") for value in np.logspace(-3.5, -1, 6))
@@ -64,11 +64,7 @@ BOUND = "The lambda of each line is the best of its grid on the test images: an 
 def make_table(request: Request) -> None:
     """Write `results/proximal_parts_<experiment>.*`."""
     for ratio in request.ratios():
-        measured: list[Measured] = []
-        for seed in request.seeds:
-            flags = request.starting_point(seed, **ratio)
-            context = open_context(flags, __doc__ or "")
-            measured += measure_rows(context, flags, rows_of(context))
+        context, measured = measure_seeds(request, ratio, __doc__ or "", rows_of)
         table, found, failed = rows_found(measured)
         best = best_lines(table)
         with_anchor = [line for line in best if line.runs["group"].iloc[0] == ANCHOR]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import tables.delta
+import tables.rows
 import tables.path
 import tables.runs
 import tables.unified
@@ -109,13 +110,13 @@ def test_delta_without_smoothing_is_cross_entropy(out: Path) -> None:
 
 def test_delta_says_what_diverged(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables.delta, "SMOOTHINGS", (0.5, 0.98))
-    measure = tables.delta.measure_rows
+    measure = tables.rows.measure_rows
 
     def last_diverging(*given: Any) -> list[Measured]:
         *rows, last = measure(*given)
         return [*rows, {**last, "metrics": None, "failure": "diverged at step 1 of epoch 1"}]
 
-    monkeypatch.setattr(tables.delta, "measure_rows", last_diverging)
+    monkeypatch.setattr(tables.rows, "measure_rows", last_diverging)
     outcome = make(out, "delta", plots=True)
     path = out / "results" / f"delta_{NAME}.csv"
     assert pd.read_csv(path)["smoothing"].tolist() == [0.5]

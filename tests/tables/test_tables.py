@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import tables.delta
-import tables.rows
 import tables.path
+import tables.rows
 import tables.runs
 import tables.unified
 from methods.recipes import RECIPES

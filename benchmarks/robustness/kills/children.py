@@ -113,7 +113,7 @@ def temporaries(folder: Path) -> list[Path]:
 
 def printed_epoch(folder: Path) -> int:
     """Return the last epoch whose line a child has printed, 0 for none."""
-    lines = re.findall(r"(?m)^epoch +(\d+)/\d+  .*$", (folder / "out").read_text(errors="replace"))
+    lines = re.findall(r"(?m)^epoch +(\d+)/\d+ .* to go$", (folder / "out").read_text(errors="replace"))
     return int(lines[-1]) if lines else 0
 
 

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from models import NETWORKS, build_model
+from models.resnet import NarrowProjection
 from utils.errors import UserError
 
 
@@ -154,3 +155,20 @@ def test_errors() -> None:
     for num_classes, width in ((0, 64), (10, 0), (-3, None)):
         with pytest.raises(UserError, match="at least one"):
             build_model("resnet18", num_classes, width=width)
+
+
+@pytest.mark.parametrize(("width", "narrow"), [(8, 1), (12, 1), (16, 0), (3, 3)])
+def test_no_strided_projection_is_narrow(width: int, narrow: int) -> None:
+    """The gradient of one has ended processes on CPUs."""
+    model = build_model("resnet18", 5, width=width)
+    strided = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)]
+    assert len(strided) == 3
+    assert [isinstance(layer, NarrowProjection) for layer in strided] == [True] * narrow + [False] * (3 - narrow)
+
+
+def test_a_narrow_projection_is_the_strided_convolution() -> None:
+    layer = NarrowProjection(3, 5, kernel_size=1, stride=2, bias=False).double()
+    images = torch.randn(4, 3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.einsum("oc,bchw->bohw", layer.weight[:, :, 0, 0], images[:, :, ::2, ::2])
+    torch.testing.assert_close(layer(images), expected)
+    assert layer(images).shape == (4, 5, 4, 4)

@@ -24,6 +24,7 @@ import main_stage2
 from benchmarks.children import answer_of
 from benchmarks.costs import memory, reset_peak
 from benchmarks.speed.baseline_loop import STAGE2_LR, BaselineLoop
+from benchmarks.speed.peer_loops import PeerTask, run_peer
 from datasets.long_tail import LongTailedData
 from models import build_model
 from runs.checkpoint import load_checkpoint, load_weights
@@ -113,6 +114,7 @@ def ours(script: str, argv: list[str], folder: str | None = None) -> dict[str, A
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "baseline": lambda **arguments: baseline(BaselineTask(**arguments)),
     "ours": ours,
+    "peer": lambda **arguments: run_peer(PeerTask(**arguments)),
 }
 
 

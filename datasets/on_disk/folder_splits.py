@@ -43,31 +43,44 @@ def split_of(name: str) -> str | None:
 def find_splits(root: Path, left_out: LeftOut) -> dict[str, str]:
     """Return the names of the folders of `root` that hold the splits "train", "val" and "test", where they are there.
 
-    Raises UserError where two fit one split. Other folders beside a split for training are counted as left out.
+    A class can be called so too, as one of CIFAR-100 is "train": where other folders lie beside them, and all that fit
+    hold images and no folders, there is no split. Raises UserError where two fit one split. Other folders beside a
+    split for training are counted as left out.
     """
-    found: dict[str, str] = {}
+    named: list[tuple[str, str]] = []
     others, loose = [], []
     for entry in scan(root):
         name = entry.name
         if litter_reason(name) is not None:
             continue
         split = split_of(name) if is_folder(entry) else None
+        if split is not None:
+            named.append((split, name))
+        elif is_folder(entry):
+            others.append(name)
+        elif is_image_name(name):
+            loose.append(name)
+    if others and all(is_class(root / name) for _, name in named):
+        return {}
+    found: dict[str, str] = {}
+    for split, name in named:
         if split in found:
             raise UserError(
                 f"{root}: the folders '{shown(found[split])}' and '{shown(name)}' both look like the {split} split; "
                 "rename or move one"
             )
-        if split is not None:
-            found[split] = name
-        elif is_folder(entry):
-            others.append(name)
-        elif is_image_name(name):
-            loose.append(name)
+        found[split] = name
     if "train" in found:
         for reason, names in ((UNUSED, others), (LOOSE, loose)):
             for name in names:
                 left_out.add(reason, name)
     return found
+
+
+def is_class(folder: Path) -> bool:
+    """Tell whether a folder holds images and no folders, as that of a class does."""
+    entries = [entry for entry in scan(folder) if litter_reason(entry.name) is None]
+    return not any(map(is_folder, entries)) and any(is_image_name(entry.name) for entry in entries)
 
 
 def no_training_folder(root: Path) -> UserError:
@@ -76,7 +89,7 @@ def no_training_folder(root: Path) -> UserError:
     found = ", ".join(f"'{shown(name)}'" for name in names[:FOUND]) + (", ..." if len(names) > FOUND else "")
     wanted = ", ".join(SPLIT_NAMES["train"][:2])
     hint = "name the folder that holds the splits with --data_dir"
-    if len(names) > 1 and not any(map(split_of, names)):
+    if len(names) > 1 and not find_splits(root, LeftOut()):
         hint = "where each of these folders is a class, --test_share 0.2 splits their images"
     return UserError(
         f"{root} has no folder of training images ({wanted}, ... in any case): found {found or 'no folders'}; {hint}"

@@ -221,6 +221,20 @@ def test_what_fits_no_split_is_said(tmp_path: Path) -> None:
     assert find_splits(tmp_path / "half", LeftOut()) == {"test": "test"}
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """As one of CIFAR-100's is; a folder of that name that holds class folders is the split all the same."""
+    root = tmp_path / "classes"
+    touch(*(root / name / f"{i}.png" for name in ("bus", "train", "training", "valid") for i in range(5)))
+    assert "--test_share 0.2" in refusal(root)
+    data = load(root, Profile(imb_ratio=None, test_share=0.2))
+    assert data.class_names == ["bus", "train", "training", "valid"] and data.class_counts.tolist() == [4] * 4
+    assert find_splits(flowers(tmp_path / "split", "train", "test"), LeftOut()) == {"train": "train", "test": "test"}
+    touch(tmp_path / "split" / "bus" / "0.png")
+    assert find_splits(tmp_path / "split", LeftOut()) == {"train": "train", "test": "test"}
+    touch(tmp_path / "loose" / "train" / "0.png")
+    assert find_splits(tmp_path / "loose", LeftOut()) == {"train": "train"}
+
+
 def test_a_share_of_each_class_is_tested_on(tmp_path: Path) -> None:
     root = flowers(tmp_path / "flowers", "")
     touch(root / "aster/only.jpg", root / "lily/1.jpg", root / "lily/2.jpg")

@@ -101,8 +101,8 @@ def ours(script: str, argv: list[str], folder: str | None = None) -> dict[str, A
         metrics = main_stage2.main(argv)
         (made,) = set(out.rglob("metrics.json")) - before
         run = made.parent
-    log = pd.read_csv(run / "log.csv")
     columns = ["seconds", "images_per_second", "evaluation_seconds"]
+    log = pd.read_csv(run / "log.csv") if (run / "log.csv").is_file() else pd.DataFrame(columns=columns)
     return {
         "folder": str(run),
         "log": {name: log[name].tolist() for name in columns},

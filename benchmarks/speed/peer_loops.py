@@ -148,7 +148,7 @@ def lightning_loop(task: PeerTask) -> dict[str, Any]:
     model = network_of(task, len(loader.dataset.classes))  # type: ignore[attr-defined]
     seconds: list[float] = []
 
-    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+    class Module(lightning.LightningModule):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -184,9 +184,9 @@ def lightning_loop(task: PeerTask) -> dict[str, Any]:
 
 def read_features(path: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return training features and labels, test features and labels of a file that `--features` reads."""
-    _, tensors = read_safetensors(Path(path))
-    names = ("train_features", "train_labels", "test_features", "test_labels")
-    return tuple(tensors[name].float() if "features" in name else tensors[name].long() for name in names)  # type: ignore[return-value]
+    tensors = read_safetensors(Path(path))[1]
+    train, test = (tensors[f"{part}_features"].float() for part in ("train", "test"))
+    return train, tensors["train_labels"].long(), test, tensors["test_labels"].long()
 
 
 def scikit_learn(task: PeerTask) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def dino_linear(task: PeerTask) -> dict[str, Any]:
     train, labels, test, expected = read_features(task.source)
     classes = int(labels.max()) + 1
     started = time.perf_counter()
-    heads = nn.ModuleList(nn.Linear(train.shape[1], classes) for _ in DINO_RATES)
+    heads = [nn.Linear(train.shape[1], classes) for _ in DINO_RATES]
     for head in heads:
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)

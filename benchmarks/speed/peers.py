@@ -71,13 +71,14 @@ def epoch_of(side: Side, trees: Path, epochs: int) -> dict[str, float]:
 
 def fastest_setting(name: str, trees: Path, epochs: int, loaders: Sequence[int]) -> tuple[Side, list[dict[str, Any]]]:
     """Return the fastest setting of a side, and a row for each that was tried."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for bf16 in (False, True) if has_bf16_units() else (False,):
         for workers in loaders:
             side = Side(name, workers, bf16)
             rows.append({"what": "sweep", "side": name, "setting": str(side), **epoch_of(side, trees, epochs)})
             print(f"{side}: {rows[-1]['seconds']:.3g} s", flush=True)
-    best = min(range(len(rows)), key=lambda row: float(rows[row]["seconds"]))
+    seconds = [row["seconds"] for row in rows]
+    best = seconds.index(min(seconds))
     return Side(name, loaders[best % len(loaders)], best >= len(loaders)), rows
 
 

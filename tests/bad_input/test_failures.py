@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,7 @@ def test_what_was_held_when_memory_ran_out(runs: Path, monkeypatch: pytest.Monke
         "runs.weights.reading.sha256_of": "the checkpoint ",
         "stages.session.build_model": "MemoryError",
     }.items():
+        shutil.rmtree(runs / "features", ignore_errors=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, exhausted)
             message = refused(*line)

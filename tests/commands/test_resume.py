@@ -18,7 +18,7 @@ from tests.helpers import Outcome, assert_same_run, contents, folder_of, read, r
 
 EPOCHS = 3
 VARIANTS: dict[str, tuple[str, tuple[object, ...], str]] = {
-    "stage 1": ("main_stage1", ("--epochs", EPOCHS), "stage1_epochs3_width4"),
+    "stage 1": ("main_stage1", ("--epochs", EPOCHS, "--eval_every", 1), "stage1_epochs3_width4"),
     "mixup": ("main_stage1", ("--epochs", EPOCHS, "--mixup", 0.4), "stage1_epochs3_width4_mixup0.4"),
     "holdout": (
         "main_stage1",

@@ -76,7 +76,7 @@ def stage1(out: Path, *arguments: object, plots: bool = False) -> Outcome:
     """Train the smallest stage 1 there is: two epochs on the digits, each evaluated, unless the arguments say
     otherwise."""
     epochs = () if "--epochs" in arguments else ("--epochs", 2)
-    often = () if "--eval_every" in arguments else ("--eval_every", 1)
+    often = () if {"--eval_every", "--resume", "--reuse"} & set(arguments) else ("--eval_every", 1)
     return succeed("main_stage1", "--dataset", "digits", "--out", out, *epochs, *often, *arguments, plots=plots)
 
 

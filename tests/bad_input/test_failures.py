@@ -104,7 +104,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
         save(path, content)
 
-    arguments = (*DIGITS, "--out", tmp_path, "--epochs", 3)
+    arguments = (*DIGITS, "--out", tmp_path, "--epochs", 3, "--eval_every", 1)
     monkeypatch.setattr(engine.saving, "save_checkpoint", fill)
     try:
         message = refused("main_stage1", *arguments, "--save_every", 0)

@@ -379,7 +379,7 @@ def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeyp
 
 def test_ctrl_c(start: Path, tmp_path: Path) -> None:
     """A process and a real signal: status 130, no traceback, and the last finished epoch can be gone on from."""
-    arguments = ["--dataset", "digits", "--width", 4, "--epochs", 5000, "--out", tmp_path / "runs"]
+    arguments = ["--dataset", "digits", "--width", 4, "--epochs", 5000, "--eval_every", 1, "--out", tmp_path / "runs"]
     child = Child(run_script("main_stage1", *arguments), out=tmp_path / "out")
     wait_for(tmp_path / "out", "epoch   3/")
     os.kill(child.pid, signal.SIGINT)

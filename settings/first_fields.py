@@ -194,7 +194,7 @@ class FirstFields:
     eval_every: int | None = option(
         None,
         Group.STAGE1,
-        "epochs between evaluations [1; stage 1 on a CPU: so that they take a tenth]",
+        "epochs between evaluations [1; on a CPU more]",
         TRAINING,
         facets=BOTH_STEPS,
         bounds=FROM_ONE,

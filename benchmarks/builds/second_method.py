@@ -41,8 +41,8 @@ def measure_round(stage1: Path, base: Path, earlier: bool) -> dict[str, float]:
         runs = list(Path(out).glob("*/seed0/stage2_lort*"))
         if len(runs) != 1:
             raise UserError(f"stage 2 of the {'earlier' if earlier else 'present'} build left no run on {stage1}")
-        words = ("evaluate.py", *SHARED, "--pretrained_pth", str(runs[0]))
-        seconds[REPORT] = seconds_of(Way(REPORT, words, earlier), base)
+        report = ("evaluate.py", *SHARED, "--pretrained_pth", str(runs[0]))
+        seconds[REPORT] = seconds_of(Way(REPORT, report, earlier), base)
     return seconds
 
 

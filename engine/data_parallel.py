@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.sync_batch_norm import synchronise_batch_norm
+from models.batch_norm.synchronised import synchronise_batch_norm
 from utils.device import Execution
 from utils.distributed import process_count, sum_over_processes
 

@@ -152,16 +152,17 @@ def fit(session: Session, training: Training, features_of: SplitFeatures) -> tup
 
     Returns what was measured, and the logits of the trained model, as far as they were computed.
     """
-    settings, epochs = session.settings, training.epochs
+    settings, epochs, every = session.settings, training.epochs, session.settings.eval_every
+    assert every is not None, "a session has settled it"
     history, done = resume(session, training)
     events = open_events(session.run, done) if settings.tensorboard and is_main() else None
-    pace = Pace(settings.eval_every, training.once)
+    pace = Pace(every, training.once)
     logits_of = SplitLogits(features_of, session.model.fc)
     with saving(session, done) as saver:
         for epoch in range(done, epochs):
             logits_of = SplitLogits(features_of, session.model.fc)  # lets go of the predictions of the epoch before
             row = train_one(session, training, history, epoch)
-            due = (epoch + 1) % settings.eval_every == 0 or epoch + 1 == epochs
+            due = (epoch + 1) % every == 0 or epoch + 1 == epochs
             logits_of = SplitLogits(features_of, session.model.fc)
             is_best = evaluate_epoch(session, history, logits_of, row, due)
             save_epoch(session, training, history, logits_of, is_best, saver)

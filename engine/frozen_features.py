@@ -1,56 +1,32 @@
 """Features of a frozen backbone: of every image as it is, and of the augmented views that stage 2 trains on."""
 
-import contextlib
-import hashlib
-import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.identity.content import CONTENT
 from datasets.image_source import ImageSource
 from datasets.on_disk.listed_split import ListedSplit
+from engine.cache.dependencies import backbone_sha256, split_dependencies
+from engine.cache.store import NOT_KEPT, FeatureStore
 from engine.epoch import predict, predict_blocks
 from evaluation.measure import Images, SplitFeatures
+from models.batch_norm.folded import folded_features
 from models.network import Network
-from runs.dependencies import differences, key_of
-from runs.run_record import dependencies
+from runs.checkpoint import Checkpoint
 from runs.session import LoadedModel
 from utils.device import Execution
-from utils.distributed import from_main, is_main, wait_for_all
+from utils.distributed import from_main
 from utils.errors import UserError, memory_for
-from utils.files import make_folder, read_json, write_atomically, write_json
-from utils.outside import plain_path, within
-from utils.text import tell
+from utils.outside import within
 
 # Added to the seed (below 2**32) for everything that stage 2 draws, so that it does not repeat the crops of stage 1.
 STAGE2_DRAWS = 1 << 32
 FETCHED = 8192  # rows
-STAT_THREADS = 16  # a network disk answers many at once
-
-
-@dataclass(frozen=True)
-class FeatureStore:
-    """Where features are kept: in files of `folder` (None: nowhere) named by what they depend on.
-
-    `depends` has that for each split (`split_dependencies`); it is written beside the features, so that it can be said
-    why others are computed. `mapped` features stay in these files, of which the system holds in memory what it has room
-    for.
-    """
-
-    folder: Path | None = None
-    depends: dict[str, dict[str, Any]] = field(default_factory=dict)
-    mapped: bool = False
-
-
-NOT_KEPT = FeatureStore()
+RUN_DEPTH = 3  # folders between the one of the runs and a checkpoint: data and network, seed, run
 
 
 class FrozenFeatures:
@@ -60,6 +36,8 @@ class FrozenFeatures:
     of fresh augmentation. `views` is `--views`: their number, "plain" for the images as they are instead, or "fresh"
     for a view that serves one epoch and is not kept. What was computed is kept in the `store` and read back. Of many
     processes each computes a part.
+
+    The network's backbone must stay as it was when features were first computed.
     """
 
     def __init__(
@@ -81,6 +59,7 @@ class FrozenFeatures:
         self._augmented: dict[int, Tensor] = {}
         self._seconds = 0.0
         self._seconds_of_view = 0.0
+        self._function: Callable[[Tensor], Tensor] | None = None
 
     def plain(self, split: str, mirrored: bool = False) -> Tensor:
         """Return the features of a split's images as they are, or mirrored."""
@@ -135,88 +114,79 @@ class FrozenFeatures:
     def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:
         """Compute features, or read them from the folder."""
         name = split + "_mirrored" * mirrored + (f"_seed{self.seed}_view{view}" if view is not None else "")
-        path = None
-        if self.store.folder is not None and keep:
-            depends = self.store.depends[split]
-            path = within(self.store.folder, self.store.folder / f"{name}_{key_of(depends)[:16]}.npy")
-            if from_main(path.exists()):
-                return self._read(path)
-            if is_main():
-                note_dependencies(path, name, depends)
-        blocks = predict_blocks(
-            self.model.eval().features,
-            self.images[split],
-            self.execution,
-            mirrored=mirrored,
-            view=None if view is None else (self.seed, view),
-            message=f"features of {name}",
-        )
-        if path is not None and self.store.mapped and len(self.images[split]):
-            write_blocks(path, blocks, len(self.images[split]))
-            wait_for_all()
-            return self._read(path)
-        held = f"features of {name}, one of {self.views} views: rows of {len(self.images[split])} images"
-        with memory_for(held, "--views or --width"):
-            features = torch.cat(list(blocks))
-        if path is not None and is_main():
-            make_folder(path.parent)
-            write_atomically(path, lambda file: np.save(file, features.cpu().numpy()))
-        return features
+        store, images = self.store if keep else NOT_KEPT, self.images[split]
+        features = store.find(split, name, len(images))
+        if features is None:
+            blocks = predict_blocks(
+                self._backbone,
+                images,
+                self.execution,
+                mirrored=mirrored,
+                view=None if view is None else (self.seed, view),
+                message=f"features of {name}",
+            )
+            held = f"features of {name}, one of {self.views} views: rows of {len(images)} images"
+            with memory_for(held, "--views or --width"):
+                features = store.join(split, name, blocks, len(images))
+        return features if store.mapped else features.to(self.execution.device)
 
-    def _read(self, path: Path) -> Tensor:
-        """Return stored features: as they lie in the file, or on the device."""
-        try:
-            with plain_path(path) as held:
-                stored = np.load(held, mmap_mode="c" if self.store.mapped else None, allow_pickle=False)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path}, which the first process wrote, is not here: --out must be a folder that all machines share"
-            ) from error
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged; delete it, and it is computed again") from error
-        features = torch.from_numpy(stored)
-        return features if self.store.mapped else features.to(self.execution.device)
+    def _backbone(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) to features (B, d); the backbone is made ready when the first of them come."""
+        if self._function is None:
+            self._function = evaluated_backbone(self.model, self.execution)
+        return self._function(pixels)
 
 
-def write_blocks(path: Path, blocks: Iterator[Tensor], count: int) -> None:
-    """Write blocks of rows (n, d), `count` rows in all, into one .npy file, as they come.
+def evaluated_backbone(model: Network, execution: Execution) -> Callable[[Tensor], Tensor]:
+    """Return what maps pixels (B, 3, H, W) to features (B, d) of a network that is trained no further.
 
-    Of many processes all must call it, since they compute the blocks together; the first one writes.
+    On a CPU in fp32 batch norm is folded: rounded to bf16, folded weights would be others, and what is compiled is
+    fused by the compiler.
     """
-
-    def write(file: IO[bytes]) -> None:
-        for number, block in enumerate(blocks):
-            rows = block.cpu().numpy()
-            if number == 0:
-                shape = (count, *rows.shape[1:])
-                descr = np.lib.format.dtype_to_descr(rows.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(rows).data)
-
-    if is_main():
-        make_folder(path.parent)
-        write_atomically(path, write)
-    else:
-        for _ in blocks:
-            pass
+    model.eval()
+    folds = execution.device.type == "cpu" and not execution.bf16 and not execution.compile
+    return folded_features(model) if folds else model.features
 
 
-def freeze(loaded: LoadedModel, *, seed: int, views: str, keep: bool = False) -> FrozenFeatures:
-    """Return the features of a loaded network; `keep` them in files for the next table.
+def freeze(loaded: LoadedModel, *, seed: int, views: str, in_memory: bool = False) -> FrozenFeatures:
+    """Return the features of a loaded network, which are kept in files for the next run, table or report on it.
 
-    `seed` draws the augmented `views`. Features of images on disk, which take long to compute again and may not fit
-    into memory, always are in files, and are used from there unless `keep` says that many heads will train on them at
-    once.
+    `seed` draws the augmented `views`. Features of images on disk, which may not fit into memory, are used from these
+    files, unless `in_memory` says that many heads will train on them at once.
     """
-    source = loaded.source
+    source, out = loaded.source, Path(loaded.settings.out)
     assert source is not None, "only a network that was trained is frozen"
-    on_disk = isinstance(loaded.data.train, ListedSplit)
-    kept = (keep or on_disk) and source.features is None
-    out = Path(loaded.settings.out)
-    folder = within(out, out / "features" / source.sha256[:16]) if kept else None
-    store = FeatureStore(folder, split_dependencies(loaded) if kept else {}, mapped=on_disk and not keep)
+    store = NOT_KEPT
+    if source.features is None:
+        backbone = backbone_sha256(loaded.model)
+        store = make_store(loaded, within(out, kept_in(out, backbone)), backbone)
+        store = replace(store, mapped=store.mapped and not in_memory)
     return FrozenFeatures(loaded.model, loaded.images, loaded.execution, seed, views, store)
+
+
+def reported_features(loaded: LoadedModel, checkpoint: Checkpoint, backbone: str) -> FrozenFeatures:
+    """Return the features of a network that has the weights of a checkpoint, with the sha256 `backbone`: those that a
+    stage 2 or a table has kept, where the command's runs are or where the checkpoint's own are, else computed.
+
+    Nothing is kept: a report writes only what it was asked for.
+    """
+    store = NOT_KEPT
+    if checkpoint.features is None:
+        places = [Path(loaded.settings.out), *checkpoint.path.absolute().parents[RUN_DEPTH : RUN_DEPTH + 1]]
+        folders = [folder for folder in (kept_in(out, backbone) for out in places) if from_main(folder.is_dir())]
+        if folders:
+            store = replace(make_store(loaded, folders[0], backbone), read_only=True)
+    return FrozenFeatures(loaded.model, loaded.images, loaded.execution, 0, "plain", store)
+
+
+def kept_in(out: Path, backbone: str) -> Path:
+    """Return the folder in which features of a backbone, known by its sha256, are kept below the folder of the runs."""
+    return out / "features" / backbone[:16]
+
+
+def make_store(loaded: LoadedModel, folder: Path, backbone: str) -> FeatureStore:
+    """Return the store of the features of a loaded network in a folder."""
+    return FeatureStore(folder, split_dependencies(loaded, backbone), mapped=isinstance(loaded.data.train, ListedSplit))
 
 
 def network_features(loaded: LoadedModel) -> SplitFeatures:
@@ -226,54 +196,6 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
         return predict(loaded.model.eval().features, loaded.images[split], loaded.execution, mirrored=mirrored)
 
     return features_of
-
-
-def split_dependencies(loaded: LoadedModel) -> dict[str, dict[str, Any]]:
-    """Return what the features of each split depend on: weights, preparation, and which image stands in which row.
-
-    Labels and other splits have no part in it. Where images on disk are known by name alone, size and time of change
-    count too, so that exchanged ones are noticed.
-    """
-    data, depends = loaded.data, dependencies(loaded)
-    identity = depends.pop("identity")
-    del depends["class_names"]
-    found = {}
-    for name, split in (("train", data.train), ("holdout", data.holdout), ("test", data.test)):
-        rows = {"how": identity["how"], "of": identity["of"], "rows_sha256": identity[name]["rows_sha256"]}
-        if isinstance(split, ListedSplit) and identity["how"] != CONTENT:
-            rows["files"] = from_main(files_sha256(split) if is_main() else "")
-        found[name] = {**depends, "rows": rows}
-    return found
-
-
-def note_dependencies(path: Path, name: str, depends: dict[str, Any]) -> None:
-    """Write beside features that are about to be computed what they depend on; say what changed since others were."""
-    before: list[list[str]] = []
-    for file in path.parent.glob(f"{name}_????????????????.json") if path.parent.is_dir() else ():
-        with contextlib.suppress(UserError):  # what cannot be read only explains
-            before.append(differences(read_json(file), depends))
-    if before:
-        closest = min(before, key=len)
-        tell(f"features of {name}: computed anew, since these are of {', '.join(closest)}")
-    make_folder(path.parent)
-    write_json(path.with_suffix(".json"), depends)
-
-
-def files_sha256(split: ListedSplit) -> str:
-    """Return the sha256 over path, size and time of change of a split's files; of a missing one over its absence."""
-
-    def state(row: int) -> str:
-        try:
-            status = os.stat(split.path(row))
-        except OSError:
-            return "missing"
-        return f"{status.st_size} {status.st_mtime_ns}"
-
-    digest = hashlib.sha256(os.fsencode(split.root.resolve()))
-    with ThreadPool(STAT_THREADS) as pool:
-        for row, found in enumerate(pool.imap(state, range(len(split)), chunksize=256)):
-            digest.update(b"%d %s %s\n" % (row, bytes(split.images[row]), found.encode()))
-    return digest.hexdigest()
 
 
 def feature_batches(

@@ -4,7 +4,8 @@ Features, rows of tables, choices, runs and reports use the same parts, by these
 
 - `identity`: what train, held-out and test images hold (`datasets.identity.content`), `class_names` with their order;
 - `subset` and `test`: the same by index and name, which is all that earlier versions recorded;
-- `checkpoint`: the sha256 of the weights; `images`: what an image undergoes; `arithmetic`: device and precision;
+- `checkpoint`: the sha256 of the weights, `backbone`: of those before the classifier; `images`: what an image
+  undergoes; `arithmetic`: device and precision;
 - settings and plans by their own names.
 """
 
@@ -21,6 +22,7 @@ HASHES = ("content_sha256", "images_sha256", "order_sha256", "rows_sha256")
 WORDS = {
     "subset": "another training subset",
     "checkpoint": "another checkpoint",
+    "backbone": "another backbone",
     "images": "images that are prepared in another way",
     "arithmetic": "another device or precision",
     "rows": "other images, or images in another order",

@@ -191,8 +191,13 @@ class FirstFields:
         bounds=Range(1, 1e5),
     )
     mixup: float = of_stage1(0.0, "alpha of mixup; 0 is off", bounds=RATE)
-    eval_every: int = option(
-        1, Group.STAGE1, "epochs between evaluations", TRAINING, facets=BOTH_STEPS, bounds=FROM_ONE
+    eval_every: int | None = option(
+        None,
+        Group.STAGE1,
+        "epochs between evaluations [1; on a CPU more]",
+        TRAINING,
+        facets=BOTH_STEPS,
+        bounds=FROM_ONE,
     )
     protocol: str = option(
         "honest",

@@ -30,7 +30,7 @@ OWN_IMAGES: dict[str, Any] = {
     "network": "resnet50",
     "epochs": 90,
     "wd": 5e-4,
-    "eval_every": 1,
+    "eval_every": None,
     "orientation": EXIF,
     **ANY_SCALE,
 }

@@ -153,6 +153,8 @@ def fill_stage_values(settings: Settings, script: str) -> Settings:
     """Replace the None of values that depend on the stage or on the method of stage 2."""
     if settings.cur_stage is None:
         settings = dataclasses.replace(settings, cur_stage="stage2" if script == STAGE2 else "stage1")
+    if settings.eval_every is None and script != STAGE1:  # there it depends on the device and the data
+        settings = dataclasses.replace(settings, eval_every=1)
     if settings.cur_stage == "stage2":
         return fill_method_values(settings, script)
     settings = dataclasses.replace(settings, label_smooth=settings.label_smooth or 0.0)

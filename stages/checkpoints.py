@@ -115,12 +115,15 @@ def as_before_options(command: Command, trained: Mapping[str, Any], name: str) -
 
 
 def as_begun(command: Command) -> Command:
-    """Return a command that goes on with a run, or uses it, with the pixels that the run saw."""
+    """Return a command that goes on with a run, or uses it, with the pixels that the run saw, evaluated as often."""
     settings = command.settings
     file = run_path(command) / "config.json"
     if not (settings.resume or settings.reuse) or not file.is_file():
         return command
-    return as_before_options(command, read_config(file).get("settings", {}), str(file.parent))
+    began = read_config(file).get("settings", {})
+    if settings.eval_every is None and began.get("eval_every") is not None:  # on another device it would be another
+        command = command.settled(eval_every=began["eval_every"])
+    return as_before_options(command, began, str(file.parent))
 
 
 def given_constants(command: Command, checkpoint: Checkpoint) -> set[str]:

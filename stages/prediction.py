@@ -25,6 +25,7 @@ from datasets.on_disk.walk import IMAGE_EXTENSIONS, LeftOut, numbers_above, walk
 from datasets.streamed import StreamedImages
 from datasets.workers import PIECE, Reading, find_unreadable
 from engine.epoch import predict_blocks
+from engine.frozen_features import evaluated_backbone
 from methods.plan import attach_head
 from models import build_model
 from models.network import Network
@@ -262,9 +263,11 @@ def logit_blocks(
     logits tie. Raises DivergedError for logits that are not finite.
     """
 
+    backbone = evaluated_backbone(model, execution)
+
     def features(pixels: Tensor) -> Tensor:
-        plain = model.features(pixels)
-        return torch.stack([plain, model.features(pixels.flip(3))], dim=1) if flip else plain[:, None]
+        plain = backbone(pixels)
+        return torch.stack([plain, backbone(pixels.flip(3))], dim=1) if flip else plain[:, None]
 
     blocks = predict_blocks(features, images, execution, batch_size=batch_size)
     for block in blocks:

@@ -1,6 +1,7 @@
 """Open what a command works on: its device, its data, its network and, where it trains, its run folder."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from datasets.image_source import batch_sizes
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
 from engine.data_parallel import with_batch_norm
+from evaluation.how_often import epochs_between
 from losses import build_loss, loss_parameters
 from losses.los import Target, torch_target
 from methods.offsets import check_held_out
@@ -61,7 +63,8 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     Of a run that is finished, and is to be used as it is, nothing is said (`session.run.finished`). Raises UserError
     for whatever does not fit together, before a folder is made, and for a folder that cannot be used.
     """
-    loaded = load_model(command, settle_execution(command), find)
+    asked = load_model(command, settle_execution(command), find)
+    loaded = with_evaluations(asked)
     settings, model, checkpoint = loaded.settings, loaded.model, loaded.checkpoint
     refuse_small_batches(loaded)
     plan = plan_of(settings, loaded.data.num_classes) if loaded.command.script == STAGE2 else None
@@ -80,11 +83,28 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     session = Session(**vars(loaded), target=target, loss=loss, run=run, plan=plan)
     if not run.finished:
         announce(session, folder)
+        if asked.settings.eval_every is None and settings.eval_every != 1:
+            tell(
+                f"evaluated every {settings.eval_every} epochs and after the last, which takes a tenth of the training "
+                "(the rule on a CPU); --eval_every 1: every epoch"
+            )
         if start is None and settings.epochs > 0:
             with_batch_norm(model, session.execution, settings.sync_bn == "on")
         session.execution.place(model)
         loss.to(session.execution.device)
     return session
+
+
+def with_evaluations(loaded: LoadedModel) -> LoadedModel:
+    """Return a loaded model with the epochs between the evaluations of its training, where the command left them open:
+    by the rule of `evaluation.how_often` on a CPU in the honest protocol, else one."""
+    settings, data, every = loaded.settings, loaded.data, 1
+    if settings.eval_every is not None:
+        return loaded
+    if loaded.execution.device.type == "cpu" and settings.protocol == "honest":
+        tested = len(data.test) * (2 if data.augmentation.mirror else 1)
+        every = epochs_between(len(data.train), tested, settings.epochs)
+    return replace(loaded, command=loaded.command.settled(eval_every=every))
 
 
 def check_comparable(loaded: LoadedModel) -> None:

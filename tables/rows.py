@@ -17,10 +17,11 @@ from torch import nn
 from datasets.identity.content import CONTENT
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
+from engine.cache.dependencies import row_dependencies
 from engine.feature_scale import feature_unit, unit_line
 from engine.finish import run_metrics
 from engine.fit import History
-from engine.frozen_features import STAGE2_DRAWS, freeze, split_dependencies
+from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
 from evaluation.run_rows import data_sha256, refuse_damaged_run
@@ -96,7 +97,7 @@ def open_context(arguments: Sequence[str], description: str) -> TableContext:
     loaded.execution.place(loaded.model)
     settings, checkpoint = loaded.settings, loaded.checkpoint
     assert checkpoint is not None
-    frozen = freeze(loaded, seed=settings.seed + STAGE2_DRAWS, views=settings.views, keep=True)
+    frozen = freeze(loaded, seed=settings.seed + STAGE2_DRAWS, views=settings.views, in_memory=True)
     labels, class_counts = loaded.images["train"].labels, loaded.data.class_counts.tolist()
     trainer = HeadTrainer(
         frozen, loaded.model.fc, labels, class_counts, settings.batch_size, settings.momentum, settings.seed
@@ -264,9 +265,7 @@ def kept_place(context: TableContext, name: str, **own: Any) -> Place:
     depends = dependencies(context.loaded, format=FORMAT, **own)
     if isinstance(context.data.train, ListedSplit) and context.data.identity is not None:
         how = context.data.identity.record["how"]
-        depends["files"] = (
-            None if how == CONTENT else [rows["rows"] for rows in split_dependencies(context.loaded).values()]
-        )
+        depends["files"] = None if how == CONTENT else list(row_dependencies(context.data).values())
     out = Path(context.command.settings.out)
     path = out / "tables" / context.checkpoint.sha256[:16] / f"{name}_{key_of(depends)[:16]}.json"
     return Place(within(out, path), json.loads(json.dumps(depends)))

@@ -73,9 +73,11 @@ def succeed(script: str, *arguments: object, plots: bool = False) -> Outcome:
 
 
 def stage1(out: Path, *arguments: object, plots: bool = False) -> Outcome:
-    """Train the smallest stage 1 there is: two epochs on the digits unless the arguments say otherwise."""
+    """Train the smallest stage 1 there is: two epochs on the digits, each evaluated, unless the arguments say
+    otherwise."""
     epochs = () if "--epochs" in arguments else ("--epochs", 2)
-    return succeed("main_stage1", "--dataset", "digits", "--out", out, *epochs, *arguments, plots=plots)
+    often = () if {"--eval_every", "--resume", "--reuse"} & set(arguments) else ("--eval_every", 1)
+    return succeed("main_stage1", "--dataset", "digits", "--out", out, *epochs, *often, *arguments, plots=plots)
 
 
 def stage2(out: Path, *arguments: object, plots: bool = False) -> Outcome:

@@ -190,7 +190,7 @@ def stage2_rows(common: dict[str, Any], images: int, train: float, wall: float) 
 
 def our_stage1(plan: Plan, way: Way, out: str) -> tuple[list[dict[str, Any]], str]:
     """Measure main_stage1.py once; return its rows and the run's folder."""
-    argv = [*plan.argv, *way.flags, "--epochs", str(plan.epochs), "--out", out, "--overwrite"]
+    argv = [*plan.argv, *way.flags, "--epochs", str(plan.epochs), "--eval_every", "1", "--out", out, "--overwrite"]
     answer = run_child("ours", script="main_stage1", argv=argv)
     log = answer["log"]
     train = min(log["seconds"])

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from engine.frozen_features import network_features
+from engine.cache.dependencies import backbone_sha256
+from engine.frozen_features import FrozenFeatures, reported_features
 from evaluation.intervals.findings import headline_text
 from evaluation.measure import (
+    SplitFeatures,
     SplitLogits,
     calibration_report,
     evaluate_test,
@@ -47,9 +49,13 @@ def evaluate(command: Command) -> None:
     data = loaded.data
     prior = asked_prior(loaded)
     records = {}
+    known: dict[str, FrozenFeatures] = {}
     for name, checkpoint in checkpoints.items():
         load_weights(loaded.model, checkpoint)
-        records[name] = report_on(loaded, checkpoint, prior)
+        backbone = backbone_sha256(loaded.model)
+        if backbone not in known:  # last and best of a stage 2 share theirs; those of another backbone are let go
+            known = {backbone: reported_features(loaded, checkpoint, backbone)}
+        records[name] = report_on(loaded, checkpoint, known[backbone].plain, prior)
     tell(per_class_table(records, data))
     tell()
     tell(report_table(records, loaded.settings.protocol))
@@ -72,13 +78,15 @@ def evaluate(command: Command) -> None:
         tell(f"written to {loaded.settings.html}")
 
 
-def report_on(loaded: LoadedModel, checkpoint: Checkpoint, prior: Prior | None = None) -> dict[str, Any]:
-    """Return everything that is reported on a checkpoint whose weights the loaded model has.
+def report_on(
+    loaded: LoadedModel, checkpoint: Checkpoint, features_of: SplitFeatures, prior: Prior | None = None
+) -> dict[str, Any]:
+    """Return everything that is reported on a checkpoint whose weights, and features, the loaded model has.
 
     `prior` is that of the images it will be used on, where it was asked for.
     """
     images, data, settings = loaded.images, loaded.data, loaded.settings
-    logits_of = SplitLogits(network_features(loaded), loaded.model.fc)
+    logits_of = SplitLogits(features_of, loaded.model.fc)
     logits = logits_report(logits_of, images)
     given = stored_temperature(checkpoint, settings.temperature)
     calibration = calibration_report(logits_of, images, data, given)

@@ -47,7 +47,8 @@ def run_stage2(command: Command) -> dict[str, Any]:
     assert plan is not None, "a session of stage 2 has one"
     announce_method(session, plan)
     frozen = freeze(session, seed=session.settings.seed + STAGE2_DRAWS, views=session.settings.views)
-    plan = replace(plan, unit=feature_unit(frozen.plain("train"), session.settings.rate_scale))
+    if session.settings.rate_scale == FEATURES:
+        plan = replace(plan, unit=feature_unit(frozen.plain("train"), FEATURES))
     if plan.recipe.trains and plan.unit != 1:
         tell(unit_line(plan.unit, plan.lr))
     # With batch norm in train mode the running statistics move, and the features of evaluation with them.

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
         save(path, content)
 
-    arguments = (*DIGITS, "--out", tmp_path, "--epochs", 3)
+    arguments = (*DIGITS, "--out", tmp_path, "--epochs", 3, "--eval_every", 1)
     monkeypatch.setattr(engine.saving, "save_checkpoint", fill)
     try:
         message = refused("main_stage1", *arguments, "--save_every", 0)
@@ -247,6 +248,7 @@ def test_what_was_held_when_memory_ran_out(runs: Path, monkeypatch: pytest.Monke
         "runs.weights.reading.sha256_of": "the checkpoint ",
         "stages.session.build_model": "MemoryError",
     }.items():
+        shutil.rmtree(runs / "features", ignore_errors=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, exhausted)
             message = refused(*line)

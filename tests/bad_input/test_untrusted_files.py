@@ -29,7 +29,8 @@ from benchmarks.robustness.fuzz_inputs.material import STAGE2_RUN as STAGE2
 from datasets.cifar import read_pickle
 from datasets.on_disk.coco import read_json_list
 from datasets.on_disk.text_lists import read_list
-from engine.frozen_features import FeatureStore, FrozenFeatures
+from engine.cache.store import FeatureStore
+from engine.frozen_features import FrozenFeatures
 from runs.checkpoint import load_checkpoint, with_backbone
 from runs.feature_files import read_features
 from tables.rows import read_kept

@@ -32,7 +32,20 @@ from tests.helpers import assert_same_run, folder_of, image_tree, run, stage1, s
 from utils.files import LOCK, write_json
 
 EPOCHS = 8
-LINE = ("--dataset", "digits", "--width", 4, "--epochs", EPOCHS, "--augment", "jitter", "--mixup", 0.4)
+LINE = (
+    "--dataset",
+    "digits",
+    "--width",
+    4,
+    "--epochs",
+    EPOCHS,
+    "--eval_every",
+    1,
+    "--augment",
+    "jitter",
+    "--mixup",
+    0.4,
+)
 NAME = f"stage1_epochs{EPOCHS}_width4_mixup0.4_augmentjitter"
 
 

@@ -22,7 +22,7 @@ import main_stage1
 import main_stage2
 from datasets.image_source import batch_sizes, share_of_batches
 from losses import build_loss
-from models.sync_batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
+from models.batch_norm.synchronised import SynchronisedBatchNorm, synchronise_batch_norm
 from stages.commands import stage1
 from tests.forks import run_script, start_two
 from tests.helpers import ROOT, image_tree, read, run, weights

@@ -18,7 +18,7 @@ from tests.helpers import Outcome, assert_same_run, contents, folder_of, read, r
 
 EPOCHS = 3
 VARIANTS: dict[str, tuple[str, tuple[object, ...], str]] = {
-    "stage 1": ("main_stage1", ("--epochs", EPOCHS), "stage1_epochs3_width4"),
+    "stage 1": ("main_stage1", ("--epochs", EPOCHS, "--eval_every", 1), "stage1_epochs3_width4"),
     "mixup": ("main_stage1", ("--epochs", EPOCHS, "--mixup", 0.4), "stage1_epochs3_width4_mixup0.4"),
     "holdout": (
         "main_stage1",
@@ -379,7 +379,7 @@ def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeyp
 
 def test_ctrl_c(start: Path, tmp_path: Path) -> None:
     """A process and a real signal: status 130, no traceback, and the last finished epoch can be gone on from."""
-    arguments = ["--dataset", "digits", "--width", 4, "--epochs", 5000, "--out", tmp_path / "runs"]
+    arguments = ["--dataset", "digits", "--width", 4, "--epochs", 5000, "--eval_every", 1, "--out", tmp_path / "runs"]
     child = Child(run_script("main_stage1", *arguments), out=tmp_path / "out")
     wait_for(tmp_path / "out", "epoch   3/")
     os.kill(child.pid, signal.SIGINT)

@@ -154,13 +154,16 @@ def test_handlers_are_put_back_and_somebodys_own_stay() -> None:
             signal.signal(number, handler)
 
 
+EVERY = ("--epochs", "5000", "--eval_every", "1")
+
+
 def test_a_terminal_that_goes_away(tmp_path: Path) -> None:
     """Closing a terminal's window: SIGHUP, and no place left to say anything."""
     master, slave = pty.openpty()
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("RANK", None)
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main_stage1.py"), *DIGITS, "--epochs", "5000", "--out", str(tmp_path)],
+        [sys.executable, str(ROOT / "main_stage1.py"), *DIGITS, *EVERY, "--out", str(tmp_path)],
         stdin=slave,
         stdout=slave,
         stderr=slave,

@@ -23,6 +23,7 @@ from datasets import load_dataset
 from datasets.identity.content import with_identity
 from datasets.long_tail import LongTailedData, Profile, long_tail_counts
 from datasets.on_disk.layouts import LAYOUTS, ListFiles
+from engine.cache.dependencies import split_dependencies
 from models import build_model
 from runs.checkpoint import load_checkpoint
 from runs.dependencies import key_of
@@ -491,7 +492,7 @@ def test_features_belong_to_sizes_and_to_the_order_of_the_rows(shades: Path, by_
     def key(data: LongTailedData, execution: Execution, size: int, resize: int) -> str:
         sizes = dataclasses.replace(settings, image_size=size, resize=resize)
         loaded: Any = SimpleNamespace(data=with_identity(data), execution=execution, source=checkpoint, settings=sizes)
-        return key_of(engine.frozen_features.split_dependencies(loaded)["train"])
+        return key_of(split_dependencies(loaded, "of the backbone")["train"])
 
     variants = [
         (data, cpu, 16, 16),

@@ -141,6 +141,6 @@ class CrossEntropy(Loss):
 
     @staticmethod
     def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B times the losses (H,) and their gradient (B, H, K), softmax minus target (`losses.closed_gradient`)."""
+        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
         losses, gradient = soft_target_gradient(logits, labels, constants["true"], constants["other"])
         return losses.sum(dim=0), gradient

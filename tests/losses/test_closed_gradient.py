@@ -1,7 +1,7 @@
 """Closed gradients of losses against autograd: values and slopes of many losses at once, in double precision."""
 
-import torch
 import pytest
+import torch
 from torch import Tensor, nn
 
 from losses import LOSSES, CrossEntropy, LogitAdjustment, build_loss

@@ -62,8 +62,8 @@ class ClosedStep:
         heads, classes, width = self.weight.values.shape
         rows = self.weight.values.view(heads * classes, width)
         logits = torch.addmm(self.bias.values.view(-1), features, rows.T).view(-1, heads, classes)
-        at = labels[:, None, None].expand(-1, heads, 1)
-        right = (logits.gather(2, at)[..., 0] == logits.amax(dim=2)).sum(dim=0)
+        at = labels.view(-1, 1, 1).expand(-1, heads, 1)
+        right = (logits.gather(2, at).squeeze(2) == logits.amax(dim=2)).sum(dim=0)
         loss, gradient = self.gradient(self.constants, logits, labels)
         back, mean = gradient.view(len(labels), heads * classes).T, 1 / len(labels)
         self.weight.momentum.view_as(rows).addmm_(back, features, beta=self.keep, alpha=mean)

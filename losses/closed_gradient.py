@@ -35,17 +35,18 @@ def soft_target_gradient(logits: Tensor, labels: Tensor, true: Tensor, other: Te
 
     The target of a sample is `true` for its class and `other` for each other one, which broadcast to (B, H).
     """
-    at = labels[:, None, None].expand(*logits.shape[:2], 1)
+    at = labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
     probability = logits.softmax(dim=2)
-    log_true = probability.gather(2, at)[..., 0].log_()
+    log_true = probability.gather(2, at).squeeze(2).log_()
     if float(log_true.min()) < LOWEST:  # digits of the softmax are lost
-        log_true = logits.log_softmax(dim=2).gather(2, at)[..., 0]
-    losses = (other - true) * log_true
-    gradient = probability.scatter_add_(2, at, (other - true).expand_as(losses)[..., None])
+        log_true = logits.log_softmax(dim=2).gather(2, at).squeeze(2)
+    less = (other - true).expand_as(log_true)
+    losses = less * log_true
+    gradient = probability.scatter_add_(2, at, less.unsqueeze(2))
     if bool(other.any()):
-        log_partition = logits.gather(2, at)[..., 0] - log_true
+        log_partition = logits.gather(2, at).squeeze(2) - log_true
         everything = torch.sub(logits.sum(dim=2), log_partition, alpha=logits.shape[2])  # sum_j log p_j
         # One-hot labels leave it out: for a logit of minus infinity it is infinite, and 0 * inf would be NaN.
-        losses = losses - torch.where(other > 0, other * everything, 0)
-        gradient.sub_(other[..., None])
+        losses.sub_(torch.where(other > 0, other * everything, 0))
+        gradient.sub_(other.unsqueeze(-1))
     return losses, gradient

@@ -64,7 +64,7 @@ def retraining_cases(folder: Path, quick: bool) -> list[Case]:
     cases = []
     for width, network in WIDTHS.items():
         one, many = ("1", str(width), str(images)), (str(STACK), str(width), str(images // 5))
-        ways = (
+        ways: tuple[Way, ...] = (
             Way("earlier", ("-c", EPOCH, "epoch", *one), earlier=True, prints=True),
             Way("now", ("-c", EPOCH, "epoch", *one), prints=True),
         )
@@ -98,7 +98,7 @@ def write_features(path: Path, largest: int) -> None:
     generator = np.random.default_rng(0)
     long_tailed = np.maximum(largest * IMBALANCE ** (np.arange(CLASSES) / (CLASSES - 1)), 1).astype(int)
     means = generator.normal(0, 1.2, (CLASSES, 64))
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split, counts in (("train", long_tailed), ("test", [20] * CLASSES), ("holdout", [10] * CLASSES)):
         labels = np.repeat(np.arange(CLASSES), counts)
         features = np.maximum(means[labels] + generator.normal(0, 2, (len(labels), 64)), 0)

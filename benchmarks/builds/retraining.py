@@ -103,4 +103,4 @@ def write_features(path: Path, largest: int) -> None:
         labels = np.repeat(np.arange(CLASSES), counts)
         features = np.maximum(means[labels] + generator.normal(0, 2, (len(labels), 64)), 0)
         arrays |= {f"{split}_features": features.astype(np.float32), f"{split}_labels": labels}
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]

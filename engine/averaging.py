@@ -47,9 +47,9 @@ class AveragedSGD(SGD):
 
     def __init__(self, groups: list[dict[str, Any]], decay: float, **options: Any) -> None:
         super().__init__(groups, **options)
-        self.decay = decay
+        self.average = decay
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, and bring the averages up to date."""
         super().step(closure)
-        update_averages(self, self.decay)
+        update_averages(self, self.average)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets.image_source import ImageSource
+from engine.closed_step import closed_step
 from engine.steps import EagerSteps, StepGraph
 from utils.device import Execution
 from utils.distributed import gather_rows, process_count, process_rank, sum_over_processes
@@ -74,14 +75,17 @@ def train_epoch(
 
     `module` gives logits (B, K) and `loss_function` a scalar, or, for H stacked heads, (H, B, K) and (H,). Losses and
     counts stay on the device and are read once, at the end. With `options.batch_sizes` the result is that of all
-    processes.
+    processes. Linear heads go without autograd where the loss says its gradient (`engine.closed_step`).
     """
     shares = None if options.mixup is None else options.mixup.to(execution.device)
     images = 0
+    closed = None if execution.bf16 or is_unusual(options) else closed_step(module, optimizer, loss_function)
 
     def train_step(
         inputs: Tensor, labels: Tensor, share: Tensor | None, weight: float | None = None
     ) -> tuple[Tensor, Tensor]:
+        if closed is not None and closed.takes(labels):
+            return closed(inputs, labels)
         if share is not None:
             inputs = share * inputs + (1 - share) * inputs.roll(1, 0)
         with execution.autocast():
@@ -110,6 +114,11 @@ def train_epoch(
     if options.batch_sizes is not None:
         total, correct, images = sum_over_processes(total), sum_over_processes(correct), sum(options.batch_sizes)
     return epoch_result(module, total, correct, images)
+
+
+def is_unusual(options: EpochOptions) -> bool:
+    """Tell whether an epoch has what only the general step does."""
+    return options != EpochOptions(message=options.message)
 
 
 def shown_shape(tensor: Tensor) -> str:

@@ -209,7 +209,7 @@ def feature_batches(
     placed = order.to(labels.device)
     if features.device == labels.device:
         for rows in placed.split(batch_size):
-            yield features[rows], labels[rows]
+            yield features.index_select(0, rows), labels.index_select(0, rows)
         return
     size = max(FETCHED // batch_size, 1) * batch_size
     for group, there in zip(order.split(size), placed.split(size), strict=True):

@@ -79,26 +79,37 @@ class StackedSGD(Optimizer):
         weight_decay: Tensor,
         average: Tensor | None = None,
     ) -> None:
-        super().__init__(parameters, {"rate_factor": 1.0, "decay_factor": 1.0})
-        self.momentum = momentum
-        self.weight_decay = weight_decay
+        super().__init__(parameters, {"rate_factor": 1.0, "decay_factor": 1.0, "momentum": momentum})
+        for group in self.param_groups:
+            group["weight_decay"] = group["decay_factor"] * weight_decay
         self.average = average
         self.lr = torch.zeros_like(weight_decay)
 
+    @property
+    def lr(self) -> Tensor:
+        """The learning rate (H,) of a group whose `rate_factor` is 1."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, rates: Tensor) -> None:
+        self._lr = rates
+        for group in self.param_groups:
+            group["lr"] = group["rate_factor"] * rates
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; state and groups have the names of `torch.optim.SGD`."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 each_head = (-1, *[1] * (parameter.ndim - 1))
-                decay = self.weight_decay.view(each_head)
-                gradient = parameter.grad.addcmul(parameter, decay, value=group["decay_factor"])
+                gradient = parameter.grad.addcmul(parameter, group["weight_decay"].view(each_head))
                 state = self.state[parameter]
-                if "velocity" not in state:
-                    state["velocity"] = gradient
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = gradient
                 else:
-                    state["velocity"].mul_(self.momentum).add_(gradient)
-                parameter.addcmul_(state["velocity"], -(group["rate_factor"] * self.lr).view(each_head))
+                    state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+                parameter.addcmul_(state["momentum_buffer"], group["lr"].view(each_head), value=-1)
         if self.average is not None:
             update_averages(self, self.average)

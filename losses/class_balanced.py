@@ -1,12 +1,13 @@
 """Class-balanced losses: samples weighted by the inverse of their class's effective number of images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losses.closed_gradient import soft_target_gradient
 from losses.functional import IGNORED, Loss, add_constants, known_labels, log_rest, mean_of, of_label, true_class
 from utils.distributed import process_count, sum_over_processes
 
@@ -59,6 +60,15 @@ class ClassBalancedCrossEntropy(Loss):
         losses = F.cross_entropy(logits, labels, weights, reduction="none")
         weight = weight_of_batch(weights, labels)
         return losses.sum() / torch.where(self.by_weights > 0, weight, (labels != IGNORED).sum())
+
+    @staticmethod
+    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
+        weights = constants["weights"][:, labels].T
+        weights = torch.where(constants["by_weights"] > 0, len(labels) * weights / weights.sum(dim=0), weights)
+        one, nothing = weights.new_ones(()), weights.new_zeros(())
+        losses, gradient = soft_target_gradient(logits, labels, one, nothing)
+        return (weights * losses).sum(dim=0), gradient.mul_(weights[..., None])
 
 
 def inverse_frequency_weights(class_counts: Sequence[int], rho: float) -> Tensor:

@@ -64,20 +64,24 @@ def check_batch(loss: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         check_labels(labels, logits.shape[1])
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise LabelError, which names the value, where labels (B,) on the CPU hold another than 0 .. K - 1 and -100."""
+def check_labels(labels: Tensor, num_classes: int) -> bool:
+    """Tell whether labels (B,) on the CPU are all of 0 .. K - 1.
+
+    Raises LabelError, which names the value, where they hold another than these and -100.
+    """
     try:
         low, high = (int(value) for value in labels.aminmax())
     except RuntimeError:  # labels that `vmap` maps over have no value of their own: what indexes with them refuses them
-        return
+        return False
     if low >= 0 and high < num_classes:
-        return
+        return True
     for label in labels.unique().tolist():
         if label != IGNORED and not 0 <= label < num_classes:
             raise LabelError(
                 f"label {label} is no class: the logits have the classes 0 .. {num_classes - 1}, and {IGNORED} marks a "
                 "sample to leave out"
             )
+    return False
 
 
 def known_labels(labels: Tensor) -> tuple[Tensor, Tensor]:

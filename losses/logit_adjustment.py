@@ -1,6 +1,6 @@
 """Logit adjustment: cross-entropy that adds the log of the class prior to the logits while training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class LogitAdjustment(CrossEntropy):
         """Map logits (B, K) and labels (B,), or probabilities (B, K), to a scalar in nats."""
         return super().forward(logits + self.shift.to(logits.dtype), labels)
 
+    @staticmethod
+    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
+        return CrossEntropy.logit_gradient(constants, logits.add_(constants["shift"]), labels)
+
 
 class BalancedSoftmax(CrossEntropy):
     """Cross-entropy of z + log n against `target` (Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual
@@ -43,3 +48,8 @@ class BalancedSoftmax(CrossEntropy):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,), or probabilities (B, K), to a scalar in nats."""
         return super().forward(logits + self.shift.to(logits.dtype), labels)
+
+    @staticmethod
+    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
+        return CrossEntropy.logit_gradient(constants, logits.add_(constants["shift"]), labels)

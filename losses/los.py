@@ -43,11 +43,13 @@ An example, for three classes:
 """
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from losses.closed_gradient import soft_target_gradient
 from losses.functional import Loss, add_constants, known_labels, mean_of
 from utils.errors import UserError
 from utils.parameters import GAP, SMOOTHING
@@ -136,3 +138,9 @@ class CrossEntropy(Loss):
         known, labels = known_labels(labels)
         log_true = log_probability.gather(1, labels[:, None])[:, 0]
         return mean_of((other - true) * log_true - other * everything, known)
+
+    @staticmethod
+    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
+        losses, gradient = soft_target_gradient(logits, labels, constants["true"], constants["other"])
+        return losses.sum(dim=0), gradient

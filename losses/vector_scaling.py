@@ -1,12 +1,13 @@
 """Vector scaling: logits multiplied and shifted by functions of the class counts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losses.closed_gradient import soft_target_gradient
 from losses.functional import Loss, add_constants
 from losses.logit_adjustment import class_prior
 
@@ -31,3 +32,11 @@ class VectorScaling(Loss):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,), or probabilities (B, K), to a scalar in nats."""
         return F.cross_entropy(self.factor.to(logits.dtype) * logits + self.shift.to(logits.dtype), labels)
+
+    @staticmethod
+    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
+        factor = constants["factor"]
+        one, nothing = factor.new_ones(()), factor.new_zeros(())
+        losses, gradient = soft_target_gradient(logits.mul_(factor).add_(constants["shift"]), labels, one, nothing)
+        return losses.sum(dim=0), gradient.mul_(factor)

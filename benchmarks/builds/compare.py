@@ -1,4 +1,4 @@
-"""What commands cost beside an earlier build of this project: start-up, saving, precision on a CPU.
+"""What commands cost beside an earlier build of this project: start-up, saving, precision on a CPU, re-training.
 
     git worktree add ../earlier REVISION
     python -m benchmarks.builds.compare --base ../earlier
@@ -8,7 +8,8 @@
 Each case runs its ways one after the other, and that `--rounds` times over. A way's ratio is the median over the rounds
 of its CPU seconds by those of the case's first way in the same round; that of `auto` is by the faster of `off` and
 `bf16`. `--only` takes words of a case's name. "precision" counts the seconds of steps alone, on the CPU as it is and
-with oneDNN limited to AVX2, which has no bf16. Writes `results/builds.csv` and `.md`.
+with oneDNN limited to AVX2, which has no bf16. "re-training" (`benchmarks.builds.retraining`) counts epochs of stage 2,
+a stack of heads beside its matrix products, and whole tables. Writes `results/builds.csv` and `.md`.
 """
 
 import argparse
@@ -19,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from benchmarks.builds.cases import Case, Way
+from benchmarks.builds.retraining import retraining_cases
 from benchmarks.command import ROOT, make_own_parser
 from benchmarks.record import provenance, write_record
 from utils.command import run_command
@@ -52,27 +54,6 @@ for step in range(int(sys.argv[2]) + 1):
         model(images)
 print(time.process_time() - started)
 """
-
-
-@dataclass(frozen=True)
-class Way:
-    """A command of a case, in this build or in the `earlier` one; where it `prints`, seconds are what it prints."""
-
-    name: str
-    words: tuple[str, ...]
-    earlier: bool = False
-    prints: bool = False
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Ways of one thing, and the ratio that the last is to keep below; the first is what all are compared with."""
-
-    name: str
-    ways: tuple[Way, ...]
-    target: float
-    counted: str
 
 
 def start_up_cases() -> list[Case]:
@@ -208,11 +189,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own.rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {own.rounds}")
     earlier = revision_of(own.base)
-    cases = [*start_up_cases(), saving_case(2 if own.quick else 200), *precision_cases(1 if own.quick else 10)]
-    chosen = [case for case in cases if own.only in case.name]
-    if not chosen:
-        raise UserError(f"--only '{own.only}' is in no case; cases: {', '.join(case.name for case in cases)}")
-    rows = [row for case in chosen for row in measure(case, own.base, 1 if own.quick else own.rounds)]
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [*start_up_cases(), saving_case(2 if own.quick else 200), *precision_cases(1 if own.quick else 10)]
+        cases += retraining_cases(Path(folder), own.quick)
+        chosen = [case for case in cases if own.only in case.name]
+        if not chosen:
+            raise UserError(f"--only '{own.only}' is in no case; cases: {', '.join(case.name for case in cases)}")
+        rows = [row for case in chosen for row in measure(case, own.base, 1 if own.quick else own.rounds)]
     made = {**provenance("builds.compare", argv, torch.device("cpu")), "earlier_revision": earlier}
     table = pd.DataFrame([{**row, **made} for row in rows])
     shown = table[["case", "way", "cpu_seconds", "ratio", "ratio_low", "ratio_high"]].round(3)

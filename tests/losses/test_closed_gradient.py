@@ -1,0 +1,112 @@
+"""Closed gradients of losses against autograd: values and slopes of many losses at once, in double precision."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from losses import LOSSES, CrossEntropy, LogitAdjustment, build_loss
+from losses.closed_gradient import logit_gradient_of
+from losses.los import torch_target
+
+COUNTS = [50, 20, 9, 4, 1, 1]
+CLASSES, BATCH = len(COUNTS), 13
+SOFT, SOFTER = torch_target(0.3, CLASSES), torch_target(0.98, CLASSES)
+# Three losses of each kind that has a closed gradient, which differ in everything that they may.
+STACKS: dict[str, list[nn.Module]] = {
+    "ce": [build_loss("ce", COUNTS, target) for target in ((1.0, 0.0), SOFT, SOFTER)],
+    "one-hot": [build_loss("ce", COUNTS) for _ in range(3)],
+    "logit_adjust": [
+        build_loss("logit_adjust", COUNTS, target, tau=tau) for target, tau in ((SOFTER, 1.0), (SOFT, 0.0), (SOFT, 2.0))
+    ],
+    "balanced_softmax": [build_loss("balanced_softmax", COUNTS, target) for target in ((1.0, 0.0), SOFT, SOFTER)],
+    "vs": [build_loss("vs", COUNTS, gamma=gamma, tau=tau) for gamma, tau in ((0.05, 0.75), (0.0, 0.0), (0.3, 2.0))],
+    "cb_ce": [
+        build_loss("cb_ce", COUNTS, beta=beta, cb_mean=mean)
+        for beta, mean in ((0.99, "batch"), (0.9, "weight"), (0.0, "weight"))
+    ],
+}
+
+
+def batch(spread: float) -> tuple[Tensor, Tensor]:
+    """Logits (B, H, K) in double precision with gaps of about `spread`, and labels (B,) of every class."""
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(BATCH, 3, CLASSES, generator=generator, dtype=torch.float64)
+    return logits, torch.arange(BATCH) % CLASSES
+
+
+def closed(losses: list[nn.Module], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean losses (H,) and their gradient (B, H, K) by the closed form."""
+    gradient = logit_gradient_of(losses[0])
+    assert gradient is not None
+    constants = {
+        name: torch.stack([loss.get_buffer(name).to(logits.dtype) for loss in losses])
+        for name, _ in losses[0].named_buffers()
+    }
+    found = gradient(constants, logits.clone(), labels)
+    return found[0] / len(labels), found[1] / len(labels)
+
+
+def by_autograd(losses: list[nn.Module], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, each loss called alone."""
+    leaf = logits.clone().requires_grad_()
+    values = torch.stack([loss(leaf[:, i], labels) for i, loss in enumerate(losses)])
+    values.sum().backward()
+    assert leaf.grad is not None
+    return values.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0, 400.0])
+@pytest.mark.parametrize("kind", STACKS)
+def test_a_closed_gradient_is_that_of_autograd(kind: str, spread: float) -> None:
+    """At a spread of 400 most probabilities are too small for their logarithm, and the loss is right all the same."""
+    logits, labels = batch(spread)
+    for found, expected in zip(
+        closed(STACKS[kind], logits, labels), by_autograd(STACKS[kind], logits, labels), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_single_precision_keeps_its_digits(kind: str) -> None:
+    """Against double precision, where the softmax underflows too."""
+    for spread in (1.0, 60.0):
+        logits, labels = batch(spread)
+        found = closed(STACKS[kind], logits.float(), labels)
+        for value, expected in zip(found, by_autograd(STACKS[kind], logits.float().double(), labels), strict=True):
+            torch.testing.assert_close(value.double(), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_logit_of_minus_infinity_is_no_class_of_one_hot_labels() -> None:
+    logits, labels = batch(1.0)
+    logits[labels != 2, :, 2] = -torch.inf
+    for found, expected in zip(
+        closed(STACKS["one-hot"], logits, labels), by_autograd(STACKS["one-hot"], logits, labels), strict=True
+    ):
+        assert bool(found.isfinite().all())
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_a_logit_that_is_not_a_number_spoils_its_own_head_alone() -> None:
+    logits, labels = batch(1.0)
+    logits[3, 1, 0] = torch.nan
+    losses, gradient = closed(STACKS["ce"], logits, labels)
+    assert losses.isfinite().tolist() == [True, False, True]
+    assert bool(gradient[:, [0, 2]].isfinite().all())
+
+
+def test_which_losses_have_one() -> None:
+    known = {name for name, kind in LOSSES.items() if logit_gradient_of(build_loss(name, COUNTS)) is not None}
+    assert known == {"ce", "logit_adjust", "balanced_softmax", "vs", "cb_ce"}
+    assert logit_gradient_of(torch.nn.functional.cross_entropy) is None
+
+
+def test_a_loss_that_computes_something_else_does_not_inherit_it() -> None:
+    class Halved(CrossEntropy):
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return 0.5 * super().forward(logits, labels)
+
+    class Renamed(LogitAdjustment):
+        pass
+
+    assert logit_gradient_of(Halved()) is None
+    assert logit_gradient_of(Renamed(COUNTS)) is LogitAdjustment.logit_gradient

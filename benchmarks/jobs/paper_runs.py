@@ -9,6 +9,8 @@ stage is a child process of the real scripts with `--reuse`, so the same command
 however that ended. Other flags are those of main_stage1.py, such as --device, --amp, --compile, --data_dir, --out.
 Output of the children: `<out>/paper_runs/<item>.log`.
 
+--at_once N trains stage 1s that differ in the seed alone together, up to N in one child (`--seeds`): on a GPU at once.
+
 --collect DIR gets a table of the finished runs, one of their epochs, exported features and weights
 (`benchmarks.jobs.collect`); to have features exported once more, remove `<out>/paper_runs/exports/<item>_features`.
 With --quick the items are named quick_..., and factors that the digits have too few images for are left out.
@@ -36,7 +38,17 @@ from typing import IO, Any, NoReturn
 
 from benchmarks.command import make_own_parser
 from benchmarks.jobs.collect import MIB, Collection, collect_runs
-from benchmarks.jobs.paper_items import RECORDS, Step, describe, in_words, make_steps, progress, unfinished
+from benchmarks.jobs.paper_items import (
+    RECORDS,
+    Step,
+    command_of,
+    describe,
+    in_words,
+    make_steps,
+    progress,
+    seeds_beside,
+    unfinished,
+)
 from runs.shards import SHARD_MIB
 from settings.command_line import make_parser
 from settings.declare import Facet
@@ -83,12 +95,14 @@ def choose(steps: Sequence[Step], patterns: Sequence[str]) -> list[Step]:
 
 @dataclass(frozen=True)
 class Call:
-    """A call's folder of logs and its lock, the time when it asks a child to end, the seconds until it kills it."""
+    """A call's folder of logs and its lock, the time when it asks a child to end, the seconds until it kills it, and
+    how many seeds a child trains at once."""
 
     folder: Path
     lock: IO[str]
     stop: float
     grace: float
+    at_once: int = 1
 
 
 class TimeUp(Exception):
@@ -98,10 +112,13 @@ class TimeUp(Exception):
 def work(steps: Sequence[Step], call: Call, collect: Callable[[], object]) -> list[str]:
     """Do what is unfinished until the time is up; return the errors of the steps that failed, which stop no others."""
     errors: list[str] = []
+    tried: set[Step] = set()
     try:
         for step in steps:
-            if not step.is_finished() and step.can_begin():
-                error = complete(step, call)
+            if not step.is_finished() and step.can_begin() and step not in tried:
+                group = seeds_beside(step, [other for other in steps if other not in tried], call.at_once)
+                tried |= set(group)
+                error = complete(group, call)
                 errors += [error] if error else []
                 collect()
     except TimeUp as end:
@@ -109,32 +126,34 @@ def work(steps: Sequence[Step], call: Call, collect: Callable[[], object]) -> li
     return errors
 
 
-def complete(step: Step, call: Call) -> str | None:
-    """Run a step, on an error once more; return None when it is finished, else the error.
+def complete(group: Sequence[Step], call: Call) -> str | None:
+    """Run a step, or stage 1s of several seeds at once, on an error once more; return None when all of it is finished,
+    else the error.
 
     Raises TimeUp where there is no time for an epoch, or none to finish.
     """
-    error = None
+    error, log, first = None, call.folder / f"{group[0].item}.log", group[0]
     for _ in range(2):
-        (done, epoch), left = progress(step), call.stop - monotonic()
+        group = [step for step in group if not step.is_finished()]
+        name = " and ".join(map(str, group))
+        (done, epoch), left = progress(group[0]), call.stop - monotonic()
         if left <= (epoch or 0):
             needed = f", an epoch takes {in_words(epoch)}" if epoch else ""
-            raise TimeUp(f"{step}: not begun, {in_words(max(left, 0))} left{needed}")
-        tell(f"{step}: begun" + (f" after epoch {done} of {step.epochs}" if done else ""), flush=True)
-        log = call.folder / f"{step.item}.log"
-        shutil.rmtree(unfinished(step.folder), ignore_errors=True)
-        status = run_child(step.command, log, call)
-        if status == 0 and not step.epochs:
-            os.replace(unfinished(step.folder), step.folder)
-        if step.is_finished():
-            tell(f"{step}: finished", flush=True)
+            raise TimeUp(f"{name}: not begun, {in_words(max(left, 0))} left{needed}")
+        tell(f"{name}: begun" + (f" after epoch {done} of {first.epochs}" if done else ""), flush=True)
+        shutil.rmtree(unfinished(first.folder), ignore_errors=True)
+        status = run_child(command_of(group), log, call)
+        if status == 0 and not first.epochs:
+            os.replace(unfinished(first.folder), first.folder)
+        if all(step.is_finished() for step in group):
+            tell(f"{name}: finished", flush=True)
             return None
         if status is None:
-            where = f"after epoch {progress(step)[0]} of {step.epochs}" if step.epochs else "to be done anew"
-            raise TimeUp(f"{step}: time is up, {where}")
+            where = f"after epoch {progress(group[0])[0]} of {first.epochs}" if first.epochs else "to be done anew"
+            raise TimeUp(f"{name}: time is up, {where}")
         words = log.read_text(errors="replace").strip().splitlines()[-1].removeprefix("error: ")
-        error = f"{step}: {words}"
-        tell(f"{step}: failed with status {status}: {words}", flush=True)
+        error = f"{name}: {words}"
+        tell(f"{name}: failed with status {status}: {words}", flush=True)
         if status == REFUSED:
             break
     return error
@@ -219,6 +238,7 @@ def make_jobs_parser() -> argparse.ArgumentParser:
         "--collect_mib", "--home_mib", type=float, default=64.0, metavar="MIB", help="MiB to write there, at most [64]"
     )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="items, patterns as in a shell [all]")
+    parser.add_argument("--at_once", type=int, default=1, metavar="N", help="seeds that a stage 1 trains at once [1]")
     parser.add_argument("--list", action="store_true", help="print the items with their state and end")
     return parser
 
@@ -232,6 +252,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
         refuse_usage(f"{', '.join(taken)} cannot be given here: every item sets its own")
     if not 0 < own.minutes < math.inf:
         refuse_usage(f"--minutes must be a number above 0, not {own.minutes:g}")
+    if own.at_once < 1:
+        refuse_usage(f"--at_once must be at least 1, not {own.at_once}")
     if own.collect_files < 3 or not own.collect_mib >= 4:
         refuse_usage(
             "--collect_files must be at least 3 and --collect_mib at least 4: the tables, and a part of some features"
@@ -257,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     collect = partial(collect_finished, everything, collection)
     reserve = min(RESERVE_SECONDS, 60 * own.minutes / 4)
     with locked(folder) as lock:
-        call = Call(folder, lock, started + 60 * own.minutes - reserve, min(GRACE_SECONDS, reserve / 2))
+        call = Call(folder, lock, started + 60 * own.minutes - reserve, min(GRACE_SECONDS, reserve / 2), own.at_once)
         collect()  # what the last call had no room or no time for
         errors = work([step for step in steps if step.epochs or collection], call, collect)
         waiting = collect()

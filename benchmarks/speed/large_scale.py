@@ -123,9 +123,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         *scaling_rows(read(own.results, SCALING)),
     ]
     table = pd.DataFrame(rows)
-    shown = table[["what", "unit", "measured_size", "measured", "exponent", "size", "extrapolated"]].copy()
-    for column in ("measured_size", "measured", "exponent", "size", "extrapolated"):
-        shown[column] = shown[column].map("{:.3g}".format)
+    numbers = {
+        "measured at": "measured_size",
+        "value there": "measured",
+        "exponent": "exponent",
+        "size": "size",
+        "value": "extrapolated",
+    }
+    shown = pd.DataFrame(
+        {
+            "what": table["what"] + ", " + table["unit"],
+            **{title: table[column].map("{:.3g}".format) for title, column in numbers.items()},
+        }
+    )
     made = provenance("speed.large_scale", argv, torch.device("cpu"))
     table = table.assign(command=made["command"], git_revision=made["git_revision"])
     write_record(own.results, "large_scale", table, shown, NOTES)

@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,17 @@ def test_a_defect_is_not_hidden(tmp_path: Path, at_once: None, monkeypatch: pyte
     assert [(folder / "metrics.json").exists() for folder in runs_in(tmp_path)] == [False, True]
 
 
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """Put back the handlers of signals, which a command that a signal has ended leaves as they are."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_a_signal_saves_all_and_resume_goes_on(
-    tmp_path: Path, alone: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, alone: Path, at_once: None, own_handlers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM while both train: each keeps its finished epochs, and the same command with --resume ends as alone."""
     print_epoch = engine.fit.print_epoch

@@ -13,17 +13,21 @@ does the same on features that any model made; where FILE has no classifier, one
 from collections.abc import Sequence
 from typing import Any
 
-from settings.command_line import parse_command
 from settings.fields import STAGE2
+from settings.seeds import parse_commands
 from utils.command import EPOCHS_ARE_SAVED, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run stage 2 and return what metrics.json holds."""
-    command = parse_command(STAGE2, __doc__, argv)
+    """Run stage 2 and return what metrics.json holds; with --seeds, that of each by its seed."""
+    commands = parse_commands(STAGE2, __doc__, argv)
+    if len(commands) > 1:
+        from stages.commands.seeds import run_seeds
+
+        return run_seeds(commands)
     from stages.commands.stage2 import run_stage2  # PyTorch, which help texts and refusals do without
 
-    return run_stage2(command)
+    return run_stage2(commands[0])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ instead of raising an error.
 import functools
 import importlib
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -103,28 +104,44 @@ class JpegDecoder:
     name: str
     decode: Callable[[Tensor], Tensor]
     turns: bool = False  # as EXIF data say, unasked
+    deprecated: bool = False  # as it says itself
 
 
 @functools.cache
 def jpeg_decoder() -> JpegDecoder | None:
-    """Return torchvision's decoder, else TorchCodec's, where it works; None where there is none.
+    """Return torchvision's decoder unless it is deprecated, then TorchCodec's, else torchvision's after all, each where
+    it works; None where there is none.
 
-    They are equally fast. Some builds of torchvision are without libjpeg, and releases after 0.29 may drop it in favour
-    of TorchCodec, which is not installed with it. Whether a decoder turns photos by itself, as TorchCodec does and
-    torchvision does not, is tried.
+    They are equally fast. Some builds of torchvision are without libjpeg, and from 0.29 on it gives its decoders up in
+    favour of TorchCodec, which is not installed with it.
+    """
+    deprecated = None
+    for find in (of_torchvision, of_torchcodec):
+        decoder = tried(find)
+        if decoder is not None and not decoder.deprecated:
+            return decoder
+        deprecated = deprecated or decoder
+    return deprecated
+
+
+def tried(find: Callable[[], JpegDecoder]) -> JpegDecoder | None:
+    """Return the decoder that `find` finds, with what a sample tells of it; None where it does not work.
+
+    Whether it turns photos by itself, as TorchCodec does and torchvision does not, shows in the sides of a turned one.
     """
     file, exif = io.BytesIO(), Image.Exif()
     exif[ExifTags.Base.Orientation] = TURNED
     Image.new("RGB", SIDES[::-1]).save(file, "JPEG", exif=exif)
     sample = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-    for find in (of_torchvision, of_torchcodec):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         try:
             decoder = find()
             found = tuple(decoder.decode(sample).shape[1:])
         except (ImportError, AttributeError, RuntimeError, OSError):
-            continue
-        return replace(decoder, turns=found != SIDES)
-    return None
+            return None
+    deprecated = any(issubclass(warning.category, DeprecationWarning) for warning in told)
+    return replace(decoder, turns=found != SIDES, deprecated=deprecated)
 
 
 def of_torchvision() -> JpegDecoder:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
@@ -24,6 +23,7 @@ from engine.log import (
     write_log,
 )
 from engine.saving import Saver
+from engine.steps import seed_generators
 from evaluation.measure import (
     UNKNOWN,
     SplitFeatures,
@@ -227,7 +227,7 @@ def train_one(session: Session, training: Training, history: History, epoch: int
     lr = training.lr_of_epoch(epoch)
     for group in training.optimizer.param_groups:
         group["lr"] = lr * group.get("rate_factor", 1.0)  # which earlier optimisers did not save
-    torch.manual_seed(mix64(session.run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
+    seed_generators(mix64(session.run.config["settings"]["seed"]) ^ epoch)  # for losses that draw
     started = time.perf_counter()
     result = training.train_epoch(epoch)  # reads counters from the device at its end: the clock sees all its work
     seconds = time.perf_counter() - started

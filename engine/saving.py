@@ -40,7 +40,7 @@ class StateBuffer:
         for own, tensor in zip(self.room, tensors, strict=True):
             own.copy_(tensor, non_blocking=True)
         if self.pinned:
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()  # not the device: another thread may be capturing a graph
         self.state = with_tensors(state, iter(self.room))
 
     def stored(self) -> Any:

@@ -17,8 +17,15 @@ Step = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 # Steps before the capture: by then cuDNN has chosen its algorithms, and the optimiser has its buffers.
 WARM_UP = 3
 
-# A replay must not fall into the capture of another thread: both use the state of PyTorch's random generator.
+# A replay must not fall into the capture of another thread, and no seeding into either: all use the state of PyTorch's
+# random generator, of which a device has one.
 _ONE_AT_A_TIME = threading.Lock()
+
+
+def seed_generators(seed: int) -> None:
+    """Seed PyTorch's random generators, those of the devices too, outside every capture."""
+    with _ONE_AT_A_TIME:
+        torch.manual_seed(seed)
 
 
 class EagerSteps:

@@ -64,10 +64,13 @@ def flag_help(flag: Flag) -> tuple[str | None, str]:
     return flag.metavar, flag.help + names + default
 
 
-def make_parser(script: str, description: str, *, everything: bool = False) -> argparse.ArgumentParser:
+def make_parser(
+    script: str, description: str, *, everything: bool = False, seeds: bool = False
+) -> argparse.ArgumentParser:
     """Make the parser of a script. All three accept every flag; one that a script does not read is reported.
 
-    Its help lists the flags that the script reads or, asked for `everything`, the others too.
+    Its help lists the flags that the script reads or, asked for `everything`, the others too. With `seeds` it takes
+    `--seeds` (`settings.seeds`).
     """
     usage = f"python {script}.py [flags]"
     parser = CommandParser(
@@ -92,8 +95,15 @@ def make_parser(script: str, description: str, *, everything: bool = False) -> a
         if flag.alias is not None:
             arguments["help"] = f"the same as --{flag.name}" if everything else argparse.SUPPRESS
             group.add_argument(flag.alias, **arguments)
+    if seeds:
+        text = "several seeds in one command, each as if alone; on one GPU all at once"
+        shown_text = text if everything or script == STAGE1 else argparse.SUPPRESS  # as of flags that are RARE
+        arguments = {"nargs": "+", "type": int, "metavar": "N", "default": argparse.SUPPRESS, "help": shown_text}
+        groups[Group.RUN].add_argument("--seeds", **arguments)
     groups[Group.RUN].add_argument("-h", "--help", action="help", help="print this and exit")
-    groups[Group.RUN].add_argument("--help-all", action=HelpAll, script=script, help="the same with all other flags")
+    groups[Group.RUN].add_argument(
+        "--help-all", action=HelpAll, script=script, seeds=seeds, help="the same with all other flags"
+    )
     return parser
 
 
@@ -110,12 +120,12 @@ class Numbers(argparse.Action):
 class HelpAll(argparse.Action):
     """`--help-all`: print the help with every flag, and exit."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, script: str, **more: Any) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, script: str, seeds: bool, **more: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **more)
-        self.script = script
+        self.script, self.seeds = script, seeds
 
     def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
-        make_parser(self.script, parser.description or "", everything=True).print_help()
+        make_parser(self.script, parser.description or "", everything=True, seeds=self.seeds).print_help()
         parser.exit()
 
 
@@ -128,5 +138,10 @@ def parse_command(script: str, description: str, argv: Sequence[str] | None = No
     given = vars(make_parser(script, description).parse_args(arguments))
     command = resolve(script, given, arguments)
     if not quiet:
-        report_unused(script, [f"--{name}" for name in FLAGS if name in given and name not in command.given])
+        report_idle(script, given, command)
     return command
+
+
+def report_idle(script: str, given: dict[str, Any], command: Command) -> None:
+    """Say which of the flags given a command does not use."""
+    report_unused(script, [f"--{name}" for name in FLAGS if name in given and name not in command.given])

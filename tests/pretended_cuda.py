@@ -10,6 +10,7 @@ operation is one launch however many kernels it takes. An autograd graph cannot 
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -46,6 +47,7 @@ CUDA_ANSWERS = {
     "get_device_capability": (6, 0),  # too old to be compiled for
     "is_bf16_supported": True,
     "is_current_stream_capturing": False,
+    "get_rng_state": torch.zeros(1, dtype=torch.uint8),  # what draws there draws from the CPU's generator
 }
 
 
@@ -256,11 +258,25 @@ class Stream:
     def wait_event(self, event: "Stream") -> None:
         pass
 
+    def synchronize(self) -> None:
+        pass
+
 
 def grouped_tensors(tensors: Sequence[Sequence[Tensor | None]], with_indices: bool = False) -> dict[Any, Any]:
     """Return tensors grouped as PyTorch's optimisers do it, under the device that they say they are on."""
     groups = GROUP_TENSORS(tensors, with_indices)
     return {(group[0][0][0].device, dtype): group for (_, dtype), group in groups.items()}
+
+
+def within_device(device_events: DeviceEvents) -> Callable[[threading.Thread], None]:
+    """Return what a thread is to run so that PyTorch has the pretended device there too."""
+    run = threading.Thread.run
+
+    def run_within(thread: threading.Thread) -> None:
+        with CudaFunctions(device_events):
+            run(thread)
+
+    return run_within
 
 
 @contextlib.contextmanager
@@ -292,6 +308,7 @@ def pretended_cuda() -> Iterator[DeviceEvents]:
         patch.setattr(torch.cuda, "current_stream", Stream)
         patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
         patch.setattr(torch, "autocast", CpuAutocast)
+        patch.setattr(threading.Thread, "run", within_device(device_events))
         # A parameter stays the object that it is, as on CUDA, though its class changes.
         patch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
         # As on CUDA, lists of tensors are changed in one launch.

@@ -12,6 +12,9 @@ flags are those of `main_stage1.py` that say which data, and on which device.
 The file holds `train_features` (N, d), `test_features`, where images are held out `holdout_features`, and labels, in
 shards. With `--text_classifier` it also holds `fc.weight`, the zero-shot classifier that the model's text side makes of
 the names of the classes, from which stage 2 then starts. A command that was stopped goes on where it was.
+
+Many commands share the work with `--part 1/8` to `--part 8/8`, on as many machines as reach the file; the same command
+without it then finishes the file.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +55,7 @@ from utils.device import Execution, choose_execution
 from utils.distributed import launch_of
 from utils.errors import UserError, memory_for
 from utils.progress import show_progress
-from utils.text import tell
+from utils.text import counted, tell
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 MACHINE = ("device", "gpu", "amp")
@@ -92,6 +96,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images [by the machine's cores]")
     help_text = f"MiB a file holds at most [{SHARD_MIB:g}]"
     parser.add_argument("--part_mib", type=float, default=SHARD_MIB, metavar="X", help=help_text)
+    help_text = "make the I-th of N shares of the shards alone; without it the file is finished"
+    parser.add_argument("--part", metavar="I/N", help=help_text)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, finished or not")
     group = parser.add_argument_group("data and device, as in stage 1")
     for name in DATA:
@@ -114,6 +120,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
     for name, lowest in (("batch_size", 1), ("workers", 0)):
         if getattr(own, name) is not None and getattr(own, name) < lowest:
             raise UserError(f"--{name} must be at least {lowest}, not {getattr(own, name)}")
+    own.part = parse_part(own.part)
+    if own.part is not None and own.overwrite:
+        raise UserError("--part: other parts may be at work, so --overwrite is for the whole file; leave one out")
     if not own.overwrite:
         refuse_finished(own.file)
     if own.templates is not None and not own.text_classifier:
@@ -121,6 +130,16 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
     if launch_of().count > 1:
         raise UserError("tools.extract is one process: start it without torchrun")
     return own, replace(command, arguments=tuple(sys.argv[1:] if argv is None else argv))
+
+
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """Return the number of a part, from 1, and how many there are; UserError where they cannot be."""
+    if text is None:
+        return None
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--part must be I/N with 1 <= I <= N, as 1/8, not {text}")
+    return int(part), int(parts)
 
 
 def open_job(own: argparse.Namespace, command: Command) -> Job:
@@ -216,28 +235,30 @@ def extract(argv: Sequence[str] | None = None) -> list[Path]:
     limit = int(own.part_mib * 2**20) - len(metadata["class_names"].encode())
     layout = plan_layout(job.parts, width, PRECISIONS[own.precision], classifier, limit)
     plan = plan_of(job, classifier)
-    store = Store(own.file, layout, plan, metadata, overwrite=own.overwrite)
+    store = Store(own.file, layout, plan, metadata, overwrite=own.overwrite, part=own.part)
     size = own.batch_size or job.execution.predict_batch(first.shape[-1])
     started, before = time.monotonic(), store.done
     if before:
-        tell(f"{own.file}: {before:,} of {layout.rows:,} rows are there; going on")
+        tell(f"{own.file}: {before:,} of {store.wanted:,} rows are there; going on")
     try:
-        for features in features_of(job, images, layout, (before, size, workers)):
+        for features in features_of(job, images, store.batches(size), workers):
             store.add(features)
     except BaseException:  # also where the command is stopped
         store.leave()
         raise
     seconds = time.monotonic() - started
+    if own.part is not None:
+        tell(f"part {own.part[0]} of {own.part[1]}: {counted(len(store.shards), 'shard')} of {layout.row_shards}")
+        return store.finish_part()
     written = store.finish(card_of_job(job, plan, layout, seconds, layout.rows - before))
     report(job, own.file, layout, seconds, layout.rows - before)
     return written
 
 
-def features_of(job: Job, images: PreparedImages, layout: Layout, how: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Yield the features (B, d) of the rows from the first of `how` on, in batches of its second number, by as many
-    worker processes as its third, showing progress."""
-    start, size, workers = how
-    batches = layout.batches(start, size)
+def features_of(
+    job: Job, images: PreparedImages, batches: Sequence[tuple[int, np.ndarray]], workers: int
+) -> Iterator[Tensor]:
+    """Yield the features (B, d) of batches of rows, which as many worker processes read, showing progress."""
     prepared = prepared_batches(images, batches, workers)
     for batch in show_progress(prepared, "features", len(batches)):
         yield forward(job, batch)
@@ -278,8 +299,10 @@ def report(job: Job, file: Path, layout: Layout, seconds: float, computed: int) 
 def main(argv: Sequence[str] | None = None) -> None:
     """Extract what the command line names, and say what to do with it."""
     written = extract(argv)
-    tell(f"written: {', '.join(map(str, written))}")
-    tell(f"next: python main_stage2.py --features {make_parser().parse_args(argv).file}")
+    tell(f"written: {', '.join(map(str, written)) or 'nothing: there are fewer shards than parts'}")
+    own = make_parser().parse_args(argv)
+    ready = own.part is None
+    tell(f"next: {'python main_stage2.py --features' if ready else 'all parts, then this without --part:'} {own.file}")
 
 
 if __name__ == "__main__":

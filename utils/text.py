@@ -1,13 +1,18 @@
 """Text that may come from a stranger's file, made fit for a message of one line, a table or a file's name."""
 
+import contextlib
 import hashlib
 import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TextIO
 
 SHOWN = 200  # characters of a stranger's text in a message
+# What stands before every line that is told; each thread has its own.
+_LABEL: ContextVar[str] = ContextVar("label", default="")
 LONGEST_MESSAGE = 2000  # characters of a message, whatever long flags and strangers' files put into it
 
 
@@ -28,13 +33,28 @@ def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
     return line if len(line) < longest else f"{line[: longest - 3]}..."
 
 
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Let every line that this thread tells within begin with `label`."""
+    token = _LABEL.set(f"{label}: ")
+    try:
+        yield
+    finally:
+        _LABEL.reset(token)
+
+
+def label() -> str:
+    """Return what every line begins with that this thread tells, empty where nothing is asked for."""
+    return _LABEL.get()
+
+
 def tell(text: str = "", *, file: TextIO | None = None, flush: bool = False) -> None:
     """Print lines on standard output or on `file`; whatever could steer a terminal is escaped.
 
     Everything that commands print goes through here, since nearly all of it may have come from a stranger's file. On a
     terminal long lines are broken at words; in a pipe or a file each stays one line, as programs read them.
     """
-    lines = list(map(printable, text.split("\n")))
+    lines = [label() + line if line else line for line in map(printable, text.split("\n"))]
     out = sys.stdout if file is None else file
     if out is not None and out.isatty():
         lines = [part for line in lines for part in at_words(line, shutil.get_terminal_size().columns)]

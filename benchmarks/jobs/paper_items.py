@@ -1,7 +1,7 @@
 """What `benchmarks.jobs.paper_runs` has to do: items in the order of their worth, each in steps, and their state."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from settings.resolve import Command, flag_words
 from stages.checkpoints import adopt_checkpoint
 from tables.request import HOLDOUT, SPLITS, STAGE1_ONLY
 
+STAGE1_NAME = "stage1"
 RECORDS = "paper_runs"  # folder of the jobs' own files in that of the runs
 WEIGHTS = ("if100_seed0",)  # items whose stage 1 is collected to be released
 RETRAINED: dict[str, dict[str, str]] = {
@@ -49,7 +50,7 @@ class Step:
         return (self.folder / "metrics.json").is_file() if self.epochs else self.folder.is_dir()
 
     def can_begin(self) -> bool:
-        return self.name == "stage1" or (self.stage1 / "metrics.json").is_file()
+        return self.name == STAGE1_NAME or (self.stage1 / "metrics.json").is_file()
 
 
 def order_of_worth() -> Iterator[tuple[str, dict[str, Any], bool]]:
@@ -85,7 +86,7 @@ def steps_of(item: str, values: dict[str, Any], retrained: bool, part_mib: float
     """Return the steps of an item, in the folders that the scripts will choose."""
     command, words = script_command(STAGE1, values)
     stage1, settings = run_path(command), command.settings
-    steps = [Step(item, "stage1", words, stage1, settings.epochs, stage1)]
+    steps = [Step(item, STAGE1_NAME, words, stage1, settings.epochs, stage1)]
     # What stage 2 will read of a checkpoint that need not be there yet.
     config = {"stage": "stage1", "tags": stage1_tags(command), "settings": asdict(settings)}
     shared = {key: value for key, value in values.items() if key not in STAGE1_ONLY}
@@ -123,6 +124,35 @@ def script_command(script: str, values: dict[str, Any]) -> tuple[Command, tuple[
     """Return a script's command with those of the settings that it reads: parsed, and in words."""
     argv = flag_words(script, values)
     return parse_command(script, "", argv), (sys.executable, str(ROOT / f"{script}.py"), *argv, "--reuse")
+
+
+def without_seed(command: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of a command without its seed: what commands have in common that can be one."""
+    place = command.index("--seed")
+    return (*command[:place], *command[place + 2 :])
+
+
+def seeds_beside(step: Step, steps: Sequence[Step], most: int) -> list[Step]:
+    """Return a step and, of a stage 1, up to `most` unfinished ones in all that differ from it in the seed alone."""
+    if step.name != STAGE1_NAME:
+        return [step]
+    alike = [
+        other
+        for other in steps
+        if other.name == STAGE1_NAME
+        and other != step
+        and not other.is_finished()
+        and without_seed(other.command) == without_seed(step.command)
+    ]
+    return [step, *alike][:most]
+
+
+def command_of(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return the command of a step, or the one of several that differ in their seeds."""
+    if len(steps) == 1:
+        return steps[0].command
+    seeds = [step.command[step.command.index("--seed") + 1] for step in steps]
+    return (*without_seed(steps[0].command), "--seeds", *seeds)
 
 
 def progress(step: Step) -> tuple[int, float | None]:

@@ -3,11 +3,14 @@
     python -m benchmarks.jobs.paper_runs --minutes 55 --collect collected    # repeat until all items are finished
     python -m benchmarks.jobs.paper_runs --list                   # what is finished, what is left, for how long
     python -m benchmarks.jobs.paper_runs --quick --minutes 5      # a rehearsal on the digits, on a CPU
+    python -m benchmarks.jobs.paper_runs --minutes 10 --plan 15 30 --travel    # what will be done; what to copy
 
 An item is a stage 1, what is re-trained on it, and the export of its features; the one worth most comes first. Every
 stage is a child process of the real scripts with `--reuse`, so the same command goes on where the last call ended,
 however that ended. Other flags are those of main_stage1.py, such as --device, --amp, --compile, --data_dir, --out.
 Output of the children: `<out>/paper_runs/<item>.log`.
+
+--at_once N trains stage 1s that differ in the seed alone together, up to N in one child (`--seeds`): on a GPU at once.
 
 --collect DIR gets a table of the finished runs, one of their epochs, exported features and weights
 (`benchmarks.jobs.collect`); to have features exported once more, remove `<out>/paper_runs/exports/<item>_features`.
@@ -34,9 +37,21 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Any, NoReturn
 
-from benchmarks.command import make_own_parser
+from benchmarks.command import ROOT, make_own_parser
 from benchmarks.jobs.collect import MIB, Collection, collect_runs
-from benchmarks.jobs.paper_items import RECORDS, Step, describe, in_words, make_steps, progress, unfinished
+from benchmarks.jobs.paper_items import (
+    RECORDS,
+    Step,
+    command_of,
+    describe,
+    in_words,
+    make_steps,
+    progress,
+    seeds_beside,
+    unfinished,
+)
+from benchmarks.jobs.plan import Limits, Pace, at_once_factor, epoch_seconds, plan_text
+from benchmarks.jobs.travel import check_travel
 from runs.shards import SHARD_MIB
 from settings.command_line import make_parser
 from settings.declare import Facet
@@ -60,6 +75,9 @@ NOT_GIVEN = {
     *with_facet(Facet.ROW),
 }
 
+MEASURED = Path("results/paper_runs_log.csv")  # epochs of earlier runs
+AT_ONCE = "cuda_step_resnet34.csv"  # beside it: steps of several networks at once
+TIMES_IN_ALL = (15.0, 30.0)  # minutes
 RESERVE_SECONDS = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is collected
 GRACE_SECONDS = 10.0  # seconds of these, at most, until a child that was asked to end is killed
 REFUSED = 2  # exit status of what a user has to mend: trying again at once cannot help
@@ -83,12 +101,14 @@ def choose(steps: Sequence[Step], patterns: Sequence[str]) -> list[Step]:
 
 @dataclass(frozen=True)
 class Call:
-    """A call's folder of logs and its lock, the time when it asks a child to end, the seconds until it kills it."""
+    """A call's folder of logs and its lock, the time when it asks a child to end, the seconds until it kills it, and
+    how many seeds a child trains at once."""
 
     folder: Path
     lock: IO[str]
     stop: float
     grace: float
+    at_once: int = 1
 
 
 class TimeUp(Exception):
@@ -98,10 +118,13 @@ class TimeUp(Exception):
 def work(steps: Sequence[Step], call: Call, collect: Callable[[], object]) -> list[str]:
     """Do what is unfinished until the time is up; return the errors of the steps that failed, which stop no others."""
     errors: list[str] = []
+    tried: set[Step] = set()
     try:
         for step in steps:
-            if not step.is_finished() and step.can_begin():
-                error = complete(step, call)
+            if not step.is_finished() and step.can_begin() and step not in tried:
+                group = seeds_beside(step, [other for other in steps if other not in tried], call.at_once)
+                tried |= set(group)
+                error = complete(group, call)
                 errors += [error] if error else []
                 collect()
     except TimeUp as end:
@@ -109,32 +132,34 @@ def work(steps: Sequence[Step], call: Call, collect: Callable[[], object]) -> li
     return errors
 
 
-def complete(step: Step, call: Call) -> str | None:
-    """Run a step, on an error once more; return None when it is finished, else the error.
+def complete(group: Sequence[Step], call: Call) -> str | None:
+    """Run a step, or stage 1s of several seeds at once, on an error once more; return None when all of it is finished,
+    else the error.
 
     Raises TimeUp where there is no time for an epoch, or none to finish.
     """
-    error = None
+    error, log, first = None, call.folder / f"{group[0].item}.log", group[0]
     for _ in range(2):
-        (done, epoch), left = progress(step), call.stop - monotonic()
+        group = [step for step in group if not step.is_finished()]
+        name = " and ".join(map(str, group))
+        (done, epoch), left = progress(group[0]), call.stop - monotonic()
         if left <= (epoch or 0):
             needed = f", an epoch takes {in_words(epoch)}" if epoch else ""
-            raise TimeUp(f"{step}: not begun, {in_words(max(left, 0))} left{needed}")
-        tell(f"{step}: begun" + (f" after epoch {done} of {step.epochs}" if done else ""), flush=True)
-        log = call.folder / f"{step.item}.log"
-        shutil.rmtree(unfinished(step.folder), ignore_errors=True)
-        status = run_child(step.command, log, call)
-        if status == 0 and not step.epochs:
-            os.replace(unfinished(step.folder), step.folder)
-        if step.is_finished():
-            tell(f"{step}: finished", flush=True)
+            raise TimeUp(f"{name}: not begun, {in_words(max(left, 0))} left{needed}")
+        tell(f"{name}: begun" + (f" after epoch {done} of {first.epochs}" if done else ""), flush=True)
+        shutil.rmtree(unfinished(first.folder), ignore_errors=True)
+        status = run_child(command_of(group), log, call)
+        if status == 0 and not first.epochs:
+            os.replace(unfinished(first.folder), first.folder)
+        if all(step.is_finished() for step in group):
+            tell(f"{name}: finished", flush=True)
             return None
         if status is None:
-            where = f"after epoch {progress(step)[0]} of {step.epochs}" if step.epochs else "to be done anew"
-            raise TimeUp(f"{step}: time is up, {where}")
+            where = f"after epoch {progress(group[0])[0]} of {first.epochs}" if first.epochs else "to be done anew"
+            raise TimeUp(f"{name}: time is up, {where}")
         words = log.read_text(errors="replace").strip().splitlines()[-1].removeprefix("error: ")
-        error = f"{step}: {words}"
-        tell(f"{step}: failed with status {status}: {words}", flush=True)
+        error = f"{name}: {words}"
+        tell(f"{name}: failed with status {status}: {words}", flush=True)
         if status == REFUSED:
             break
     return error
@@ -219,7 +244,17 @@ def make_jobs_parser() -> argparse.ArgumentParser:
         "--collect_mib", "--home_mib", type=float, default=64.0, metavar="MIB", help="MiB to write there, at most [64]"
     )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="items, patterns as in a shell [all]")
-    parser.add_argument("--list", action="store_true", help="print the items with their state and end")
+    parser.add_argument("--at_once", type=int, default=1, metavar="N", help="seeds that a stage 1 trains at once [1]")
+    plan = parser.add_argument_group("looking ahead, running nothing")
+    help_text = "print what calls of --minutes do in so many minutes in all [15 30]"
+    plan.add_argument("--plan", nargs="*", type=float, metavar="MINUTES", help=help_text)
+    plan.add_argument("--measured", type=Path, default=MEASURED, metavar="CSV", help=f"log of epochs [{MEASURED}]")
+    help_text = "seconds that a child takes to start and to report, as --plan has it [20]"
+    plan.add_argument("--start_seconds", type=float, default=20.0, metavar="X", help=help_text)
+    help_text = "say how much is to be copied to another machine: this checkout, and PATHs such as the data"
+    plan.add_argument("--travel", nargs="*", metavar="PATH", help=help_text)
+    plan.add_argument("--travel_mib", type=float, default=64.0, metavar="MIB", help="refuse more than this [64]")
+    plan.add_argument("--list", action="store_true", help="print the items with their state and end")
     return parser
 
 
@@ -232,6 +267,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
         refuse_usage(f"{', '.join(taken)} cannot be given here: every item sets its own")
     if not 0 < own.minutes < math.inf:
         refuse_usage(f"--minutes must be a number above 0, not {own.minutes:g}")
+    if not all(0 < minutes < math.inf for minutes in own.plan or ()) or not 0 <= own.start_seconds < math.inf:
+        refuse_usage("--plan takes minutes above 0, and --start_seconds a number of 0 or more")
+    if own.at_once < 1:
+        refuse_usage(f"--at_once must be at least 1, not {own.at_once}")
     if own.collect_files < 3 or not own.collect_mib >= 4:
         refuse_usage(
             "--collect_files must be at least 3 and --collect_mib at least 4: the tables, and a part of some features"
@@ -248,6 +287,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for item, group in groupby(steps, key=lambda step: step.item):
             tell(f"{item}: {', '.join(map(describe, group))}")
         return
+    if own.travel is not None:
+        check_travel(ROOT, own.travel, own.travel_mib)
+    if own.plan is not None:
+        tell_plan(steps, own)
+    if own.plan is not None or own.travel is not None:
+        return
     folder = Path(given.get("out", FLAGS["out"].default)) / RECORDS
     make_folder(folder / "exports")
     collection = None
@@ -255,9 +300,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_folder(own.collect)
         collection = Collection(own.collect, own.collect_files, own.collect_mib * MIB)
     collect = partial(collect_finished, everything, collection)
-    reserve = min(RESERVE_SECONDS, 60 * own.minutes / 4)
+    reserve = reserve_of(own.minutes)
     with locked(folder) as lock:
-        call = Call(folder, lock, started + 60 * own.minutes - reserve, min(GRACE_SECONDS, reserve / 2))
+        call = Call(folder, lock, started + 60 * own.minutes - reserve, min(GRACE_SECONDS, reserve / 2), own.at_once)
         collect()  # what the last call had no room or no time for
         errors = work([step for step in steps if step.epochs or collection], call, collect)
         waiting = collect()
@@ -272,6 +317,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     tell(f"{words}; --list shows them; this call took {in_words(monotonic() - started)}", flush=True)
     if errors:
         raise UserError(f"{len(errors)} steps failed, see {folder}/<item>.log; the first, {errors[0]}")
+
+
+def tell_plan(steps: Sequence[Step], own: argparse.Namespace) -> None:
+    """Print what calls will do, for each time that `--plan` names."""
+    pace = Pace(epoch_seconds(steps, own.measured), at_once_factor(own.measured.with_name(AT_ONCE)))
+    seconds = 60 * own.minutes - reserve_of(own.minutes)
+    for minutes in own.plan or TIMES_IN_ALL:
+        calls = minutes / own.minutes
+        tell(plan_text(steps, pace, Limits(seconds, calls * seconds, own.start_seconds, own.at_once)))
+
+
+def reserve_of(minutes: float) -> float:
+    """Return the seconds of a call that are kept for saving."""
+    return min(RESERVE_SECONDS, 60 * minutes / 4)
 
 
 def collect_finished(steps: Sequence[Step], collection: Collection | None) -> list[str]:

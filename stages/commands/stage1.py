@@ -1,5 +1,6 @@
 """Stage 1: what an epoch of it is, and the run from its first epoch to its report."""
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -21,16 +22,28 @@ from utils.distributed import process_rank
 from utils.hashing import mix64
 from utils.schedules import SCHEDULES, with_warmup
 
+NOTHING_TO_ENTER = contextlib.nullcontext()
+
 
 def run_stage1(command: Command) -> dict[str, Any]:
     """Run stage 1 and return what metrics.json holds."""
-    if command.settings.features is not None or command.settings.epochs == 0:
-        return train_probe(command)
-    session = open_session(command)
+    return train_stage1(open_session(command)) if has_epochs(command) else train_probe(command)
+
+
+def has_epochs(command: Command) -> bool:
+    """Tell whether a stage 1 trains a network; without, its classifier is computed."""
+    return command.settings.features is None and command.settings.epochs > 0
+
+
+def train_stage1(
+    session: Session, reporting: contextlib.AbstractContextManager[object] = NOTHING_TO_ENTER
+) -> dict[str, Any]:
+    """Train the network of a session, report on it within `reporting`, and return what metrics.json holds."""
     if session.run.finished:
         return read_metrics(session.run)
     history, logits_of = fit(session, plan_training(session), network_features(session))
-    return finish_run(session, history, logits_of)
+    with reporting:
+        return finish_run(session, history, logits_of)
 
 
 def plan_training(session: Session) -> Training:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.jobs import collect, paper_runs
-from benchmarks.jobs.paper_items import Step, make_steps, progress, unfinished
+from benchmarks.jobs import collect, paper_items, paper_runs
+from benchmarks.jobs.paper_items import Step, command_of, make_steps, progress, seeds_beside, unfinished
 from benchmarks.jobs.paper_runs import Call, main
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
+from settings.seeds import parse_commands
 from tests.helpers import run
 from tools import export_features as export
 from utils.errors import UserError
@@ -22,6 +23,7 @@ from utils.files import read_json
 
 STARTUP, EPOCH, FINISH = 10.0, 30.0, 5.0
 MIB = 2**20
+AT_ONCE = ["--minutes", "5", "--at_once", "2"]
 SHORT = ("--epochs", 1, "--finetune_epoch", 1)
 HEADER = "epoch,seconds,evaluation_seconds\n"
 
@@ -330,6 +332,7 @@ def test_an_item_on_the_digits_is_collected(tmp_path: Path, monkeypatch: pytest.
     [
         (["--minutes", "0"], "--minutes must be"),
         (["--minutes", "soon"], "--minutes"),
+        (["--at_once", "0"], "--at_once must be"),
         (["--collect_files", "2"], "--collect_files must be"),
         (["--collect_mib", "nan"], "--collect_mib at least 4"),
         (["--only", "if7"], "no item is called 'if7'"),
@@ -343,3 +346,40 @@ def test_wrong_input_is_refused_before_anything_is_written(arguments: list[str],
     with pytest.raises(UserError, match=re.escape(message)):
         main(["--out", str(tmp_path / "out"), *arguments])
     assert not (tmp_path / "out").exists()
+
+
+# Seeds at once
+
+
+def test_seeds_of_one_kind_are_one_command() -> None:
+    """Stage 1s that differ in the seed alone are put together, others and what is re-trained are not."""
+    steps = make_steps({}, quick=False)
+    first = {step.item: step for step in steps if step.name == "stage1"}
+    group = seeds_beside(first["if100_seed0"], steps, 3)
+    assert [str(step) for step in group] == ["if100_seed0 stage1", "if100_seed1 stage1", "if100_seed2 stage1"]
+    assert [step.item for step in seeds_beside(first["if100_seed1"], steps, 2)] == ["if100_seed1", "if100_seed0"]
+    assert seeds_beside(first["if500_seed0"], steps, 3) == [first["if500_seed0"]]
+    assert seeds_beside(steps[1], steps, 3) == [steps[1]]
+    assert command_of(group[:1]) == group[0].command
+    commands = parse_commands(STAGE1, "", command_of(group)[2:])
+    assert [run_path(command) for command in commands] == [step.folder for step in group]
+
+
+def test_one_child_trains_the_stage_1s_of_two_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real scripts: one child for both, then what is re-trained on each, in the folders that were planned."""
+    children: list[str] = []
+
+    def run_here(command: tuple[str, ...], log: Path, call: Call) -> int:
+        children.append(" ".join(command[2:]))
+        log.write_text("no words\n")
+        return run(Path(command[1]).stem, *command[2:]).status
+
+    monkeypatch.setattr(paper_runs, "run_child", run_here)
+    monkeypatch.setattr(paper_items, "RETRAINED", {"los": {"method": "los"}})
+    where = ["--epochs", "1", "--out", str(tmp_path), "--device", "cpu"]
+    main(["--quick", "--only", "quick_if100_seed[01]", *where, *AT_ONCE])
+    assert [child.split("--")[-1] for child in children] == ["seeds 0 1", "reuse", "reuse"]
+    steps = make_steps({"epochs": 1, "out": str(tmp_path), "device": "cpu"}, quick=True)
+    assert all(
+        step.is_finished() for step in steps if step.epochs and step.item in ("quick_if100_seed0", "quick_if100_seed1")
+    )

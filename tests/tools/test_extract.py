@@ -1,6 +1,10 @@
 """Extraction of a whole data set: what the file holds, what a stopped command leaves, what is refused."""
 
+import contextlib
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +21,14 @@ import tools.extract as tool
 from datasets.long_tail import Split
 from runs.feature_files import read_features
 from runs.shards import find_shards, read_safetensors
+from tests.forks import Child
 from tests.helpers import contents, image_tree, is_refusal, read, run, succeed
 from tools.backbones.backbone import TextEncoder
 from tools.extraction import store
 from tools.extraction.layout import plan_layout
 from tools.extraction.prepared import Part
 from utils.errors import UserError
+from utils.files import lock_folder
 
 # A backbone whose features are the mean colours of four quarters, 12 numbers, and whose preprocessing is its own.
 QUARTERS = """
@@ -215,6 +221,75 @@ def test_rows_are_kept_while_it_runs(desk: Path, stopped: list[int], monkeypatch
     assert stopped[0] == 1 + 3 + 3  # of 24 rows 14 were left, and 12 of the test
 
 
+def test_parts_make_what_one_command_makes(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any order, some more than once; the command without --part then computes nothing, and writes the card."""
+    run("tools/extract", *SHARDS, "whole.safetensors")
+    for part in ("3/3", "1/3", "3/3", "2/3"):
+        tool.main([*map(str, SHARDS), "--part", part, "split.safetensors"])
+        assert f"part {part[0]} of 3: " in capsys.readouterr().out
+        assert not (desk / "split.json").exists()
+    tool.main([*map(str, SHARDS), "split.safetensors"])
+    assert ", 0 computed in" in capsys.readouterr().out
+    assert not (desk / "split.unfinished").exists()
+    whole, split = (sorted(desk.glob(f"{name}-*.safetensors")) for name in ("whole", "split"))
+    assert len(whole) > 3
+    for left, right in zip(whole, split, strict=True):
+        with safe_open(left, "pt") as mine, safe_open(right, "pt") as its:
+            assert mine.metadata() == its.metadata() and set(mine.keys()) == set(its.keys())
+            assert all(torch.equal(mine.get_tensor(name), its.get_tensor(name)) for name in mine.keys())  # noqa: SIM118
+    assert read(desk / "whole.json")["plan"] == read(desk / "split.json")["plan"]
+
+
+def test_a_part_that_is_missing_is_made_by_the_last_command(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no more than that."""
+    tool.main([*map(str, SHARDS), "--part", "2/2", "flowers.safetensors"])
+    there = {path.name: path.stat().st_mtime_ns for path in desk.glob("flowers-*")}
+    capsys.readouterr()
+    tool.main([*map(str, SHARDS), "flowers.safetensors"])
+    assert " rows are there; going on" in capsys.readouterr().out
+    assert {name: (desk / name).stat().st_mtime_ns for name in there} == there
+    assert len(list(desk.glob("flowers-*"))) > len(there)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Let another process hold the lock of a folder."""
+
+    def hold() -> None:
+        lock = lock_folder(folder)
+        Child.here.tell()
+        time.sleep(60)
+        assert lock is not None
+
+    child = Child(hold)
+    child.wait_until_ready()
+    try:
+        yield
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.end()
+
+
+def test_nothing_is_finished_while_a_part_is_at_work(desk: Path) -> None:
+    """The whole waits for the parts, two of one part for each other, and a part of other images is refused."""
+    tool.main([*map(str, SHARDS), "--part", "1/2", "flowers.safetensors"])
+    folder = desk / "flowers.unfinished" / "part2of2"
+    folder.mkdir()
+    with held(folder):
+        for words in ((), ("--part", "2/2")):
+            outcome = run("tools/extract", *SHARDS, *words, "flowers.safetensors")
+            assert is_refusal(outcome, "is writing to", "part2of2", alone=False), outcome.err
+    other = run("tools/extract", *SHARDS, "--precision", "float32", "--part", "2/2", "flowers.safetensors")
+    assert is_refusal(other, "was begun with another precision", alone=False), other.err
+
+
+@pytest.mark.parametrize("words", [("0/2",), ("3/2",), ("2",), ("a/b",), ("1/2", "--overwrite")])
+def test_parts_that_cannot_be(desk: Path, words: tuple[str, ...]) -> None:
+    """Refused before anything is made."""
+    assert is_refusal(run("tools/extract", *SHARDS, "--part", *words, "flowers.safetensors"), "--part"), words
+    assert not (desk / "flowers.unfinished").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -354,6 +429,13 @@ def test_every_row_stands_in_one_shard(sizes: tuple[int, int], limit: int) -> No
         list(range(size)) for size in sizes
     ]
     for size in (1, 3, 100):
-        rows = [(number, row) for number, batch in layout.batches(2, size) for row in batch.tolist()]
         every = [(number, row) for number, count in enumerate(sizes) for row in range(count)]
-        assert rows == every[2:]
+        for first in range(layout.row_shards):
+            start, skip = layout.bounds(first)[0], min(layout.shard_rows - 1, 2)
+            batches = layout.batches(range(first, layout.row_shards), skip, size)
+            rows = [(number, row) for number, batch in batches for row in batch.tolist()]
+            assert rows == every[start + skip :]
+    for parts_count in (1, 2, 3, 50):
+        shares = [layout.share(part, parts_count) for part in range(1, parts_count + 1)]
+        assert [shard for share in shares for shard in share] == list(range(layout.row_shards))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1

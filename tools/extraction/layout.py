@@ -79,14 +79,19 @@ class Layout:
             done += high - low
         return found | (dict(self.extras[0]) if self.single and self.extras else {})
 
-    def batches(self, start: int, size: int) -> list[tuple[int, np.ndarray]]:
-        """Return the batches from a row on, as the number of a part and rows in it; none reaches across two shards."""
+    def batches(self, shards: Sequence[int], skip: int, size: int) -> list[tuple[int, np.ndarray]]:
+        """Return the batches of shards, without the first `skip` rows of the first one, as the number of a part and
+        rows in it; none reaches across two shards."""
         found = []
-        for shard in range(start // self.shard_rows, self.row_shards):
+        for place, shard in enumerate(shards):
             low, high = self.bounds(shard)
-            for number, first, last in self.pieces(max(low, start), high):
+            for number, first, last in self.pieces(low + (skip if place == 0 else 0), high):
                 found += [(number, np.arange(row, min(row + size, last))) for row in range(first, last, size)]
         return found
+
+    def share(self, part: int, parts: int) -> range:
+        """Return the shards of rows that are the work of one of `parts` commands, counted from 1."""
+        return range((part - 1) * self.row_shards // parts, part * self.row_shards // parts)
 
 
 def plan_layout(

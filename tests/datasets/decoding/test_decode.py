@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +239,10 @@ def test_without_torchvisions_decoder_pil_reads_everything(
     present: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "a.jpg")
-    assert "JPEG is decoded by torchvision" in decoder_reason()
     decode.jpeg_decoder.cache_clear()
     monkeypatch.setitem(sys.modules, "torchcodec", None)  # as if it were not installed
+    assert "JPEG is decoded by torchvision" in decoder_reason()
+    decode.jpeg_decoder.cache_clear()
     if present:
         monkeypatch.setattr(torchvision.io, "decode_jpeg", refuse)
     else:
@@ -254,22 +256,39 @@ def test_without_torchvisions_decoder_pil_reads_everything(
         decode.jpeg_decoder.cache_clear()
 
 
-def test_torchcodec_decodes_where_torchvision_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("state", ["gone", "deprecated", "current"])
+def test_torchcodec_comes_first_where_torchvision_gives_up(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its function has torchvision's name and arguments; a stand-in notes that it was asked."""
     path, asked = save(tmp_path / "a.jpg"), []
     original = torchvision.io.decode_jpeg
 
+    def current(data: torch.Tensor, mode: object) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return original(data, mode=mode)
+
+    def deprecated(data: torch.Tensor, mode: object) -> torch.Tensor:
+        warnings.warn("superseded by TorchCodec", DeprecationWarning, stacklevel=2)
+        return current(data, mode)
+
     def decode_jpeg(data: torch.Tensor, mode: object) -> torch.Tensor:
         asked.append(mode)
-        return original(data, mode=torchvision.io.ImageReadMode.RGB)
+        return current(data, torchvision.io.ImageReadMode.RGB)
 
     decoders = types.SimpleNamespace(decode_jpeg=decode_jpeg, ImageReadMode=types.SimpleNamespace(RGB="rgb"))
     monkeypatch.setitem(sys.modules, "torchcodec", types.SimpleNamespace(__version__="0.16.0", decoders=decoders))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
-    monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    if state == "gone":
+        monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    else:
+        monkeypatch.setattr(torchvision.io, "decode_jpeg", {"deprecated": deprecated, "current": current}[state])
     decode.jpeg_decoder.cache_clear()
+    first = "torchvision" if state == "current" else "TorchCodec 0.16.0"
     try:
-        assert decoder_reason().startswith("JPEG is decoded by TorchCodec 0.16.0")
-        assert torch.equal(decode_rgb(path), pil_pixels(path)) and asked == ["rgb", "rgb"]
+        assert decoder_reason().startswith(f"JPEG is decoded by {first}")
+        assert torch.equal(decode_rgb(path), pil_pixels(path))
+        assert asked == ([] if state == "current" else ["rgb", "rgb"])
     finally:
         decode.jpeg_decoder.cache_clear()

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.features import DeviceFeatures
 from datasets.identity.content import CONTENT
 from datasets.image_source import ImageSource
 from datasets.on_disk.listed_split import ListedSplit
 from engine.epoch import predict, predict_blocks
 from evaluation.measure import Images, SplitFeatures
+from models.given_features import GivenFeatures
 from models.network import Network
 from runs.dependencies import differences, key_of
 from runs.run_record import dependencies
@@ -55,6 +57,8 @@ NOT_KEPT = FeatureStore()
 
 class FrozenFeatures:
     """Features (N, d) of a backbone in evaluation mode, each computed once, when it is first asked for.
+
+    Those that are given stay as they are, in half precision where they are in it: who computes with them casts a batch.
 
     View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs
     of fresh augmentation. `views` is `--views`: their number, "plain" for the images as they are instead, or "fresh"
@@ -134,6 +138,9 @@ class FrozenFeatures:
 
     def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:
         """Compute features, or read them from the folder."""
+        images = self.images[split]
+        if isinstance(images, DeviceFeatures) and view is None and isinstance(self.model, GivenFeatures):
+            return images.whole(mirrored)
         name = split + "_mirrored" * mirrored + (f"_seed{self.seed}_view{view}" if view is not None else "")
         path = None
         if self.store.folder is not None and keep:
@@ -145,17 +152,17 @@ class FrozenFeatures:
                 note_dependencies(path, name, depends)
         blocks = predict_blocks(
             self.model.eval().features,
-            self.images[split],
+            images,
             self.execution,
             mirrored=mirrored,
             view=None if view is None else (self.seed, view),
             message=f"features of {name}",
         )
-        if path is not None and self.store.mapped and len(self.images[split]):
-            write_blocks(path, blocks, len(self.images[split]))
+        if path is not None and self.store.mapped and len(images):
+            write_blocks(path, blocks, len(images))
             wait_for_all()
             return self._read(path)
-        held = f"features of {name}, one of {self.views} views: rows of {len(self.images[split])} images"
+        held = f"features of {name}, one of {self.views} views: rows of {len(images)} images"
         with memory_for(held, "--views or --width"):
             features = torch.cat(list(blocks))
         if path is not None and is_main():
@@ -223,6 +230,9 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
     """Return what computes the features (N, d) of a split's images, as they are or mirrored, anew at every call."""
 
     def features_of(split: str, mirrored: bool) -> Tensor:
+        images = loaded.images[split]
+        if isinstance(images, DeviceFeatures) and isinstance(loaded.model, GivenFeatures):
+            return images.whole(mirrored)
         return predict(loaded.model.eval().features, loaded.images[split], loaded.execution, mirrored=mirrored)
 
     return features_of
@@ -279,20 +289,21 @@ def files_sha256(split: ListedSplit) -> str:
 def feature_batches(
     features: Tensor, labels: Tensor, order: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given on the CPU, on the labels'
-    device.
+    """Yield batches of cached features (N, d), in float32, and labels (N,) in the `order` (M,) given on the CPU, on the
+    labels' device.
 
     Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
     """
     placed = order.to(labels.device)
     if features.device == labels.device:
         for rows in placed.split(batch_size):
-            yield features[rows], labels[rows]
+            yield features[rows].float(), labels[rows]
         return
     size = max(FETCHED // batch_size, 1) * batch_size
     for group, there in zip(order.split(size), placed.split(size), strict=True):
         fetched = features[group].pin_memory().to(labels.device, non_blocking=True)
-        yield from zip(fetched.split(batch_size), labels[there].split(batch_size), strict=True)
+        for rows, of_rows in zip(fetched.split(batch_size), labels[there].split(batch_size), strict=True):
+            yield rows.float(), of_rows
 
 
 def batch_statistics_features(

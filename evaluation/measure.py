@@ -69,9 +69,10 @@ class SplitLogits:
     def rows(self, split: str, mirrored: bool = False) -> ComputedRows:
         """Return the logits (N, K) of a split as rows that are computed when they are looked at."""
         if (split, mirrored) not in self._rows:
-            weight, count = self.classifier.get_parameter("weight"), len(self.features(split, mirrored))
-            shape = (count, len(weight))
-            compute = partial(self._compute, split, mirrored)
+            features, weight = self.features(split, mirrored), self.classifier.get_parameter("weight")
+            # Of this object it knows nothing: a circle would keep a run's folder locked after an error.
+            compute = partial(compute_logits, self.classifier, features, split)
+            shape = (len(features), len(weight))
             self._rows[split, mirrored] = ComputedRows(compute, shape, weight.device, chunk_rows(weight))
         return self._rows[split, mirrored]
 
@@ -92,14 +93,9 @@ class SplitLogits:
 
     def blocks(self, split: str, mirrored: bool = False) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows of a split, in order, as slices and their logits (B, K), of which none is kept."""
-        for rows in self.rows(split, mirrored).chunks():
-            yield rows, self._compute(split, mirrored, rows)
-
-    @torch.no_grad()
-    def _compute(self, split: str, mirrored: bool, rows: slice) -> Tensor:
-        weight = self.classifier.get_parameter("weight")
-        with memory_for(f"logits of {split}: {rows.stop - rows.start} images by all classes", "fewer classes"):
-            return self.classifier(self.features(split, mirrored)[rows].to(weight.device, weight.dtype))
+        computed = self.rows(split, mirrored)
+        for rows in computed.chunks():
+            yield rows, computed.compute(rows)
 
     def _whole(self, split: str, mirrored: bool) -> Tensor:
         """Join the blocks without ever holding them twice."""
@@ -107,6 +103,14 @@ class SplitLogits:
         assert count, f"no images in {split}"
         with memory_for(f"logits of {split}: {count} images by all classes", "the number of test or held-out images"):
             return self.rows(split, mirrored).whole()
+
+
+@torch.no_grad()
+def compute_logits(classifier: nn.Module, features: Tensor, split: str, rows: slice) -> Tensor:
+    """Return the logits (B, K) of `rows` of a split's features (N, d)."""
+    weight = classifier.get_parameter("weight")
+    with memory_for(f"logits of {split}: {rows.stop - rows.start} images by all classes", "--num_class"):
+        return classifier(features[rows].to(weight.device, weight.dtype))
 
 
 def chunk_rows(weight: Tensor) -> int:

@@ -23,6 +23,7 @@ from utils.parameters import TEMPERATURES
 SHOTS = ["many", "medium", "few"]
 Report = dict[str, Any]
 STEPS = 100  # of the fit of a temperature at most: a handful, unless the logits are strange
+SLOW = 3  # steps that do not become shorter, after which the interval is halved
 CLOSE = 1e-7  # a step of Newton's method in log(1 / T) that is the last: what is left is its square
 
 
@@ -214,7 +215,8 @@ def fit_temperature(logits: Rows, labels: Tensor) -> float | None:
     """
     low, high = -math.log(TEMPERATURES.high), -math.log(TEMPERATURES.low)  # of log(1 / T)
     place, ends = 0.0, {low, high}  # that have not been looked at
-    for number in range(1, STEPS + 1):
+    before, slow = math.inf, 0  # the step before, and how many were not half as long as theirs
+    for _ in range(STEPS):
         found = excess(logits, labels, math.exp(place))
         if place in ends and (found.value > 0) == (place == low):
             return None  # all of the interval is on one side of the zero
@@ -225,10 +227,11 @@ def fit_temperature(logits: Rows, labels: Tensor) -> float | None:
         if abs(step) < CLOSE:
             place += step
             break
-        if number % 4 and low < place + step < high:
-            place += step
-        else:  # also now and then where steps stay small, as they do far out on an exponential
-            place = next_place(low, high, step, ends) if number % 4 else (low + high) / 2
+        before, slow = step, slow + 1 if abs(step) > abs(before) / 2 else 0
+        if slow == SLOW:  # far out on an exponential steps stay as they are
+            place, slow = (low + high) / 2, 0
+        else:
+            place = place + step if low < place + step < high else next_place(low, high, step, ends)
     temperature = math.exp(-place)
     return temperature if 1.001 * TEMPERATURES.low < temperature < 0.999 * TEMPERATURES.high else None
 

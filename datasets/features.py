@@ -15,8 +15,14 @@ from datasets.device_images import DeviceImages
 from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, refuse_equal_names, subset_identity
 from utils.errors import UserError
 
-CHUNK = 1 << 24  # numbers that are looked at in one go
-KINDS = ("images", "labels", "ids")
+CHUNK = 1 << 18  # numbers that are looked at in one go: they stay in a CPU's cache
+# Floating-point numbers as whole ones of their size, and the bits of their exponent.
+EXPONENTS = {
+    torch.float16: (torch.int16, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7F80),
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}
 
 
 def features_data(
@@ -25,27 +31,30 @@ def features_data(
     class_names: Sequence[str],
     mirror: bool,
     subset: dict[str, str] | None = None,
+    *,
+    finite: bool = False,
 ) -> LongTailedData:
     """Return the data set of features `<split>_features` (N, d) float16 or float32, `<split>_labels` and `<split>_ids`
     (N,) int64 for the splits train and test and, where images were held out, holdout.
 
     With `mirror` there are also `test_features_mirrored`. `subset` identifies the images; without it the features are
-    identified as images are. Raises UserError for tensors that are missing, damaged or do not fit together.
+    identified as images are. `finite` says that the numbers have been looked at. Raises UserError for tensors that are
+    missing, damaged or do not fit together.
     """
     refuse_equal_names(class_names, "'class_names'")
     features = require(tensors, "train_features")
     width = features.shape[-1] if features.ndim == 2 else 0
-    train = read_split(tensors, "train", False, len(class_names), width)
-    test = read_split(tensors, "test", mirror, len(class_names), width)
+    train = read_split(tensors, "train", False, len(class_names), width, finite)
+    test = read_split(tensors, "test", mirror, len(class_names), width, finite)
     if any(key.startswith("holdout_") for key in tensors):
-        holdout = read_split(tensors, "holdout", False, len(class_names), width)
+        holdout = read_split(tensors, "holdout", False, len(class_names), width, finite)
     else:
         holdout = train.take(np.arange(0))
     counts = np.bincount(train.labels, minlength=len(class_names))
     if counts.min() == 0:
         raise UserError(f"class {int(counts.argmin())} has no training image")
     if subset is None:
-        subset = subset_identity(joined(train, holdout))
+        subset = subset_identity(train, holdout)
     elif subset.get("index_sha256") != index_sha256(np.concatenate([train.ids, holdout.ids])):
         raise UserError("the images of train_ids and holdout_ids are not those that its configuration names")
     return LongTailedData(
@@ -60,13 +69,6 @@ def features_data(
     )
 
 
-def joined(first: Split, second: Split) -> Split:
-    """Return two splits as one; the first itself where the second is empty, so that a large one is not copied."""
-    if len(second) == 0:
-        return first
-    return Split(*(np.concatenate([getattr(part, kind) for part in (first, second)]) for kind in KINDS))
-
-
 def require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return a tensor; a UserError names it where it is missing."""
     if name not in tensors:
@@ -74,7 +76,9 @@ def require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensors[name]
 
 
-def read_split(tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_classes: int, width: int) -> Split:
+def read_split(
+    tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_classes: int, width: int, finite: bool
+) -> Split:
     """Check the tensors of one split and return them, the features as (N, 1, d) or, with mirrored ones, (N, 2, d)."""
     ways = [f"{split}_features", *([f"{split}_features_mirrored"] if mirrored else [])]
     labels, ids = (require(tensors, f"{split}_{kind}") for kind in ("labels", "ids"))
@@ -93,7 +97,7 @@ def read_split(tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_cl
             raise UserError(f"'{name}' has {features.shape[1]} features an image, 'train_features' {width}")
         if len(features) != len(labels) or len(features) == 0:
             raise UserError(f"'{name}' has {len(features)} rows and '{split}_labels' {len(labels)}")
-        if not is_finite(features):
+        if not finite and not is_finite(features):
             raise UserError(f"'{name}' holds numbers that are not finite")
     if not bool(((labels >= 0) & (labels < num_classes)).all()):
         raise UserError(f"'{split}_labels' holds something else than classes 0 to {num_classes - 1}")
@@ -103,10 +107,14 @@ def read_split(tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_cl
 
 
 def is_finite(values: Tensor) -> bool:
-    """Tell whether all numbers are finite, without a second copy of them in memory."""
-    if values.ndim == 0:
-        return bool(values.isfinite())
-    return all(bool(rows.isfinite().all()) for rows in values.split(max(1, CHUNK // max(1, values[:1].numel()))))
+    """Tell whether all floating-point numbers are finite, without a second copy of them in memory.
+
+    Infinity and NaN are the numbers whose exponent has all bits set: a few times faster than to ask each number.
+    """
+    whole, exponent = EXPONENTS[values.dtype]
+    rows = max(1, CHUNK // max(1, values[:1].numel())) if values.ndim else 1
+    parts = values.contiguous().view(whole).split(rows) if values.ndim else [values.view(whole)]
+    return all(int((part & exponent).amax()) < exponent for part in parts if part.numel())
 
 
 def holds_features(data: LongTailedData) -> bool:
@@ -123,6 +131,10 @@ class DeviceFeatures(DeviceImages):
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.ids = torch.from_numpy(split.ids).to(device)
+
+    def whole(self, mirrored: bool = False) -> Tensor:
+        """Return the features (N, d) of all images, in the precision in which they are given, without a copy."""
+        return self.images[:, int(mirrored)]
 
     def plain(self, rows: Tensor | slice, mirrored: bool = False) -> Tensor:
         """Return the features (B, d) of the images at `rows` as they are, or mirrored, in float32."""

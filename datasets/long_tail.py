@@ -5,6 +5,7 @@ Effective Number of Samples", CVPR 2019 (exponential) and Buda et al., "A system
 problem", 2018 (step), in the form that Cao et al. (LDAM, NeurIPS 2019) made the field's convention.
 """
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from utils.text import counted, shown
 
 IMB_TYPES = ["exp", "step"]
 SUBSETS = ["first", "shuffle"]
+DIGEST = 32  # bytes of a sha256
 
 
 class ShotBounds(NamedTuple):
@@ -43,9 +45,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @functools.cached_property
+    def digests(self) -> np.ndarray:
+        """The sha256 (N, 32) uint8 of each image, of whatever the images hold; computed once."""
+        found = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in self.images)
+        return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
+
     def take(self, rows: np.ndarray) -> "Split":
-        """Return the images at the integer positions `rows` (n,), in that order."""
-        return Split(self.images[rows], self.labels[rows], self.ids[rows])
+        """Return the images at the integer positions `rows` (n,), in that order, with their digests where known."""
+        taken = Split(self.images[rows], self.labels[rows], self.ids[rows])
+        if "digests" in vars(self):
+            vars(taken)["digests"] = self.digests[rows]
+        return taken
 
 
 @dataclass(frozen=True)
@@ -204,19 +215,22 @@ def split_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def subset_identity(split: Split) -> dict[str, str]:
-    """Return two sha256: of the sorted index list, and over the sorted (label, sha256 of the pixels) pairs.
+def subset_identity(*splits: Split) -> dict[str, str]:
+    """Return two sha256 of splits together: of the sorted index list, and over the sorted (label, sha256 of the pixels)
+    pairs.
 
     The second one does not depend on the order of the files: copies of a data set can hold the same label at every
     index and yet other images, and then the same index list means other pictures.
     """
-    pairs = sorted(
-        (int(label), hashlib.sha256(image.tobytes()).hexdigest())
-        for label, image in zip(split.labels, split.images, strict=True)
-    )
-    content = "".join(f"{label} {digest}\n" for label, digest in pairs)
+    labels = np.concatenate([split.labels for split in splits])
+    digests = np.concatenate([split.digests for split in splits])
+    parts = digests.view(">u8").astype(np.uint64)  # in the order of their hexadecimal digits
+    order = np.lexsort((*parts.T[::-1], labels))
+    size = 2 * DIGEST
+    text = digests[order].tobytes().hex()
+    content = "".join(f"{label} {text[i * size : (i + 1) * size]}\n" for i, label in enumerate(labels[order].tolist()))
     return {
-        "index_sha256": index_sha256(split.ids),
+        "index_sha256": index_sha256(np.concatenate([split.ids for split in splits])),
         "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
     }
 

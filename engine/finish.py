@@ -134,8 +134,8 @@ def finish_run(session: Session, history: History, logits_of: SplitLogits) -> di
     """Write metrics.json and the plots of a run, print its tables, and return the metrics."""
     run, settings = session.run, session.run.config["settings"]
     metrics = run_metrics(run.config, history, logits_of, session.images, session.data)
-    predictions, data = logits_of("test").argmax(dim=1), session.data
-    confusion = confusion_report(predictions, session.images["test"].labels, data.class_counts)
+    labels, data = session.images["test"].labels, session.data
+    confusion = confusion_report(logits_of.scored("plain", labels).predictions, labels, data.class_counts)
     metrics |= {"class_names": data.class_names, "confusion": confusion}
     accuracy = metrics["last"]["plain"]["per_class_accuracy"]
     classes = class_table(confusion, accuracy, data.class_names, data.class_counts)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.features import DeviceFeatures
 from datasets.image_source import ImageSource
 from datasets.on_disk.listed_split import ListedSplit
 from engine.cache.dependencies import backbone_sha256, split_dependencies
@@ -15,6 +16,7 @@ from engine.cache.store import NOT_KEPT, FeatureStore
 from engine.epoch import predict, predict_blocks
 from evaluation.measure import Images, SplitFeatures
 from models.batch_norm.folded import folded_features
+from models.given_features import GivenFeatures
 from models.network import Network
 from runs.checkpoint import Checkpoint
 from runs.session import LoadedModel
@@ -31,6 +33,8 @@ RUN_DEPTH = 3  # folders between the one of the runs and a checkpoint: data and 
 
 class FrozenFeatures:
     """Features (N, d) of a backbone in evaluation mode, each computed once, when it is first asked for.
+
+    Those that are given stay as they are, in half precision where they are in it: who computes with them casts a batch.
 
     View v of an image is the augmentation that epoch v of a run with this seed draws, so N views are the first N epochs
     of fresh augmentation. `views` is `--views`: their number, "plain" for the images as they are instead, or "fresh"
@@ -113,8 +117,11 @@ class FrozenFeatures:
 
     def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:
         """Compute features, or read them from the folder."""
+        images = self.images[split]
+        if isinstance(images, DeviceFeatures) and view is None and isinstance(self.model, GivenFeatures):
+            return images.whole(mirrored)
         name = split + "_mirrored" * mirrored + (f"_seed{self.seed}_view{view}" if view is not None else "")
-        store, images = self.store if keep else NOT_KEPT, self.images[split]
+        store = self.store if keep else NOT_KEPT
         features = store.find(split, name, len(images))
         if features is None:
             blocks = predict_blocks(
@@ -193,6 +200,9 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
     """Return what computes the features (N, d) of a split's images, as they are or mirrored, anew at every call."""
 
     def features_of(split: str, mirrored: bool) -> Tensor:
+        images = loaded.images[split]
+        if isinstance(images, DeviceFeatures) and isinstance(loaded.model, GivenFeatures):
+            return images.whole(mirrored)
         return predict(loaded.model.eval().features, loaded.images[split], loaded.execution, mirrored=mirrored)
 
     return features_of
@@ -201,20 +211,21 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
 def feature_batches(
     features: Tensor, labels: Tensor, order: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given on the CPU, on the labels'
-    device.
+    """Yield batches of cached features (N, d), in float32, and labels (N,) in the `order` (M,) given on the CPU, on the
+    labels' device.
 
     Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
     """
     placed = order.to(labels.device)
     if features.device == labels.device:
         for rows in placed.split(batch_size):
-            yield features.index_select(0, rows), labels.index_select(0, rows)
+            yield features.index_select(0, rows).float(), labels.index_select(0, rows)
         return
     size = max(FETCHED // batch_size, 1) * batch_size
     for group, there in zip(order.split(size), placed.split(size), strict=True):
         fetched = features[group].pin_memory().to(labels.device, non_blocking=True)
-        yield from zip(fetched.split(batch_size), labels[there].split(batch_size), strict=True)
+        for rows, of_rows in zip(fetched.split(batch_size), labels[there].split(batch_size), strict=True):
+            yield rows.float(), of_rows
 
 
 def batch_statistics_features(

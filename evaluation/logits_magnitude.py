@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.blocks import row_blocks
+from evaluation.blocks import Rows, row_blocks
 from evaluation.metrics import finite_or_none
 
+LEAST_ROWS = 16  # of a block: with fewer, joining its moments, a few numbers a class, costs more than making them
 # LoMa, both deviations and both RSD per class, in each reading.
 Readings = dict[str, dict[str, list[float | None]]]
 
@@ -79,11 +80,11 @@ class MagnitudeStatistics:
         self.moments = Moments(zeros, zeros, zeros)
 
     @torch.no_grad()
-    def add(self, logits: Tensor, labels: Tensor) -> None:
+    def add(self, logits: Rows, labels: Tensor) -> None:
         """Take in further logits (N, K), any N, with labels (N,) in [0, K); works on the device of the logits."""
         labels = labels.to(logits.device)
         self.moments = Moments(*(part.to(logits.device) for part in self.moments))
-        for rows in row_blocks(logits):
+        for rows in row_blocks(logits, least=LEAST_ROWS):
             self.moments = self.moments.merged(self._of_block(logits[rows].double(), labels[rows]))
 
     def _of_block(self, raw: Tensor, labels: Tensor) -> Moments:
@@ -118,7 +119,7 @@ class MagnitudeStatistics:
         return result
 
 
-def logits_magnitude(logits: Tensor, labels: Tensor) -> Readings:
+def logits_magnitude(logits: Rows, labels: Tensor) -> Readings:
     """Return LoMa, both deviations and both RSD per class, in the readings that the definition allows.
 
     Sun et al., "Rethinking Classifier Re-Training in Long-Tailed Recognition: Label Over-Smooth Can Balance" (LOS),

@@ -4,7 +4,8 @@
 `evaluation.text_tables` shows what comes out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 
 from datasets.image_source import ImageSource
 from datasets.long_tail import LongTailedData, ShotBounds
+from evaluation.blocks import ComputedRows, block_rows
 from evaluation.logits_magnitude import MagnitudeStatistics, Readings, logits_magnitude, summarise
 from evaluation.metrics import (
     Report,
     class_balanced_accuracy,
     class_wise_column_means,
-    classification_report,
-    column_means,
     fit_temperature,
     prediction_report,
     rebalanced_predictions,
+    scored_report,
     why_no_temperature,
 )
-from evaluation.probabilities import SCORES, probability_scores
+from evaluation.probabilities import SCORES, Scored, probability_scores, score_logits
 from utils.errors import DivergedError, memory_for
 
 # Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored; on any device, the
@@ -40,8 +41,9 @@ class SplitLogits:
     """Logits (N, K) of a split, of its images as they are or mirrored, on the device of the classifier, wherever the
     features are. One of these serves one state of the weights.
 
-    Called, it returns all logits of a split and keeps them: for test and held-out images. Those of the training images
-    of a large data set fit into no memory (iNaturalist 2018: 14 GB): `blocks` yields them a part at a time.
+    `rows` has them computed when they are looked at, and keeps few or none of many: what is measured goes by blocks of
+    rows. Called, it returns all logits of a split and keeps them. Those of the training images of a large data set fit
+    into no memory (iNaturalist 2018: 14 GB): `blocks` yields them a part at a time.
 
     The classifier runs in full precision whatever the network runs in: rounded to bf16, logits tie.
     """
@@ -50,7 +52,9 @@ class SplitLogits:
         self.features_of = features_of
         self.classifier = classifier
         self._features: dict[tuple[str, bool], Tensor] = {}
-        self._logits: dict[tuple[str, bool], Tensor] = {}
+        self._rows: dict[tuple[str, bool], ComputedRows] = {}
+        self._flip: ComputedRows | None = None
+        self._scored: dict[str, Scored] = {}
 
     def features(self, split: str, mirrored: bool = False) -> Tensor:
         """Return the features (N, d) that the logits are computed from."""
@@ -60,32 +64,59 @@ class SplitLogits:
 
     def __call__(self, split: str, mirrored: bool = False) -> Tensor:
         """Return all logits (N, K) of a split; computed once."""
-        if (split, mirrored) not in self._logits:
-            self._logits[split, mirrored] = self._whole(split, mirrored)
-        return self._logits[split, mirrored]
+        return self._whole(split, mirrored)
 
-    @torch.no_grad()
+    def rows(self, split: str, mirrored: bool = False) -> ComputedRows:
+        """Return the logits (N, K) of a split as rows that are computed when they are looked at."""
+        if (split, mirrored) not in self._rows:
+            features, weight = self.features(split, mirrored), self.classifier.get_parameter("weight")
+            # Of this object it knows nothing: a circle would keep a run's folder locked after an error.
+            compute = partial(compute_logits, self.classifier, features, split)
+            shape = (len(features), len(weight))
+            self._rows[split, mirrored] = ComputedRows(compute, shape, weight.device, chunk_rows(weight))
+        return self._rows[split, mirrored]
+
+    def flipped(self) -> ComputedRows:
+        """Return the test logits (N, K) averaged over each image and its mirror image, as `rows` does."""
+        if self._flip is None:
+            plain, mirrored = self.rows("test"), self.rows("test", True)
+            self._flip = ComputedRows(
+                lambda rows: (plain[rows] + mirrored[rows]).div_(2), plain.shape, plain.device, plain.chunk
+            )
+        return self._flip
+
+    def scored(self, way: str, labels: Tensor) -> Scored:
+        """Return what one pass over the test logits of a way, `plain` or `flip`, gives, with the test labels (N,)."""
+        if way not in self._scored:
+            self._scored[way] = score_logits(self.rows("test") if way == "plain" else self.flipped(), labels)
+        return self._scored[way]
+
     def blocks(self, split: str, mirrored: bool = False) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows of a split, in order, as slices and their logits (B, K), of which none is kept."""
-        features, weight = self.features(split, mirrored), self.classifier.get_parameter("weight")
-        size = max(BLOCK // max(weight.shape), 1)
-        for start in range(0, len(features), size):
-            rows = slice(start, min(start + size, len(features)))
-            yield rows, self.classifier(features[rows].to(weight.device, weight.dtype))
+        computed = self.rows(split, mirrored)
+        for rows in computed.chunks():
+            yield rows, computed.compute(rows)
 
     def _whole(self, split: str, mirrored: bool) -> Tensor:
         """Join the blocks without ever holding them twice."""
-        whole = None
         count = len(self.features(split, mirrored))
+        assert count, f"no images in {split}"
         with memory_for(f"logits of {split}: {count} images by all classes", "the number of test or held-out images"):
-            for rows, logits in self.blocks(split, mirrored):
-                if whole is None:
-                    if len(logits) == count:
-                        return logits
-                    whole = logits.new_empty(count, logits.shape[1])
-                whole[rows] = logits
-        assert whole is not None, f"no images in {split}"
-        return whole
+            return self.rows(split, mirrored).whole()
+
+
+@torch.no_grad()
+def compute_logits(classifier: nn.Module, features: Tensor, split: str, rows: slice) -> Tensor:
+    """Return the logits (B, K) of `rows` of a split's features (N, d)."""
+    weight = classifier.get_parameter("weight")
+    with memory_for(f"logits of {split}: {rows.stop - rows.start} images by all classes", "--num_class"):
+        return classifier(features[rows].to(weight.device, weight.dtype))
+
+
+def chunk_rows(weight: Tensor) -> int:
+    """Return how many rows of logits are computed together by a classifier of `weight` (K, d): whole blocks."""
+    most, block = max(BLOCK // max(weight.shape), 1), block_rows(len(weight), weight.device)
+    return most // block * block or most
 
 
 def evaluate_test(logits_of: SplitLogits, images: Images, data: LongTailedData) -> dict[str, Any]:
@@ -93,29 +124,29 @@ def evaluate_test(logits_of: SplitLogits, images: Images, data: LongTailedData) 
 
     `flip` is None for a data set whose mirrored images show something else.
     """
-    logits = logits_by_way(logits_of, data)
-    if not all(bool(value.isfinite()) for value in logits["plain"].aminmax()):  # both NaN where any logit is
+    labels = images["test"].labels
+    if not logits_of.scored("plain", labels).finite:
         raise DivergedError(
             "the network's logits on the test images are not finite: its weights are damaged or diverged"
         )
-    return report_ways(classification_report, logits, images, data)
+    scored = {way: logits_of.scored(way, labels) for way in logits_by_way(logits_of, data)}
+    return report_ways(scored_report, scored, images, data)
 
 
-def logits_by_way(logits_of: SplitLogits, data: LongTailedData) -> dict[str, Tensor]:
-    """Return the test logits (N, K) `plain` and, where mirrored images show the same, `flip`-averaged."""
-    logits = {"plain": logits_of("test")}
-    if data.augmentation.mirror:
-        logits["flip"] = (logits["plain"] + logits_of("test", True)).div_(2)
-    return logits
+def logits_by_way(logits_of: SplitLogits, data: LongTailedData) -> dict[str, ComputedRows]:
+    """Return the test logits (N, K) `plain` and, where mirrored images show the same, `flip`-averaged, as rows that are
+    computed when they are looked at."""
+    plain = {"plain": logits_of.rows("test")}
+    return {**plain, "flip": logits_of.flipped()} if data.augmentation.mirror else plain
 
 
 def report_ways(
-    report: Callable[[Tensor, Tensor, np.ndarray, ShotBounds], Report],
-    values: dict[str, Tensor],
+    report: Callable[[Any, Tensor, np.ndarray, ShotBounds], Report],
+    values: Mapping[str, Any],
     images: Images,
     data: LongTailedData,
 ) -> dict[str, Any]:
-    """Return the `report` of the logits or predictions of each way of testing; None for the one that is missing."""
+    """Return the `report` of what is known of each way of testing; None for the one that is missing."""
     labels = images["test"].labels
     counts, bounds = data.class_counts, data.shot_bounds
     return {way: report(values[way], labels, counts, bounds) if way in values else None for way in ("plain", "flip")}
@@ -149,7 +180,7 @@ def logits_report(logits_of: SplitLogits, images: Images, fit: TrainingFit | Non
     """Return LoMa and RSD on the un-augmented training images, taken from `fit` where it has been made, and on the test
     images, plain logits."""
     fit = fit or training_fit(logits_of, images)
-    return {"train": fit.magnitude, "test": logits_magnitude(logits_of("test"), images["test"].labels)}
+    return {"train": fit.magnitude, "test": logits_magnitude(logits_of.rows("test"), images["test"].labels)}
 
 
 def logits_summary(report: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +210,7 @@ def find_temperature(logits_of: SplitLogits, images: Images) -> Temperature:
     """Return the temperature that calibrates the logits on the held-out images, if there are any and it exists."""
     if len(images["holdout"]) == 0:
         return UNKNOWN
-    logits, labels = logits_of("holdout"), images["holdout"].labels
+    logits, labels = logits_of.rows("holdout"), images["holdout"].labels
     value = fit_temperature(logits, labels)
     return Temperature(value, HELD_OUT if value is not None else NO_FINITE + why_no_temperature(logits, labels))
 
@@ -207,7 +238,7 @@ def calibration_report(
     report: dict[str, Any] = {"temperature": found.value, "source": found.source}
     for way, logits in logits_by_way(logits_of, data).items():
         labels = images["test"].labels
-        before = probability_scores(logits, labels)
+        before = logits_of.scored(way, labels).scores
         after = {} if found.value is None else probability_scores(logits, labels, found.value)
         report[way] = {f"{name}_before": before[name] for name in SCORES}
         report[way] |= {f"{name}_after": after.get(name) for name in SCORES}
@@ -223,9 +254,10 @@ def rebalanced_report(logits_of: SplitLogits, images: Images, data: LongTailedDa
     their calibration error is left out.
     """
     logits = logits_by_way(logits_of, data)
-    means = {"transductive": {way: column_means(values) for way, values in logits.items()}}
+    labels = images["test"].labels
+    means = {"transductive": {way: logits_of.scored(way, labels).means for way in logits}}
     if len(images["holdout"]):
-        held_out = class_wise_column_means(logits_of("holdout"), images["holdout"].labels)
+        held_out = class_wise_column_means(logits_of.rows("holdout"), images["holdout"].labels)
         means["inductive"] = dict.fromkeys(logits, held_out)
     report: dict[str, Any] = {"tau": tau, "transductive": None, "inductive": None}
     for form, of_way in means.items():
@@ -238,5 +270,5 @@ def holdout_report(logits_of: SplitLogits, images: Images) -> dict[str, Any] | N
     """Return the class-balanced accuracy on the held-out images, None where none were held out."""
     if len(images["holdout"]) == 0:
         return None
-    balanced = class_balanced_accuracy(logits_of("holdout"), images["holdout"].labels)
+    balanced = class_balanced_accuracy(logits_of.rows("holdout"), images["holdout"].labels)
     return {"images": len(images["holdout"]), "class_balanced_accuracy": balanced}

@@ -7,21 +7,24 @@ grows with them and with the classes as the work does.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.long_tail import FIELD_BOUNDS, ShotBounds
-from evaluation.blocks import row_blocks
+from evaluation.blocks import Rows, row_blocks
 from evaluation.class_accuracies import class_measures, describe_test_images
 from evaluation.intervals.correct import pack_correct
-from evaluation.probabilities import CALIBRATION_BINS, bin_of, probability_scores, top_accuracy
+from evaluation.probabilities import CALIBRATION_BINS, Scored, bin_of, score_logits
 from utils.parameters import TEMPERATURES
 
 SHOTS = ["many", "medium", "few"]
 Report = dict[str, Any]
+STEPS = 100  # of the fit of a temperature at most: a handful, unless the logits are strange
+SLOW = 3  # steps that do not become shorter, after which the interval is halved
+CLOSE = 1e-7  # a step of Newton's method in log(1 / T) that is the last: what is left is its square
 
 
 def shot_groups(class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS) -> dict[str, np.ndarray]:
@@ -35,7 +38,7 @@ def shot_groups(class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS) -> 
 
 
 @torch.no_grad()
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS, temperature: float = 1.0) -> float:
+def calibration_error(logits: Rows, labels: Tensor, bins: int = CALIBRATION_BINS, temperature: float = 1.0) -> float:
     """Return the expected calibration error in percent of softmax(z / T), for logits z (N, K) and labels (N,).
 
     Images are binned by their top probability, in bins of one width (Guo et al., "On Calibration of Modern Neural
@@ -90,27 +93,43 @@ def prediction_report(
     return report
 
 
+def predicted_classes(logits: Rows) -> Tensor:
+    """Return the class (N,) of the largest of each row of logits (N, K)."""
+    predictions = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for rows in row_blocks(logits):
+        predictions[rows] = logits[rows].argmax(dim=1)
+    return predictions
+
+
 def classification_report(
-    logits: Tensor, labels: Tensor, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
+    logits: Rows, labels: Tensor, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
 ) -> Report:
     """Return `prediction_report` of the largest of logits (N, K) for labels (N,), with `top_5`, the images whose class
     is among the five largest in percent, and what the probabilities are worth (`probability_scores`).
 
     `class_counts` (K,) are the training images of each class. Calibration is that of Guo et al., ICML 2017.
     """
-    report = prediction_report(logits.argmax(dim=1), labels, class_counts, bounds)
-    return {**report, "top_5": top_accuracy(logits, labels), **probability_scores(logits, labels)}
+    return scored_report(score_logits(logits, labels), labels, class_counts, bounds)
 
 
-def class_balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+def scored_report(
+    scored: Scored, labels: Tensor, class_counts: np.ndarray, bounds: ShotBounds = FIELD_BOUNDS
+) -> Report:
+    """Return the `classification_report` of logits that have been looked at (`evaluation.probabilities`)."""
+    report = prediction_report(scored.predictions, labels, class_counts, bounds)
+    return {**report, "top_5": scored.top_5, **scored.scores}
+
+
+def class_balanced_accuracy(logits: Rows, labels: Tensor) -> float:
     """Return the mean over the classes present of their accuracy, in percent, for logits (N, K) and labels (N,).
 
     Brodersen et al., "The Balanced Accuracy and Its Posterior Distribution", ICPR 2010.
     """
-    return prediction_report(logits.argmax(dim=1), labels, np.zeros(logits.shape[1], dtype=np.int64))["class_balanced"]
+    counts = np.zeros(logits.shape[1], dtype=np.int64)
+    return prediction_report(predicted_classes(logits), labels, counts)["class_balanced"]
 
 
-def column_means(logits: Tensor) -> Tensor:
+def column_means(logits: Rows) -> Tensor:
     """Return the mean predicted probability (K,) of each class over logits (N, K), in float64.
 
     What GALA's re-balancing divides by (arXiv 2403.09036): see `rebalance`.
@@ -121,7 +140,7 @@ def column_means(logits: Tensor) -> Tensor:
     return total / len(logits)
 
 
-def class_wise_column_means(logits: Tensor, labels: Tensor) -> Tensor:
+def class_wise_column_means(logits: Rows, labels: Tensor) -> Tensor:
     """Return `column_means` (K,) of logits (N, K), every class of `labels` (N,) weighing the same.
 
     The inductive form of GALA's re-balancing (arXiv 2403.09036), for held-out images that are not balanced.
@@ -142,63 +161,95 @@ def rebalance(logits: Tensor, means: Tensor, tau: float) -> Tensor:
     "norm_logits" of its code): transductive, and it supposes that the images are balanced. With the class-wise means of
     held-out images it is inductive: each image is classified on its own. On class-balanced images the two agree.
     """
+    return logits.double().log_softmax(dim=1) - _log_bonus(means, tau)
+
+
+def _log_bonus(means: Tensor, tau: float) -> Tensor:
     tiny = torch.finfo(torch.float64).tiny  # a class whose every probability underflows is no infinite bonus
-    return logits.double().log_softmax(dim=1) - tau * means.clamp(min=tiny).log()
+    return tau * means.clamp(min=tiny).log()
 
 
-def rebalanced_predictions(logits: Tensor, means: Tensor, tau: float) -> Tensor:
+def rebalanced_predictions(logits: Rows, means: Tensor, tau: float) -> Tensor:
     """Return the class (N,) of the largest score of `rebalance` for each row of logits (N, K), without keeping them.
 
-    GALA's prediction re-balancing (arXiv 2403.09036) with `means` (K,) and the power `tau`.
+    GALA's prediction re-balancing (arXiv 2403.09036) with `means` (K,) and the power `tau`. What makes logits
+    probabilities is the same for all classes of an image, so that it decides nothing and is left out.
     """
-    # Written in place: small results kept between large temporaries would keep the allocator from reusing their place.
-    predictions = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    predictions, bonus = torch.empty(len(logits), dtype=torch.int64, device=logits.device), _log_bonus(means, tau)
     for rows in row_blocks(logits):
-        predictions[rows] = rebalance(logits[rows], means, tau).argmax(dim=1)
+        predictions[rows] = (logits[rows] - bonus).argmax(dim=1)
     return predictions
 
 
-def excess(logits: Tensor, labels: Tensor, inverse: float) -> float:
-    """Return the mean over classes of the mean over its images of the expected minus the true logit, at 1 / T =
-    `inverse`: the derivative of the class-balanced cross-entropy by 1 / T, times the number of classes present."""
+class Excess(NamedTuple):
+    """The mean over classes of the mean over its images of the expected minus the true logit at 1 / T, the derivative
+    of the class-balanced cross-entropy by 1 / T times the number of classes present, and its own `slope`."""
+
+    value: float
+    slope: float
+
+
+def excess(logits: Rows, labels: Tensor, inverse: float) -> Excess:
+    """Return the `Excess` of logits (N, K) with labels (N,) at 1 / T = `inverse`; the slope is a mean variance."""
     labels = labels.to(logits.device)
     weight = 1 / torch.bincount(labels, minlength=logits.shape[1]).double()[labels]
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    total = torch.zeros(2, dtype=torch.float64, device=logits.device)
     for rows in row_blocks(logits):
-        values = logits[rows].double()
-        true = values.gather(1, labels[rows, None]).squeeze(1)
-        expected = torch.linalg.vecdot((values * inverse).softmax(dim=1), values)
-        total += weight[rows] @ (expected - true)
-    return float(total)
+        block = logits[rows].double()
+        values = block - block.gather(1, labels[rows, None])
+        probability = (values * inverse).softmax(dim=1)
+        expected = torch.linalg.vecdot(probability, values)
+        squares = torch.linalg.vecdot(probability, values.square_())
+        total += torch.stack([weight[rows] @ expected, weight[rows] @ (squares - expected.square())])
+    return Excess(*total.tolist())
 
 
 @torch.no_grad()
-def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
+def fit_temperature(logits: Rows, labels: Tensor) -> float | None:
     """Return the T > 0 that minimises the cross-entropy of softmax(z / T), all classes weighing alike.
 
     z are logits (N, K), with labels (N,) (Guo et al., ICML 2017, whose classes weigh as many images as they have).
-    The loss is convex in 1 / T, so its derivative, the expected minus the true logit, is bisected between 1e-4 and 1e4.
-    None where the best T is not among them: 0 where no image is misclassified, infinity where the logits mislead
-    (`why_no_temperature`).
+    The loss is convex in 1 / T: Newton's method finds the zero of its derivative, the expected minus the true logit,
+    between 1e-4 and 1e4, in log(1 / T), and halves the interval where a step would leave it. None where the best T is
+    not among them: 0 where no image is misclassified, infinity where the logits mislead (`why_no_temperature`).
     """
-    low, high = -math.log(TEMPERATURES.high), -math.log(TEMPERATURES.low)  # of 1 / T
-    for _ in range(50):
-        middle = (low + high) / 2
-        if excess(logits, labels, math.exp(middle)) > 0:
-            high = middle
+    low, high = -math.log(TEMPERATURES.high), -math.log(TEMPERATURES.low)  # of log(1 / T)
+    place, ends = 0.0, {low, high}  # that have not been looked at
+    before, slow = math.inf, 0  # the step before, and how many were not half as long as theirs
+    for _ in range(STEPS):
+        found = excess(logits, labels, math.exp(place))
+        if place in ends and (found.value > 0) == (place == low):
+            return None  # all of the interval is on one side of the zero
+        ends.discard(place)
+        low, high = (low, place) if found.value > 0 else (place, high)
+        slope = found.slope * math.exp(place)  # by log(1 / T)
+        step = -found.value / slope if slope > 0 else math.inf
+        if abs(step) < CLOSE:
+            place += step
+            break
+        before, slow = step, slow + 1 if abs(step) > abs(before) / 2 else 0
+        if slow == SLOW:  # far out on an exponential steps stay as they are
+            place, slow = (low + high) / 2, 0
         else:
-            low = middle
-    temperature = math.exp(-(low + high) / 2)
+            place = place + step if low < place + step < high else next_place(low, high, step, ends)
+    temperature = math.exp(-place)
     return temperature if 1.001 * TEMPERATURES.low < temperature < 0.999 * TEMPERATURES.high else None
 
 
+def next_place(low: float, high: float, step: float, ends: set[float]) -> float:
+    """Return where to go on when a step would leave the interval: its end, if that has not been looked at, or its
+    middle."""
+    end = high if step > 0 else low
+    return end if end in ends else (low + high) / 2
+
+
 @torch.no_grad()
-def why_no_temperature(logits: Tensor, labels: Tensor) -> str:
+def why_no_temperature(logits: Rows, labels: Tensor) -> str:
     """Return in words why `fit_temperature` finds none for the logits (N, K) of held-out images with labels (N,)."""
     labels = labels.to(logits.device)
-    if bool((logits.argmax(dim=1) == labels).all()):
+    if bool((predicted_classes(logits) == labels).all()):
         return f"all {len(labels)} held-out images are right, and the likelihood grows as the temperature falls to 0"
-    if excess(logits, labels, 1 / TEMPERATURES.high) > 0:
+    if excess(logits, labels, 1 / TEMPERATURES.high).value > 0:
         return f"the logits of the {len(labels)} held-out images mislead, so that the best temperature is infinite"
     return f"the best one for the {len(labels)} held-out images is not {TEMPERATURES}"
 

@@ -8,11 +8,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evaluation.blocks import row_blocks
+from evaluation.blocks import Rows, row_blocks
 
 CALIBRATION_BINS = 15
 SCORES = ("ece", "classwise_ece", "brier", "nll")  # what a temperature changes, in the order in which they are shown
 TOP = 5
+
+
+class Scored(NamedTuple):
+    """What one pass over logits (N, K) gives: the predicted classes (N,), the share of images whose label is among the
+    five largest in percent (`top_accuracy`), what the probabilities are worth (`probability_scores`), their mean (K,)
+    of each class in float64, and whether all logits are finite."""
+
+    predictions: Tensor
+    top_5: float | None
+    scores: dict[str, float]
+    means: Tensor
+    finite: bool
 
 
 class _Sums(NamedTuple):
@@ -29,9 +41,47 @@ def bin_of(probability: Tensor, bins: int) -> Tensor:
     return (probability * bins).ceil().long().sub_(1).clamp_(0, bins - 1)
 
 
+def _no_sums(classes: int, bins: int, device: torch.device) -> _Sums:
+    sizes = ((bins,), (classes * bins,), (), ())
+    return _Sums(*(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
+
+
+def _scores_of(sums: _Sums, count: int, classes: int) -> dict[str, float]:
+    return {
+        "ece": 100 * float(sums.top.abs().sum()) / count,
+        "classwise_ece": 100 * float(sums.classes.abs().sum()) / (count * classes),
+        "brier": float(sums.brier) / count,
+        "nll": float(sums.nll) / count,
+    }
+
+
+@torch.no_grad()
+def score_logits(logits: Rows, labels: Tensor, bins: int = CALIBRATION_BINS) -> Scored:
+    """Return all that one pass over logits (N, K) with labels (N,) gives (`Scored`): they are looked at once."""
+    labels, classes = labels.to(logits.device), logits.shape[1]
+    sums = _no_sums(classes, bins, logits.device)
+    # Written in place: small results kept between large temporaries would keep the allocator from reusing their place.
+    predictions = torch.empty(len(labels), dtype=torch.int64, device=logits.device)
+    means = torch.zeros(classes, dtype=torch.float64, device=logits.device)
+    hits, lowest, highest = (torch.zeros((), dtype=torch.float64, device=logits.device) for _ in range(3))
+    for rows in row_blocks(logits):
+        block, own = logits[rows], labels[rows]
+        low, high = block.aminmax()
+        lowest, highest = torch.minimum(lowest, low), torch.maximum(highest, high)  # NaN stays
+        predictions[rows] = block.argmax(dim=1)
+        hits += _among_top(block, own, TOP).sum()
+        scaled = block.double()
+        probability = scaled.softmax(dim=1)
+        means += probability.sum(dim=0)
+        _add(sums, scaled, probability, own, bins)
+    top_5 = 100 * int(hits) / len(labels) if classes > TOP else None
+    finite = bool(lowest.isfinite() & highest.isfinite())
+    return Scored(predictions, top_5, _scores_of(sums, len(labels), classes), means / len(labels), finite)
+
+
 @torch.no_grad()
 def probability_scores(
-    logits: Tensor, labels: Tensor, temperature: float = 1.0, bins: int = CALIBRATION_BINS
+    logits: Rows, labels: Tensor, temperature: float = 1.0, bins: int = CALIBRATION_BINS
 ) -> dict[str, float]:
     """Return what softmax(z / T) is worth, for logits z (N, K) and labels (N,): means over the images.
 
@@ -43,22 +93,15 @@ def probability_scores(
     - `nll`: -log of the true class's probability, in nats.
     """
     labels, classes = labels.to(logits.device), logits.shape[1]
-    sizes = ((bins,), (classes * bins,), (), ())
-    sums = _Sums(*(torch.zeros(size, dtype=torch.float64, device=logits.device) for size in sizes))
+    sums = _no_sums(classes, bins, logits.device)
     for rows in row_blocks(logits):
-        _add(sums, logits[rows].double() / temperature, labels[rows], bins)
-    count = len(labels)
-    return {
-        "ece": 100 * float(sums.top.abs().sum()) / count,
-        "classwise_ece": 100 * float(sums.classes.abs().sum()) / (count * classes),
-        "brier": float(sums.brier) / count,
-        "nll": float(sums.nll) / count,
-    }
+        scaled = logits[rows].double() / temperature
+        _add(sums, scaled, scaled.softmax(dim=1), labels[rows], bins)
+    return _scores_of(sums, len(labels), classes)
 
 
-def _add(sums: _Sums, scaled: Tensor, labels: Tensor, bins: int) -> None:
-    """Add a block of logits (B, K), over their temperature, to the sums."""
-    probability = scaled.softmax(dim=1)
+def _add(sums: _Sums, scaled: Tensor, probability: Tensor, labels: Tensor, bins: int) -> None:
+    """Add a block of logits (B, K), over their temperature, with its probabilities to the sums."""
     confidence, prediction = probability.max(dim=1)
     sums.top.index_add_(0, bin_of(confidence, bins), (prediction == labels).double() - confidence)
     true = probability.gather(1, labels[:, None]).squeeze(1)
@@ -76,7 +119,7 @@ def _add(sums: _Sums, scaled: Tensor, labels: Tensor, bins: int) -> None:
 
 
 @torch.no_grad()
-def top_accuracy(logits: Tensor, labels: Tensor, top: int = TOP) -> float | None:
+def top_accuracy(logits: Rows, labels: Tensor, top: int = TOP) -> float | None:
     """Return how many of the images, in percent, have their label (N,) among the `top` largest logits (N, K)
     (Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012).
 
@@ -86,9 +129,14 @@ def top_accuracy(logits: Tensor, labels: Tensor, top: int = TOP) -> float | None
     if logits.shape[1] <= top:
         return None
     labels, hits = labels.to(logits.device), 0
-    classes = torch.arange(logits.shape[1], device=logits.device)
     for rows in row_blocks(logits):
-        own = logits[rows].gather(1, labels[rows, None])
-        before = (logits[rows] > own) | ((logits[rows] == own) & (classes < labels[rows, None]))
-        hits += int((before.sum(dim=1) < top).sum())
+        hits += int(_among_top(logits[rows], labels[rows], top).sum())
     return 100 * hits / len(labels)
+
+
+def _among_top(logits: Tensor, labels: Tensor, top: int) -> Tensor:
+    """Tell for each row of logits (B, K) whether its label is among the `top` largest, of equal ones the first."""
+    own = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+    return before.sum(dim=1) < top

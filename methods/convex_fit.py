@@ -13,6 +13,11 @@ from torch import Tensor
 
 CHUNK = 1 << 24  # logits that are held at once
 PART = 4096  # rows of features that are brought to double precision at once
+Watch = Callable[[int, Tensor | float], None]  # is told the evaluations of an objective so far, and its value
+
+
+def unwatched(evaluations: int, objective: Tensor | float) -> None:
+    """Watch nothing."""
 
 
 def centre_and_scale(features: Tensor) -> tuple[Tensor, float]:
@@ -74,6 +79,7 @@ def minimise_cross_entropy(
     smoothing: float = 0.0,
     steps: int,
     tolerance: float,
+    watch: Watch = unwatched,
 ) -> Fit:
     """Minimise mean cross-entropy + `penalty()` in place over `parameters`, the weight (K, d) and bias (K,).
 
@@ -87,7 +93,7 @@ def minimise_cross_entropy(
             logits = F.linear(part, weight, bias)
             yield F.cross_entropy(logits, of_part, reduction="sum", label_smoothing=smoothing) / len(data.labels)
 
-    return minimise(parameters, penalty, losses, steps=steps, tolerance=tolerance)
+    return minimise(parameters, penalty, losses, steps=steps, tolerance=tolerance, watch=watch)
 
 
 def minimise(
@@ -97,11 +103,13 @@ def minimise(
     *,
     steps: int,
     tolerance: float,
+    watch: Watch = unwatched,
 ) -> Fit:
     """Minimise `penalty()` + the sum of `losses()` in place over `parameters`; each loss, of a block of rows, is
     differentiated before the next one is made.
 
-    L-BFGS stops after `steps`, or where no entry of the gradient is above `tolerance`.
+    L-BFGS stops after `steps`, or where no entry of the gradient is above `tolerance`. `watch` is told the number of
+    evaluations and the objective after each of them.
     """
     optimizer = torch.optim.LBFGS(
         parameters,
@@ -124,6 +132,7 @@ def minimise(
         for loss in losses():
             loss.backward()
             total = total + loss.detach()
+        watch(evaluations, total)
         return total
 
     optimizer.step(objective)

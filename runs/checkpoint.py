@@ -281,7 +281,8 @@ def joined(classifier: Checkpoint, backbone: Checkpoint) -> Checkpoint:
         if backbone.kind == USER_FEATURES and share and not is_held_out(backbone.content):
             held_out = hold_out(backbone.content, share, split_seed(classifier.settings()))
             return joined(classifier, replace(backbone, content=held_out))
-        content |= {key: backbone.content[key] for key in ("features", "class_names", "augmentation")}
+        shared_keys = ("features", "data", "class_names", "augmentation")
+        content |= {key: backbone.content[key] for key in shared_keys if key in backbone.content}
     return replace(classifier, state=shared | classifier.state, content=content)
 
 

@@ -69,7 +69,7 @@ def asked_reports(
     if coverage is not None:
         if held_out is None:
             raise UserError(f"--coverage needs held-out images, and {checkpoint.path} has none here: {HOLD_OUT}")
-        test = logits_of("test")
+        test = logits_of.rows("test")
         reports["prediction_sets"] = sets_report(
             test, labels, data.class_counts, held_out, coverage, prior, data.shot_bounds
         )

@@ -137,7 +137,12 @@ def load_features(checkpoint: Checkpoint) -> LongTailedData:
     names, mirror = checkpoint.content["class_names"], bool(checkpoint.content["augmentation"].get("mirror"))
     config = checkpoint.config
     try:
-        data = features_data(config["settings"]["dataset"], checkpoint.features, names, mirror, config["subset"])
+        data = checkpoint.content.get("data")
+        if data is None:
+            data = features_data(config["settings"]["dataset"], checkpoint.features, names, mirror, config["subset"])
+        elif data.subset["index_sha256"] != config["subset"].get("index_sha256"):
+            raise UserError("its rows are not those that its configuration names")
+        data = replace(data, name=config["settings"]["dataset"], subset=config["subset"])
         if data.class_counts.tolist() != config["class_counts"]:
             raise UserError("'train_labels' are not as many of each class as its configuration says")
     except UserError as error:

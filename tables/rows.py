@@ -24,6 +24,7 @@ from engine.fit import History
 from engine.frozen_features import STAGE2_DRAWS, freeze
 from engine.many_heads import HeadTrainer, Trained, train_heads
 from evaluation.measure import Images, SplitLogits, evaluate_test, logits_by_way, selection_score
+from evaluation.metrics import predicted_classes
 from evaluation.run_rows import data_sha256, refuse_damaged_run
 from losses.los import ONE_HOT
 from methods.offsets import check_held_out
@@ -305,7 +306,7 @@ class _Follower:
         labels = self.context.images["test"].labels
         logits = logits_by_way(self.context.logits_of(self.result.head), self.context.data)
         chosen = logits.get("flip", logits["plain"])
-        score = float((chosen.argmax(dim=1) == labels).double().mean())
+        score = float((predicted_classes(chosen) == labels).double().mean())
         if score >= self.best_score:
             self.best_score, self.best_epoch = score, epoch
             self.best_head = copy.deepcopy(self.result.head)

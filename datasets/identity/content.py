@@ -16,9 +16,8 @@ import numpy as np
 
 from datasets.identity.early_look import EarlyLook
 from datasets.identity.file_hashes import file_digests
-from datasets.identity.kept_hashes import DIGEST
 from datasets.identity.kept_records import kept_or_made
-from datasets.long_tail import Identity, LongTailedData, Split, members_by_class, subset_identity
+from datasets.long_tail import DIGEST, Identity, LongTailedData, Split, members_by_class, subset_identity
 from datasets.on_disk.listed_split import ListedSplit, join, path_identity
 from utils.text import counted, shown
 
@@ -45,7 +44,7 @@ def with_identity(
     splits = [data.train, data.holdout, data.test]
     listed = [split for split in splits if isinstance(split, ListedSplit)]
     if not listed:
-        digests = np.concatenate([array_digests(split) for split in splits])
+        digests = np.concatenate([split.digests for split in splits])
         record = identity_record(splits, parts_of(digests, splits), data.num_classes, held_out_share)
         of = "features" if data.train.images.ndim == 3 else "pixels"
         return replace(data, identity=Identity({"how": CONTENT, "of": of, **record}))
@@ -70,12 +69,6 @@ def parts_of(digests: np.ndarray, splits: Sequence[Split]) -> list[np.ndarray]:
 def name_digests(split: ListedSplit) -> np.ndarray:
     """Return the sha256 (N, 32) uint8 of the relative paths."""
     found = b"".join(hashlib.sha256(path).digest() for path in split.images.tolist())
-    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
-
-
-def array_digests(split: Split) -> np.ndarray:
-    """Return the sha256 (N, 32) uint8 of images (N, ...) in memory, of whatever they hold."""
-    found = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in split.images)
     return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
 
 
@@ -208,10 +201,7 @@ def relabelled(data: LongTailedData, places: Sequence[int], class_names: list[st
     if isinstance(train, ListedSplit) and isinstance(holdout, ListedSplit):
         subset = path_identity(join([train, holdout]))
     else:
-        parts = [
-            np.concatenate([getattr(part, kind) for part in (train, holdout)]) for kind in ("images", "labels", "ids")
-        ]
-        subset = subset_identity(Split(*parts))
+        subset = subset_identity(train, holdout)
     return replace(
         data,
         train=train,

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.identity.states import STATE
+from datasets.long_tail import DIGEST
 from utils.errors import UserError
 from utils.files import make_folder, remove_leftovers, write_atomically
 from utils.text import tell
 
-DIGEST = 32  # bytes of a sha256
 UNSETTLED_NS = 2 * 10**9  # a file that changed just now may change again within one tick of its clock
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import FIELD_BOUNDS, ShotBounds
-from evaluation.blocks import row_blocks
+from evaluation.blocks import Rows, row_blocks
 from evaluation.metrics import SHOTS, shot_groups
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def group_matrix(
     return matrix
 
 
-def most_certain_mistakes(logits: Tensor, labels: Tensor, most: int) -> list[dict[str, Any]]:
+def most_certain_mistakes(logits: Rows, labels: Tensor, most: int) -> list[dict[str, Any]]:
     """Return the misclassified of images with logits (N, K) and labels (N,), those of the highest probability first, at
     most `most`: `row`, `true`, `predicted` and `probability`."""
     parts = [logits[rows].double().softmax(dim=1).max(dim=1) for rows in row_blocks(logits)]

@@ -15,7 +15,7 @@ def find_held_out(
     """
     if len(images["holdout"]) == 0:
         return None
-    logits, labels, own = logits_of("holdout"), images["holdout"].labels, temperature or 1.0
+    logits, labels, own = logits_of.rows("holdout"), images["holdout"].labels, temperature or 1.0
     prior = held_out_prior(logits, labels, assumed, own)
     return measure_held_out(logits, labels, own, prior.shares.tolist())
 

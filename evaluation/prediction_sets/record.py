@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.blocks import row_blocks
+from evaluation.blocks import Rows, row_blocks
 from utils.errors import UserError
 
 KEY = "held_out"  # of a checkpoint's content
@@ -33,7 +33,7 @@ class HeldOut:
 
 
 @torch.no_grad()
-def true_probabilities(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> np.ndarray:
+def true_probabilities(logits: Rows, labels: Tensor, temperature: float = 1.0) -> np.ndarray:
     """Return the probability (N,), float32, of the class of each image by softmax(z / T) of logits z (N, K)."""
     labels, found = labels.to(logits.device), torch.empty(len(logits), dtype=torch.float32)
     for rows in row_blocks(logits):
@@ -42,7 +42,7 @@ def true_probabilities(logits: Tensor, labels: Tensor, temperature: float = 1.0)
     return found.numpy()
 
 
-def measure_held_out(logits: Tensor, labels: Tensor, temperature: float, prior: Sequence[float]) -> HeldOut:
+def measure_held_out(logits: Rows, labels: Tensor, temperature: float, prior: Sequence[float]) -> HeldOut:
     """Return what is kept of held-out logits (N, K) and labels (N,)."""
     order = torch.argsort(labels, stable=True).cpu()
     probabilities = true_probabilities(logits, labels, temperature)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import FIELD_BOUNDS, ShotBounds
-from evaluation.blocks import row_blocks
+from evaluation.blocks import Rows, row_blocks
 from evaluation.metrics import SHOTS, Report, shot_groups
 from evaluation.prediction_sets.kinds import KINDS
 from evaluation.prediction_sets.record import HeldOut
@@ -27,7 +27,7 @@ def in_sets(logits: Tensor, thresholds: np.ndarray, temperature: float) -> Tenso
 
 
 def set_report(
-    logits: Tensor,
+    logits: Rows,
     labels: Tensor,
     class_counts: np.ndarray,
     thresholds: np.ndarray,
@@ -68,7 +68,7 @@ def by_group(
 
 
 def sets_report(
-    logits: Tensor,
+    logits: Rows,
     labels: Tensor,
     class_counts: np.ndarray,
     held_out: HeldOut,

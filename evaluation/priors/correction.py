@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluation.blocks import row_blocks
+from evaluation.blocks import Rows, row_blocks
 from utils.text import counted
 
 TRAIN, UNIFORM = "train", "uniform"  # priors that a method can be made for
@@ -42,7 +42,7 @@ def assumed_prior(kind: str, class_counts: Tensor, of: str) -> Prior:
 
 
 @torch.no_grad()
-def held_out_prior(logits: Tensor, labels: Tensor, assumed: Prior, temperature: float = 1.0) -> Prior:
+def held_out_prior(logits: Rows, labels: Tensor, assumed: Prior, temperature: float = 1.0) -> Prior:
     """Return the prior that softmax(z / T) stands for, from held-out logits z (N, K) with labels (N,).
 
     Let m_jk be the mean probability of class k over the images of class j. Probabilities that are exact under a prior q
@@ -76,7 +76,7 @@ def prior_offsets(source: Prior, target: Prior) -> Tensor:
     return target.shares.log() - source.shares.log()
 
 
-def corrected_predictions(logits: Tensor, offsets: Tensor, temperature: float = 1.0) -> Tensor:
+def corrected_predictions(logits: Rows, offsets: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the class (N,) of the largest of z / T + `offsets` (K,) for logits z (N, K)."""
     predictions = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     offsets = offsets.to(logits.device)

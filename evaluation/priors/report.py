@@ -1,5 +1,6 @@
 """What a known test prior changes on the test images."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import FIELD_BOUNDS, ShotBounds
-from evaluation.metrics import prediction_report
+from evaluation.blocks import Rows
+from evaluation.metrics import predicted_classes, prediction_report
 from evaluation.priors.correction import Prior, corrected_predictions, prior_offsets
 from evaluation.priors.shifted import weighted_accuracy
 from evaluation.text_tables import MEASURES, measure_table
@@ -17,7 +19,7 @@ SHOWN = {EXPECTED: "under the prior", **{name: MEASURES[name] for name in ("all"
 
 
 def prior_report(
-    logits: dict[str, Tensor],
+    logits: Mapping[str, Rows],
     labels: Tensor,
     class_counts: np.ndarray,
     source: Prior,
@@ -42,7 +44,7 @@ def prior_report(
         "flip": None,
     }
     for way, values in logits.items():
-        before = values.argmax(dim=1)
+        before = predicted_classes(values)
         after = corrected_predictions(values, offsets, temperature)
         report[way] = {
             when: {

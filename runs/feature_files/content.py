@@ -20,12 +20,13 @@ from utils.errors import UserError
 USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 USER_NETWORK = "features"  # what such a checkpoint has in the place of a network's name
 CLASSIFIER = ("fc.weight", "fc.bias")
+BOTH_WAYS = ("test_features", "test_features_mirrored")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
     """Return the content of the checkpoint that arrays stand for, after checking that they fit together, and lines that
-    say what was done to them."""
+    say what was done to them. `data` of the content are its features as a data set, in the same memory."""
     source.arrays = divide(source.arrays)
     refuse_missing(source)
     arrays = source.arrays
@@ -40,7 +41,9 @@ def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
         refuse_transposed(f"{split}_features", tensors[f"{split}_features"], len(values))
     classes = len(names)
     mirror = "test_features_mirrored" in tensors
-    data = features_data(name, tensors, names, mirror)
+    data = features_data(name, tensors, names, mirror, finite=True)
+    if mirror:  # both ways lie together in the data: what the record holds is the same memory
+        tensors |= {name: torch.from_numpy(data.test.images[:, way]) for way, name in enumerate(BOTH_WAYS)}
     content = {
         "format": 1,
         "stage": "stage1",
@@ -49,6 +52,7 @@ def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
         "model": classifier_of(arrays, classes, data.train.images.shape[2]),
         "config": config_of(data),
         "features": tensors,
+        "data": data,
         "class_names": names,
         "augmentation": {"mirror": mirror},
     }

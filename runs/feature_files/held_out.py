@@ -1,12 +1,13 @@
 """A share of the training rows of anyone's features as held-out rows (`--holdout` beside `--features`)."""
 
+from dataclasses import replace
 from typing import Any
 
-from datasets.features import KINDS, features_data
+import numpy as np
+import torch
+
 from datasets.long_tail import split_holdout
 from utils.errors import UserError
-
-PARTS = ("features", *KINDS[1:])
 
 
 def hold_out(content: dict[str, Any], share: float, seed: int) -> dict[str, Any]:
@@ -21,15 +22,16 @@ def hold_out(content: dict[str, Any], share: float, seed: int) -> dict[str, Any]
     kept, out = split_holdout(tensors["train_labels"].numpy(), share, seed)
     if len(out) == 0:
         raise UserError(f"--holdout {share:g}: no class has two training rows, so none can be held out")
-    for part in PARTS:
-        rows = tensors[f"train_{part}"]
-        tensors |= {f"train_{part}": rows[kept], f"holdout_{part}": rows[out]}
-    data = features_data(
-        config["settings"]["dataset"], tensors, content["class_names"], content["augmentation"]["mirror"]
-    )
+    before = content["data"]
+    train, holdout = before.train.take(kept), before.train.take(out)
+    for name, split in (("train", train), ("holdout", holdout)):
+        arrays = {"features": split.images[:, 0], "labels": split.labels, "ids": split.ids}
+        tensors |= {f"{name}_{part}": torch.from_numpy(array) for part, array in arrays.items()}
+    counts = np.bincount(train.labels, minlength=before.num_classes)
+    data = replace(before, train=train, holdout=holdout, class_counts=counts)
     settings = {**config["settings"], "holdout": share}
     record = {"settings": settings, "subset": data.subset, "class_counts": data.class_counts.tolist()}
-    return {**content, "features": tensors, "config": {**config, **record}}
+    return {**content, "features": tensors, "data": data, "config": {**config, **record}}
 
 
 def is_held_out(content: dict[str, Any]) -> bool:

@@ -91,14 +91,15 @@ def report_on(
     given = stored_temperature(checkpoint, settings.temperature)
     calibration = calibration_report(logits_of, images, data, given)
     temperature = known_temperature(calibration)
-    plain, labels = logits_of("test"), images["test"].labels
+    labels = images["test"].labels
+    predictions = logits_of.scored("plain", labels).predictions
     return {
         "epoch": checkpoint.epoch,
         "sha256": checkpoint.sha256,
         "kind": checkpoint.kind,
         **evaluate_test(logits_of, images, data),
-        "confusion": confusion_report(plain.argmax(dim=1), labels, data.class_counts, data.shot_bounds),
-        "mistakes": most_certain_mistakes(plain, labels, MISTAKES),
+        "confusion": confusion_report(predictions, labels, data.class_counts, data.shot_bounds),
+        "mistakes": most_certain_mistakes(logits_of.rows("test"), labels, MISTAKES),
         "logits": logits,
         "logits_summary": logits_summary(logits),
         "calibration": calibration,

@@ -1,0 +1,116 @@
+"""One measurement of `benchmarks.builds.large`, in a process of its own: python large_child.py TASK ANSWER WORDS...
+
+It runs in the folder of whichever build is measured, and uses of it only what all builds have. `ANSWER` is the JSON
+file that it writes. Memory is the peak of the resident set above what the imports need, in MB.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DECAY = 1e-5  # that of a classifier on features
+
+
+def peak_mb() -> float:
+    """Return the highest resident set of this process so far, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+
+
+def command(script: str, *words: str) -> dict[str, Any]:
+    """Run a command of the build; return its CPU seconds and peak, those of loading, and those of its epochs."""
+    from importlib import import_module
+
+    import matplotlib.figure  # noqa: F401
+    import pandas as pd
+    import torch
+
+    torch.set_num_threads(1)
+    import engine.finish
+    import engine.frozen_features  # noqa: F401
+    import stages.session
+
+    main = import_module(script).main
+    load, at_start, started, loaded = stages.session.load_model, peak_mb(), time.process_time(), {}
+
+    def load_and_look(*arguments: Any) -> Any:
+        found = load(*arguments)
+        loaded.setdefault("load_cpu_seconds", time.process_time() - started)
+        loaded.setdefault("load_peak_mb", peak_mb() - at_start)
+        return found
+
+    stages.session.load_model = load_and_look
+    with tempfile.TemporaryDirectory() as out:
+        main([*words, "--out", out])
+        logs = [pd.read_csv(path)["seconds"] for path in Path(out).rglob("stage2*/log.csv")]
+    epochs = {"epoch_seconds": float(logs[0].min())} if logs else {}
+    return {"cpu_seconds": time.process_time() - started, "peak_mb": peak_mb() - at_start, **loaded, **epochs}
+
+
+def parts(images: str, classes: str) -> dict[str, Any]:
+    """Return the CPU seconds of a temperature, and of re-balanced predictions with their column means."""
+    import torch
+
+    torch.set_num_threads(1)
+    from evaluation.metrics import column_means, fit_temperature, rebalanced_predictions
+
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(int(images), int(classes), generator=generator)
+    labels = torch.randint(int(classes), (int(images),), generator=generator)
+    logits[torch.arange(len(labels)), labels] += 4
+    means = column_means(logits)
+    found = {}
+    for name, work in {
+        "temperature": lambda: fit_temperature(logits, labels),
+        "rebalanced": lambda: rebalanced_predictions(logits, means, 1.0),
+    }.items():
+        work()
+        started = time.process_time()
+        result = work()
+        found[f"{name}_seconds"] = time.process_time() - started
+        found[f"{name}_result"] = result if isinstance(result, float) else result.double().mean().item()  # type: ignore[union-attr]
+    return found
+
+
+def probe(file: str, solver: str, steps: str) -> dict[str, Any]:
+    """Return the CPU seconds of a linear classifier of at most `steps` steps, and its loss on the test rows."""
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(1)
+    with np.load(file) as arrays:
+        train, test = (torch.from_numpy(arrays[f"{split}_features"]).float() for split in ("train", "test"))
+        labels, own = (torch.from_numpy(arrays[f"{split}_labels"]) for split in ("train", "test"))
+    classes = int(labels.max()) + 1
+    if solver == "scikit-learn":
+        from sklearn.linear_model import LogisticRegression
+
+        started = time.process_time()
+        mean = train.mean(dim=0)
+        scale = (train - mean).square().sum(dim=1).mean().rsqrt()
+        rows = ((train - mean) * scale).numpy()
+        model = LogisticRegression(C=1 / (DECAY * len(labels)), max_iter=int(steps)).fit(rows, labels.numpy())
+        seconds = time.process_time() - started
+        logits = torch.from_numpy(model.decision_function(((test - mean) * scale).numpy()))
+    else:
+        from methods.linear_probe import fit_probe
+
+        started = time.process_time()
+        found = fit_probe(train, labels, classes, DECAY, int(steps))
+        seconds = time.process_time() - started
+        logits = test @ found.weight.T + found.bias
+    return {"probe_seconds": seconds, "held_out_loss": float(F.cross_entropy(logits, own))}
+
+
+TASKS = {"command": command, "parts": parts, "probe": probe}
+
+if __name__ == "__main__":
+    sys.path[0] = os.getcwd()  # the build that is measured, not the folder of this file
+    answer = TASKS[sys.argv[1]](*sys.argv[3:])
+    Path(sys.argv[2]).write_text(json.dumps(answer))

@@ -86,6 +86,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--text_classifier", action="store_true", help="add the zero-shot classifier as fc.weight")
     help_text = "prompt templates, one a line with {} for the class, or JSON ['a photo of a {}.']"
     parser.add_argument("--templates", type=Path, metavar="FILE", help=help_text)
+    help_text = "side of the prepared images in pixels [the model's own]"
+    parser.add_argument("--image_size", type=int, metavar="N", help=help_text)
     parser.add_argument("--mirrored", action="store_true", help="add the features of mirrored test images")
     parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="of the features [float16]")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at once [by device and size]")
@@ -111,7 +113,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
         raise UserError(f"{own.file} must end in .safetensors")
     if not 0 < own.part_mib < math.inf:
         raise UserError(f"--part_mib must be a positive number, not {own.part_mib:g}")
-    for name, lowest in (("batch_size", 1), ("workers", 0)):
+    for name, lowest in (("batch_size", 1), ("workers", 0), ("image_size", 1)):
         if getattr(own, name) is not None and getattr(own, name) < lowest:
             raise UserError(f"--{name} must be at least {lowest}, not {getattr(own, name)}")
     if not own.overwrite:
@@ -132,7 +134,7 @@ def open_job(own: argparse.Namespace, command: Command) -> Job:
     if own.text_classifier:
         read_prompts(own.templates, data.class_names)
     torch.manual_seed(settings.seed)  # of random weights
-    backbone = open_backbone(own.backbone, own.weights)
+    backbone = open_backbone(own.backbone, own.weights, own.image_size)
     if own.text_classifier and backbone.text is None:
         raise UserError(f"--text_classifier: {own.backbone} knows no texts; take a model of images and texts (CLIP)")
     execution.place(backbone.network)

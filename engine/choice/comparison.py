@@ -6,6 +6,7 @@ a command line of stage 2, fitted in each fold and measured on the rows that it 
 their logits, each divided by its spread over the training rows.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -93,13 +94,18 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidates by name, what each came to, and which won; `rows` are the lines of the table."""
+    """The candidates by name, what each came to, and which won; `rows` are the lines of the table.
+
+    `seconds` is what comparing and fitting the winner took, `cpu_seconds` the same over all cores.
+    """
 
     names: list[str]
     compared: list[Compared]
     criterion: str
     winner: int
     images: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -114,6 +120,7 @@ class Comparison:
                 "high": one.high,
                 "chosen": place == self.winner,
                 "held_out_images": self.images,
+                "cpu_seconds": self.cpu_seconds,
             }
             for place, (name, one) in enumerate(zip(self.names, self.compared, strict=True))
         ]
@@ -149,6 +156,7 @@ def choose_classifier(
     `make_plan` makes the plan of a candidate's flags. The first fold's stage 1 is the trainer's where images are held
     out already.
     """
+    started, cpu_started = time.perf_counter(), time.process_time()
     features = trainer.frozen.plain("train")
     base = replace(trainer, frozen=rows_of(trainer, features), batch_size=BATCH)
     plans = {line: make_plan(line) for line in TRIED}
@@ -170,7 +178,9 @@ def choose_classifier(
     if held_out is None and compared[0].scores["balanced"] > MEMORISED:
         tell("held-out rows are as easy as those learned from: the features may have been trained on them")
     winner = comparison.names[comparison.winner]
-    return refit(base, plans, winner, torch.cat(logits), torch.cat(labels)), comparison
+    head = refit(base, plans, winner, torch.cat(logits), torch.cat(labels))
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return head, replace(comparison, seconds=seconds, cpu_seconds=cpu_seconds)
 
 
 def rows_of(trainer: HeadTrainer, features: Tensor) -> FrozenFeatures:

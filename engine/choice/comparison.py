@@ -118,6 +118,7 @@ class Comparison:
                 "difference": one.difference,
                 "low": one.low,
                 "high": one.high,
+                "apart_from_best": one.apart,
                 "chosen": place == self.winner,
                 "held_out_images": self.images,
                 "cpu_seconds": self.cpu_seconds,
@@ -129,21 +130,28 @@ class Comparison:
         """Return the best candidates and what they mean, in lines."""
         sign = -1 if self.criterion == "nll" else 1
         order = sorted(self.rows, key=lambda row: -sign * row[self.criterion])
-        shown = [*[row for row in order if row["candidate"] != STAGE1][:6], self.rows[0]]
+        best = self.rows[self.winner]
+        others = [row for row in order if row["candidate"] not in (STAGE1, best["candidate"])][: 6 - bool(self.winner)]
+        shown = [row for row in order if row in (best, *others, self.rows[0])]
         lines = [
             f"{row[self.criterion]:8.2f}  {row['difference']:+6.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  "
             f"{row['candidate']}"
             for row in shown
         ]
-        best = self.rows[self.winner]
         if self.winner == 0:
             verdict = f"nothing helps: none of {len(self.names) - 1} candidates is better than stage 1, which stays"
         elif best["low"] > 0:
-            verdict = f"chosen: {best['candidate']}"
+            verdict = f"chosen: {best['candidate']}{self._why(order[0])}"
         else:
-            verdict = f"chosen: {best['candidate']}, which cannot be told apart from stage 1 on these images"
+            verdict = f"chosen: {best['candidate']}{self._why(order[0])}; not told apart from stage 1 on these images"
         head = f"{CRITERIA[self.criterion]} on {self.images} held-out images, difference to stage 1 with its interval:"
         return "\n".join([head, *lines, verdict])
+
+    def _why(self, first: dict[str, Any]) -> str:
+        """Return why the winner is chosen where it is not the `first` of the table."""
+        if self.names[self.winner] == first["candidate"]:
+            return ""
+        return ", of those that are not told apart from the first the one with the least NLL"
 
 
 def choose_classifier(

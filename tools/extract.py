@@ -10,8 +10,9 @@ Images undergo the model's own preprocessing, as they are, and its features are 
 flags are those of `main_stage1.py` that say which data, and on which device.
 
 The file holds `train_features` (N, d), `test_features`, where images are held out `holdout_features`, and labels, in
-shards. With `--text_classifier` it also holds `fc.weight`, the zero-shot classifier that the model's text side makes of
-the names of the classes, from which stage 2 then starts. A command that was stopped goes on where it was.
+shards; `--parquet` writes them as a table too. With `--text_classifier` it also holds `fc.weight`, the zero-shot
+classifier that the model's text side makes of the names of the classes, from which stage 2 then starts. A command that
+was stopped goes on where it was.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from tools.backbones import FORMS, open_backbone
 from tools.backbones.backbone import Backbone
 from tools.backbones.prompts import read_prompts, text_classifier
 from tools.extraction.layout import Layout, plan_layout
+from tools.extraction.parquet import refuse_place, write_parquet
 from tools.extraction.prepared import Part, PreparedImages, prepared_batches
 from tools.extraction.store import Store, refuse_finished
 from utils.arguments import CommandParser
@@ -94,6 +96,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images [by the machine's cores]")
     help_text = f"MiB a file holds at most [{SHARD_MIB:g}]"
     parser.add_argument("--part_mib", type=float, default=SHARD_MIB, metavar="X", help=help_text)
+    help_text = "write a table of Parquet too, a row an image (needs pyarrow)"
+    parser.add_argument("--parquet", type=Path, metavar="FILE", help=help_text)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, finished or not")
     group = parser.add_argument_group("data and device, as in stage 1")
     for name in DATA:
@@ -118,6 +122,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
             raise UserError(f"--{name} must be at least {lowest}, not {getattr(own, name)}")
     if not own.overwrite:
         refuse_finished(own.file)
+    if own.parquet is not None:
+        refuse_place(own.parquet, own.overwrite)
     if own.templates is not None and not own.text_classifier:
         raise UserError("--templates are for --text_classifier: add it")
     if launch_of().count > 1:
@@ -204,7 +210,7 @@ def plan_of(job: Job, classifier: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def extract(argv: Sequence[str] | None = None) -> list[Path]:
-    """Extract what a command line names; return the files that were written, the card last."""
+    """Extract what a command line names; return the files that were written, the card behind the shards."""
     own, command = parse(argv)
     job = open_job(own, command)
     for line in (*job.execution.reasons[:2], f"weights: {job.backbone.weights}", job.backbone.preprocessing):
@@ -231,6 +237,9 @@ def extract(argv: Sequence[str] | None = None) -> list[Path]:
         raise
     seconds = time.monotonic() - started
     written = store.finish(card_of_job(job, plan, layout, seconds, layout.rows - before))
+    if own.parquet is not None:
+        write_parquet(own.parquet, read_safetensors(own.file)[1], job.data.class_names)
+        written.append(own.parquet)
     report(job, own.file, layout, seconds, layout.rows - before)
     return written
 

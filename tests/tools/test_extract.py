@@ -1,6 +1,7 @@
 """Extraction of a whole data set: what the file holds, what a stopped command leaves, what is refused."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -357,3 +358,24 @@ def test_every_row_stands_in_one_shard(sizes: tuple[int, int], limit: int) -> No
         rows = [(number, row) for number, batch in layout.batches(2, size) for row in batch.tolist()]
         every = [(number, row) for number, count in enumerate(sizes) for row in range(count)]
         assert rows == every[2:]
+
+
+# Parquet
+
+
+def test_the_table_reads_as_the_file_does(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    out = succeed("tools/extract", *FLOWERS, "--mirrored", "--parquet", "made.parquet", "made.safetensors").out
+    assert "made.parquet" in out
+    table, file = (read_features(Path(name), quiet=True)[1] for name in ("made.parquet", "made.safetensors"))
+    assert table["class_names"] == file["class_names"] == ["class0", "class1", "class2"]
+    assert set(file["features"]) - set(table["features"]) == {"test_features_mirrored"}
+    for name, values in table["features"].items():
+        assert values.dtype == file["features"][name].dtype and torch.equal(values, file["features"][name]), name
+    again = ("tools/extract", *FLOWERS, "--parquet", "made.parquet", "other.safetensors")
+    assert is_refusal(run(*again), "made.parquet is there already", alone=False)
+    assert is_refusal(run(*again[:-2], "made.csv", "other.safetensors"), "must end in .parquet", alone=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    missing = run("tools/extract", *FLOWERS, "--parquet", "new.parquet", "new.safetensors")
+    assert is_refusal(missing, "--parquet needs the package pyarrow: pip install pyarrow", alone=False)
+    assert not list(desk.glob("new*")) and not list(desk.glob("other*"))

@@ -94,6 +94,13 @@ class Job:
         table = read_csv(path)
         return str(table.loc[table["chosen"] & (table["method"] == method), "flags"].iloc[0]).split()
 
+    def is_there(self, way: Way) -> bool:
+        """Tell whether a way was run to its end; of selected numbers, whether they are chosen."""
+        if way.selected:
+            return any(self.out.glob(f"selected/{way.method}/*_selection.csv"))
+        name = "stage1" if way.method is None else f"stage2_{way.method}"
+        return any(self.out.glob(f"*/*/{name}/metrics.json"))
+
     def run(self, way: Way) -> tuple[dict[str, Any], str]:
         """Return the metrics of a way, run unless its run is there, and its flags in words."""
         if way.method is None:
@@ -148,8 +155,8 @@ def beside_best(rows: pd.DataFrame, samples: Sequence[Sample]) -> pd.DataFrame:
 def overview(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy of each way, a column a set; the highest of each column is bold."""
     table = rows.pivot(index="method", columns="features", values="all")
-    table = table.loc[list(dict.fromkeys(rows["method"])), list(dict.fromkeys(rows["features"]))]
-    shown = table.map(lambda value: f"{value:.1f}")
+    table = table.loc[[name for name in WAYS if name in table.index], list(dict.fromkeys(rows["features"]))]
+    shown = table.map(lambda value: "-" if math.isnan(value) else f"{value:.1f}")
     for title in table:
         best = table[title] == table[title].max()
         shown.loc[best, title] = "**" + shown.loc[best, title] + "**"
@@ -213,12 +220,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=place, help=f"of features and runs [{place}]")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="sets of features [all]")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways to a classifier [all]")
+    finished = "only what is there already, from a command that was stopped"
+    parser.add_argument("--finished", action="store_true", help=finished)
     own = parser.parse_args(argv)
     found: list[dict[str, Any]] = []
     samples: list[Sample] = []
     for name in own.sets:
         job = Job(name, ensure(name, own.folder, own.data_dir), own.folder / "runs" / name)
-        rows, of_set = rows_of(job, own.ways)
+        rows, of_set = rows_of(job, [way for way in own.ways if job.is_there(WAYS[way]) or not own.finished])
         found, samples = found + rows, samples + of_set
     table = with_intervals(pd.DataFrame(found), samples)
     claims = claims_of(samples)

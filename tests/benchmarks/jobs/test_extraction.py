@@ -109,6 +109,15 @@ def test_the_set_of_superclasses_is_cut_from_that_of_classes(tmp_path: Path, mon
     assert counts.min() == 1 and counts.max() == 15
 
 
+def test_clusters_are_long_tailed_and_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_sets, "CLUSTER_ROWS", 1000)
+    made = read_safetensors(feature_sets.ensure("clusters", tmp_path, "data"))[1]
+    counts = torch.bincount(made["train_labels"])
+    assert abs(int(counts.sum()) - 1000) < 50 and counts.min() == 1 and len(counts) == 100 and counts[0] > 40
+    assert made["train_features"].shape == (len(made["train_labels"]), 1280)
+    assert set(extraction.USUAL) == set(feature_sets.SETS) - {"clusters"}
+
+
 # Real weights
 
 

@@ -26,7 +26,7 @@ from benchmarks.command import make_own_parser
 from benchmarks.jobs.feature_sets import SETS, ensure
 from benchmarks.record import provenance, write_record
 from evaluation.csv_files import csv_text, read_csv
-from evaluation.intervals.comparison import Resampled, Sample, differences, intervals, sample
+from evaluation.intervals.comparison import Resampled, Sample, differences, sample
 from evaluation.intervals.findings import Findings, Group, compare_groups
 from stages.commands.comparison_files import NAME as COMPARISON
 from utils.command import run_command
@@ -204,14 +204,12 @@ def claims_of(samples: Sequence[Sample]) -> Findings:
     return compare_groups(groups, "last epoch", "the cross-entropy probe")
 
 
-def with_intervals(rows: pd.DataFrame, samples: Sequence[Sample]) -> pd.DataFrame:
-    """Return rows with the ends of the 95 % intervals of accuracy and harmonic mean."""
-    found = rows.copy()
-    for place, one in enumerate(samples):
-        for _, own in intervals(Resampled([one]), [one]).iterrows():
-            for end in ("low", "high"):
-                found.loc[place, f"{own['measure']}_{end}"] = own[end]
-    return found
+def with_intervals(rows: pd.DataFrame, claims: Findings) -> pd.DataFrame:
+    """Return rows with the ends of the 95 % intervals of accuracy and harmonic mean, from what was claimed of them."""
+    own = claims.long[claims.long["reference"].isna()]
+    ends = own.pivot(index=["features", "method"], columns="measure", values=["low", "high"])
+    ends.columns = [f"{measure}_{end}" for end, measure in ends.columns]
+    return rows.merge(ends.reset_index(), on=["features", "method"], how="left", validate="one_to_one")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -233,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         job = Job(name, ensure(name, own.folder, own.data_dir), own.folder / "runs" / name)
         rows, of_set = rows_of(job, [way for way in own.ways if job.is_there(WAYS[way]) or not own.finished])
         found, samples = found + rows, samples + of_set
-    table = with_intervals(pd.DataFrame(found), samples)
     claims = claims_of(samples)
+    table = with_intervals(pd.DataFrame(found), claims)
     record = provenance("jobs.extraction", argv, torch.device("cpu"))
     gap = beside_best(table, samples)
     more = {"auto beside the best of its column, in points": gap} if len(gap) else {}

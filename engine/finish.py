@@ -135,10 +135,11 @@ def finish_run(session: Session, history: History, logits_of: SplitLogits) -> di
     run, settings = session.run, session.run.config["settings"]
     metrics = run_metrics(run.config, history, logits_of, session.images, session.data)
     labels, data = session.images["test"].labels, session.data
-    confusion = confusion_report(logits_of.scored("plain", labels).predictions, labels, data.class_counts)
-    metrics |= {"class_names": data.class_names, "confusion": confusion}
+    predictions = logits_of.scored("plain", labels).predictions
+    confusion = confusion_report(predictions, labels, data.class_counts, data.shot_bounds)
+    metrics |= {"class_names": data.class_names, "confusion": confusion, "shot_bounds": data.shot_bounds._asdict()}
     accuracy = metrics["last"]["plain"]["per_class_accuracy"]
-    classes = class_table(confusion, accuracy, data.class_names, data.class_counts)
+    classes = class_table(confusion, accuracy, data.class_names, data.class_counts, data.shot_bounds)
     if is_main():
         draw_plots(run.folder / "plots", metrics, history.log)
         write_text(run.folder / "per_class.csv", csv_text(classes, "%.6g"))

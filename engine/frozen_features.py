@@ -211,7 +211,7 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
 def feature_batches(
     features: Tensor, labels: Tensor, order: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of cached features (N, d), in float32, and labels (N,) in the `order` (M,) given on the CPU, on the
+    """Yield batches of cached features (N, d), never in half precision, and labels (N,) in the `order` (M,) given on the CPU, on the
     labels' device.
 
     Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
@@ -219,13 +219,18 @@ def feature_batches(
     placed = order.to(labels.device)
     if features.device == labels.device:
         for rows in placed.split(batch_size):
-            yield features.index_select(0, rows).float(), labels.index_select(0, rows)
+            yield full(features.index_select(0, rows)), labels.index_select(0, rows)
         return
     size = max(FETCHED // batch_size, 1) * batch_size
     for group, there in zip(order.split(size), placed.split(size), strict=True):
         fetched = features[group].pin_memory().to(labels.device, non_blocking=True)
         for rows, of_rows in zip(fetched.split(batch_size), labels[there].split(batch_size), strict=True):
-            yield rows.float(), of_rows
+            yield full(rows), of_rows
+
+
+def full(features: Tensor) -> Tensor:
+    """Return features in float32, or in float64 where they are."""
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def batch_statistics_features(

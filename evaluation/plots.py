@@ -79,7 +79,7 @@ def accuracy_per_class(metrics: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    bounds = ShotBounds(*metrics.get("shot_bounds", FIELD_BOUNDS))
+    bounds = ShotBounds(**metrics["shot_bounds"]) if "shot_bounds" in metrics else FIELD_BOUNDS
     counts = np.array(metrics["class_counts"])
     accuracy = np.array(metrics["last"]["plain"]["per_class_accuracy"], dtype=float)
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")

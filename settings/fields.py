@@ -242,7 +242,7 @@ class Settings(_Hyperparameters):
     finetune_ema: float | None = of_stage2(
         None,
         "average the weights over the steps, with this decay [none]",
-        facets=Facet.STAGE2_STEPS | Facet.ROW,
+        facets=Facet.STAGE2_STEPS | Facet.ROW | Facet.RARE,
         bounds=Range(0, 1, "()"),
     )
     test_prior: str | None = option(
@@ -271,7 +271,11 @@ class Settings(_Hyperparameters):
         bounds=Range(0, 1, "(]"),
     )
     shots: str | None = option(
-        None, Group.REPORT, "many- and few-shot: above and below, or thirds [100,20]", (EVALUATE,), metavar="N,N"
+        None,
+        Group.REPORT,
+        "many- and few-shot: above and below, or thirds [100,20]",
+        facets=Facet.MEASURE | Facet.ROW,
+        metavar="N,N",
     )
     rate_scale: str = of_stage2(
         "published",

@@ -5,12 +5,14 @@ from pathlib import Path
 from datasets.augment.normalisation import describe_constants
 from datasets.decode import decoder_reason
 from datasets.features import holds_features
+from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
 from evaluation.metrics import shot_groups
 from losses.los import optimal_gap
 from methods.plan import Plan, describe_parameters
 from runs.run_record import decode_options
 from runs.session import LoadedModel, Session
+from settings.checks import THIRDS
 from settings.declare import Facet
 from settings.fields import with_facet
 from settings.image_sizes import image_sizes
@@ -22,14 +24,13 @@ from utils.text import shown, tell
 def announce(loaded: LoadedModel, folder: Path) -> None:
     """Print what is about to run: the data with its shots and identity, the arithmetic, the folder."""
     settings, data = loaded.settings, loaded.data
-    groups = ", ".join(f"{int(members.sum())} {name}" for name, members in shot_groups(data.class_counts).items())
     held_out = f", {len(data.holdout)} held out" if len(data.holdout) else ""
     profile = f"{settings.imb_type} profile, imbalance factor {settings.imb_ratio or data.imbalance_factor:g}"
     largest, smallest = data.class_counts.max(), data.class_counts.min()
     whole = "all images" if settings.imb_ratio is None else f"subset {settings.subset}"
     index, content = (data.subset[f"{kind}_sha256"][:16] for kind in ("index", "content"))
     tell(f"data: {data.name}, {profile}: {len(data.train)} training images{held_out}")
-    tell(f"      {data.num_classes} classes of {largest} to {smallest} images ({groups})")
+    tell(f"      {data.num_classes} classes of {largest} to {smallest} images ({shot_words(data, settings.shots)})")
     tell(f"      {whole}\n      index sha256 {index}, content sha256 {content}")
     tell("\n".join(loaded.execution.reasons))
     if isinstance(data.train, ListedSplit):
@@ -45,6 +46,16 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
         tell(f"processes: {process_count()}, which share every batch of {settings.batch_size}")
     tell(f"protocol: {settings.protocol}; network: {settings.network}; seed: {settings.seed}")
     tell(f"run folder: {folder}", flush=True)
+
+
+def shot_words(data: LongTailedData, given: str | None) -> str:
+    """Return how many classes are in each shot group, with the bounds where they were `given` (`--shots`), and with
+    what gives others where a group of the field's bounds is empty."""
+    groups, bounds = shot_groups(data.class_counts, data.shot_bounds), data.shot_bounds
+    sizes = ", ".join(f"{int(members.sum())} {name}" for name, members in groups.items())
+    if given is not None:
+        return f"{sizes}: many > {bounds.many_above}, few < {bounds.few_below}"
+    return sizes if all(members.any() for members in groups.values()) else f"{sizes}; --shots {THIRDS}: by their sizes"
 
 
 def pixels(loaded: LoadedModel) -> str:

@@ -1,10 +1,8 @@
 """What evaluate.py reports where it is asked: predictions under a known test prior, prediction sets."""
 
-from dataclasses import replace
 from typing import Any
 
 from evaluation.measure import SplitLogits, Temperature, logits_by_way
-from evaluation.metrics import shot_groups, third_bounds
 from evaluation.prediction_sets.held_out import classifier_prior, find_held_out
 from evaluation.prediction_sets.report import sets_report, sets_text
 from evaluation.priors.correction import Prior
@@ -13,26 +11,7 @@ from evaluation.priors.report import prior_report, prior_text
 from runs.checkpoint import Checkpoint
 from runs.held_out import HOLD_OUT, assumed_of, stored_held_out
 from runs.session import LoadedModel
-from settings.checks import THIRDS, parse_bounds
 from utils.errors import UserError
-from utils.text import tell
-
-
-def with_shots(loaded: LoadedModel) -> LoadedModel:
-    """Return the loaded model with the bounds of the shot groups that `--shots` asks for; says where they lie, and
-    which of the field's groups are empty where it does not."""
-    data, given = loaded.data, loaded.settings.shots
-    if given is not None:
-        bounds = third_bounds(data.class_counts) if given == THIRDS else parse_bounds(given)
-        loaded = replace(loaded, data=replace(data, shot_bounds=bounds))
-    groups = shot_groups(data.class_counts, loaded.data.shot_bounds)
-    sizes = ", ".join(f"{int(members.sum())} {name}" for name, members in groups.items())
-    bounds = loaded.data.shot_bounds
-    if given is not None:
-        tell(f"shots: many > {bounds.many_above}, few < {bounds.few_below} training images: {sizes} classes")
-    elif not all(members.any() for members in groups.values()):
-        tell(f"shots: {sizes} classes; --shots {THIRDS} makes thirds of the classes, --shots MANY,FEW other bounds")
-    return loaded
 
 
 def asked_prior(loaded: LoadedModel) -> Prior | None:

@@ -20,9 +20,11 @@ from datasets.on_disk.long_tailed import with_splits
 from datasets.streamed import StreamedImages
 from datasets.workers import Reading, find_unreadable
 from evaluation.measure import Images
+from evaluation.metrics import third_bounds
 from runs.checkpoint import Checkpoint
 from runs.dependencies import class_places, comparable, describe_data, identity_differences, unnamed
 from runs.run_record import decode_options
+from settings.checks import THIRDS, parse_bounds
 from settings.declare import Facet
 from settings.fields import Settings, with_facet
 from settings.image_sizes import image_sizes
@@ -129,6 +131,14 @@ def without_bad(data: LongTailedData, settings: Settings) -> LongTailedData:
     made = with_splits(data, train, holdout, test, drop_empty_classes=settings.drop_empty_classes)
     tell_notes([note for note in made.notes if note not in data.notes])
     return made
+
+
+def grouped_as_asked(data: LongTailedData, given: str | None) -> LongTailedData:
+    """Return data with the bounds of the shot groups that `--shots` asks for, where it was given."""
+    if given is None:
+        return data
+    bounds = third_bounds(data.class_counts) if given == THIRDS else parse_bounds(given)
+    return replace(data, shot_bounds=bounds)
 
 
 def load_features(checkpoint: Checkpoint) -> LongTailedData:

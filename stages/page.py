@@ -99,7 +99,7 @@ def figures(loaded: LoadedModel, checkpoint: Checkpoint, record: dict[str, Any])
     """Return the figures of a run: the curves of its log, where it lies beside the checkpoint, and its classes."""
     shown_of = {
         "class_counts": loaded.data.class_counts.tolist(),
-        "shot_bounds": loaded.data.shot_bounds,
+        "shot_bounds": loaded.data.shot_bounds._asdict(),
         "last": record,
         "logits": record["logits"],
         "weight_norm": weight_norms(loaded.model.fc, loaded.data.num_classes),

@@ -36,6 +36,7 @@ from stages.announcement import announce
 from stages.checkpoints import as_begun, name_backbone
 from stages.data import (
     device_images,
+    grouped_as_asked,
     in_order_of,
     load_data,
     refuse_other_images,
@@ -144,6 +145,7 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
         report_other_constants(checkpoint, data, str(checkpoint.path))
     if command.script != EVALUATE:
         report_overlaps(data)
+    data = grouped_as_asked(data, settings.shots)
     augment = settings.augment if command.script == STAGE1 else "crop"
     images = device_images(data, execution, settings, augment)
     torch.manual_seed(settings.seed)

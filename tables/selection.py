@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from evaluation.metrics import class_balanced_accuracy
 from methods.plan import Plan, plan_key
 from methods.recipes import FOUR_LRS, TUNED_EPOCHS, TWELVE_LRS, find_recipe
 from settings.command_line import parse_command
-from settings.fields import STAGE2
+from settings.fields import FLAGS, STAGE1, STAGE2
 from settings.presets import preset_flags
 from tables.rows import TableContext, kept_place
 from utils.errors import UserError
@@ -63,6 +63,27 @@ def refuse_seen(context: TableContext) -> None:
         raise UserError(f"{context.checkpoint.path} was trained on all images, so none are left to choose on; {advice}")
     if context.command.settings.start == "best":
         raise UserError(f"{context.checkpoint.path} is of the epoch that was best on the test set; choose on last.pth")
+
+
+def stage1_recipe(context: TableContext) -> dict[str, Any]:
+    """Return the flags that made a stage 1, but for its seed and what it held out."""
+    trained = context.checkpoint.settings()
+    names = ["dataset", "imb_type", "imb_ratio", "network"]
+    names += [name for name, flag in FLAGS.items() if STAGE1 in flag.named_by and name != "holdout"]
+    return {name: trained[name] for name in names if not (trained.get(name) is None or trained[name] is False)}
+
+
+def refuse_other_recipe(split: TableContext, context: TableContext) -> None:
+    """Raise UserError where numbers chosen on one kind of stage 1 would be used on another."""
+    there, here = stage1_recipe(split), stage1_recipe(context)
+    # A stage 1 of an earlier version lacks the settings that came later; they had their defaults.
+    differing = [
+        f"--{name} {there.get(name)} there, {here.get(name)} here"
+        for name in {**there, **here}
+        if there.get(name, FLAGS[name].default) != here.get(name, FLAGS[name].default)
+    ]
+    if differing:
+        raise UserError(f"{split.checkpoint.path} was not trained like the table's stage 1: {'; '.join(differing)}")
 
 
 def plan_for(flags: Flags, context: TableContext) -> Plan:

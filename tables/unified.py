@@ -18,14 +18,14 @@ from methods.recipes import RECIPES
 from runs.dependencies import class_differences, describe_data
 from runs.run_record import git_revision
 from settings.command_line import parse_command
-from settings.fields import FLAGS, STAGE1, STAGE2
+from settings.fields import FLAGS, STAGE2
 from settings.presets import preset_flags
 from tables.claims import claims_of, with_ends
 from tables.folds import fold_contexts
 from tables.published import cell, sources
 from tables.request import FileName, Request, name_for, write_results
 from tables.rows import Measured, Row, TableContext, data_of, file_name, measure_rows, open_context
-from tables.selection import Flags, select
+from tables.selection import Flags, refuse_other_recipe, select, stage1_recipe
 from tables.unified_figures import draw_bars, draw_evenness, draw_per_class
 from tables.winner import closing_lines
 from utils.device import device_name
@@ -274,27 +274,6 @@ def read_selection(path: Path) -> pd.DataFrame | None:
     if not sound:
         raise UserError(f"{path} is damaged; {advice}")
     return table
-
-
-def stage1_recipe(context: TableContext) -> dict[str, Any]:
-    """Return the flags that made a stage 1, but for its seed and what it held out."""
-    trained = context.checkpoint.settings()
-    names = ["dataset", "imb_type", "imb_ratio", "network"]
-    names += [name for name, flag in FLAGS.items() if STAGE1 in flag.named_by and name != "holdout"]
-    return {name: trained[name] for name in names if not (trained.get(name) is None or trained[name] is False)}
-
-
-def refuse_other_recipe(split: TableContext, context: TableContext) -> None:
-    """Raise UserError where numbers chosen on one kind of stage 1 would be used on another."""
-    there, here = stage1_recipe(split), stage1_recipe(context)
-    # A stage 1 of an earlier version lacks the settings that came later; they had their defaults.
-    differing = [
-        f"--{name} {there.get(name)} there, {here.get(name)} here"
-        for name in {**there, **here}
-        if there.get(name, FLAGS[name].default) != here.get(name, FLAGS[name].default)
-    ]
-    if differing:
-        raise UserError(f"{split.checkpoint.path} was not trained like the table's stage 1: {'; '.join(differing)}")
 
 
 def report(request: Request, name: FileName, measured: Sequence[Measured], choices: pd.DataFrame | None) -> None:

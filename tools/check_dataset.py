@@ -159,7 +159,7 @@ def shot_lines(shots: dict[str, int]) -> list[str]:
         "(groups of classes by their training images, for which accuracies are reported)",
     ]
     if 0 in shots.values():
-        lines.append("a group is empty: evaluate.py --shots thirds groups these classes by their own sizes")
+        lines.append("a group is empty: --shots thirds groups these classes by their own sizes")
     return lines
 
 

@@ -10,8 +10,9 @@ Images undergo the model's own preprocessing, as they are, and its features are 
 flags are those of `main_stage1.py` that say which data, and on which device.
 
 The file holds `train_features` (N, d), `test_features`, where images are held out `holdout_features`, and labels, in
-shards. With `--text_classifier` it also holds `fc.weight`, the zero-shot classifier that the model's text side makes of
-the names of the classes, from which stage 2 then starts. A command that was stopped goes on where it was.
+shards; `--parquet` writes them as a table too. With `--text_classifier` it also holds `fc.weight`, the zero-shot
+classifier that the model's text side makes of the names of the classes, from which stage 2 then starts. A command that
+was stopped goes on where it was.
 
 Many commands share the work with `--part 1/8` to `--part 8/8`, on as many machines as reach the file; the same command
 without it then finishes the file.
@@ -47,6 +48,7 @@ from tools.backbones import FORMS, open_backbone
 from tools.backbones.backbone import Backbone
 from tools.backbones.prompts import read_prompts, text_classifier
 from tools.extraction.layout import Layout, plan_layout
+from tools.extraction.parquet import refuse_place, write_parquet
 from tools.extraction.prepared import Part, PreparedImages, prepared_batches
 from tools.extraction.store import Store, refuse_finished
 from utils.arguments import CommandParser
@@ -90,6 +92,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--text_classifier", action="store_true", help="add the zero-shot classifier as fc.weight")
     help_text = "prompt templates, one a line with {} for the class, or JSON ['a photo of a {}.']"
     parser.add_argument("--templates", type=Path, metavar="FILE", help=help_text)
+    help_text = "side of the prepared images in pixels [the model's own]"
+    parser.add_argument("--image_size", type=int, metavar="N", help=help_text)
     parser.add_argument("--mirrored", action="store_true", help="add the features of mirrored test images")
     parser.add_argument("--precision", choices=PRECISIONS, default="float16", help="of the features [float16]")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at once [by device and size]")
@@ -98,6 +102,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--part_mib", type=float, default=SHARD_MIB, metavar="X", help=help_text)
     help_text = "make the I-th of N shares of the shards alone; without it the file is finished"
     parser.add_argument("--part", metavar="I/N", help=help_text)
+    help_text = "write a table of Parquet too, a row an image (needs pyarrow)"
+    parser.add_argument("--parquet", type=Path, metavar="FILE", help=help_text)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, finished or not")
     group = parser.add_argument_group("data and device, as in stage 1")
     for name in DATA:
@@ -117,7 +123,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
         raise UserError(f"{own.file} must end in .safetensors")
     if not 0 < own.part_mib < math.inf:
         raise UserError(f"--part_mib must be a positive number, not {own.part_mib:g}")
-    for name, lowest in (("batch_size", 1), ("workers", 0)):
+    for name, lowest in (("batch_size", 1), ("workers", 0), ("image_size", 1)):
         if getattr(own, name) is not None and getattr(own, name) < lowest:
             raise UserError(f"--{name} must be at least {lowest}, not {getattr(own, name)}")
     own.part = parse_part(own.part)
@@ -125,6 +131,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
         raise UserError("--part: other parts may be at work, so --overwrite is for the whole file; leave one out")
     if not own.overwrite:
         refuse_finished(own.file)
+    if own.parquet is not None:
+        refuse_place(own.parquet, own.overwrite)
     if own.templates is not None and not own.text_classifier:
         raise UserError("--templates are for --text_classifier: add it")
     if launch_of().count > 1:
@@ -151,7 +159,7 @@ def open_job(own: argparse.Namespace, command: Command) -> Job:
     if own.text_classifier:
         read_prompts(own.templates, data.class_names)
     torch.manual_seed(settings.seed)  # of random weights
-    backbone = open_backbone(own.backbone, own.weights)
+    backbone = open_backbone(own.backbone, own.weights, own.image_size)
     if own.text_classifier and backbone.text is None:
         raise UserError(f"--text_classifier: {own.backbone} knows no texts; take a model of images and texts (CLIP)")
     execution.place(backbone.network)
@@ -221,7 +229,7 @@ def plan_of(job: Job, classifier: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def extract(argv: Sequence[str] | None = None) -> list[Path]:
-    """Extract what a command line names; return the files that were written, the card last."""
+    """Extract what a command line names; return the files that were written, the card behind the shards."""
     own, command = parse(argv)
     job = open_job(own, command)
     for line in (*job.execution.reasons[:2], f"weights: {job.backbone.weights}", job.backbone.preprocessing):
@@ -251,6 +259,9 @@ def extract(argv: Sequence[str] | None = None) -> list[Path]:
         tell(f"part {own.part[0]} of {own.part[1]}: {counted(len(store.shards), 'shard')} of {layout.row_shards}")
         return store.finish_part()
     written = store.finish(card_of_job(job, plan, layout, seconds, layout.rows - before))
+    if own.parquet is not None:
+        write_parquet(own.parquet, read_safetensors(own.file)[1], job.data.class_names)
+        written.append(own.parquet)
     report(job, own.file, layout, seconds, layout.rows - before)
     return written
 

@@ -6,6 +6,7 @@ a command line of stage 2, fitted in each fold and measured on the rows that it 
 their logits, each divided by its spread over the training rows.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -93,13 +94,18 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidates by name, what each came to, and which won; `rows` are the lines of the table."""
+    """The candidates by name, what each came to, and which won; `rows` are the lines of the table.
+
+    `seconds` is what comparing and fitting the winner took, `cpu_seconds` the same over all cores.
+    """
 
     names: list[str]
     compared: list[Compared]
     criterion: str
     winner: int
     images: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -112,8 +118,10 @@ class Comparison:
                 "difference": one.difference,
                 "low": one.low,
                 "high": one.high,
+                "apart_from_best": one.apart,
                 "chosen": place == self.winner,
                 "held_out_images": self.images,
+                "cpu_seconds": self.cpu_seconds,
             }
             for place, (name, one) in enumerate(zip(self.names, self.compared, strict=True))
         ]
@@ -122,21 +130,28 @@ class Comparison:
         """Return the best candidates and what they mean, in lines."""
         sign = -1 if self.criterion == "nll" else 1
         order = sorted(self.rows, key=lambda row: -sign * row[self.criterion])
-        shown = [*[row for row in order if row["candidate"] != STAGE1][:6], self.rows[0]]
+        best = self.rows[self.winner]
+        others = [row for row in order if row["candidate"] not in (STAGE1, best["candidate"])][: 6 - bool(self.winner)]
+        shown = [row for row in order if row in (best, *others, self.rows[0])]
         lines = [
             f"{row[self.criterion]:8.2f}  {row['difference']:+6.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  "
             f"{row['candidate']}"
             for row in shown
         ]
-        best = self.rows[self.winner]
         if self.winner == 0:
             verdict = f"nothing helps: none of {len(self.names) - 1} candidates is better than stage 1, which stays"
         elif best["low"] > 0:
-            verdict = f"chosen: {best['candidate']}"
+            verdict = f"chosen: {best['candidate']}{self._why(order[0])}"
         else:
-            verdict = f"chosen: {best['candidate']}, which cannot be told apart from stage 1 on these images"
+            verdict = f"chosen: {best['candidate']}{self._why(order[0])}; not told apart from stage 1 on these images"
         head = f"{CRITERIA[self.criterion]} on {self.images} held-out images, difference to stage 1 with its interval:"
         return "\n".join([head, *lines, verdict])
+
+    def _why(self, first: dict[str, Any]) -> str:
+        """Return why the winner is chosen where it is not the `first` of the table."""
+        if self.names[self.winner] == first["candidate"]:
+            return ""
+        return ", of those that are not told apart from the first the one with the least NLL"
 
 
 def choose_classifier(
@@ -149,6 +164,7 @@ def choose_classifier(
     `make_plan` makes the plan of a candidate's flags. The first fold's stage 1 is the trainer's where images are held
     out already.
     """
+    started, cpu_started = time.perf_counter(), time.process_time()
     features = trainer.frozen.plain("train")
     base = replace(trainer, frozen=rows_of(trainer, features), batch_size=BATCH)
     plans = {line: make_plan(line) for line in TRIED}
@@ -170,7 +186,9 @@ def choose_classifier(
     if held_out is None and compared[0].scores["balanced"] > MEMORISED:
         tell("held-out rows are as easy as those learned from: the features may have been trained on them")
     winner = comparison.names[comparison.winner]
-    return refit(base, plans, winner, torch.cat(logits), torch.cat(labels)), comparison
+    head = refit(base, plans, winner, torch.cat(logits), torch.cat(labels))
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return head, replace(comparison, seconds=seconds, cpu_seconds=cpu_seconds)
 
 
 def rows_of(trainer: HeadTrainer, features: Tensor) -> FrozenFeatures:

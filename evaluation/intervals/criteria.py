@@ -5,19 +5,23 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.class_accuracies import ZERO_AS
-from evaluation.intervals.bootstrap import class_accuracies, interval, resampled_accuracies
+from evaluation.intervals.bootstrap import Interval, class_accuracies, interval, resampled_accuracies
 from evaluation.intervals.choices import CRITERIA
 
 DRAWS = 1000
 
 
 class Compared(NamedTuple):
-    """A classifier beside the first: its difference, better ones above 0, and the ends of the paired interval."""
+    """A classifier beside the first: its difference, better ones above 0, and the ends of the paired interval.
+
+    `apart` says whether it can be told apart from the best: whether the paired interval to it leaves out 0.
+    """
 
     scores: dict[str, float]
     difference: float
     low: float
     high: float
+    apart: bool = False
 
 
 def from_classes(criterion: str, of_class: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -51,13 +55,17 @@ def compare_classifiers(
     }
     drawn = drawn_scores(values[criterion], images, criterion, seed)
     sign = -1.0 if criterion == "nll" else 1.0
+    top = int((sign * found[criterion]).argmax())
+
+    def to(other: int, place: int) -> Interval:
+        value = sign * float(found[criterion][place] - found[criterion][other])
+        return interval(value, sign * (drawn[:, place] - drawn[:, other]))
+
     compared = []
     for place in range(len(correct)):
-        difference = sign * float(found[criterion][place] - found[criterion][0])
-        ends = interval(difference, sign * (drawn[:, place] - drawn[:, 0]))
-        compared.append(
-            Compared({name: float(own[place]) for name, own in found.items()}, difference, ends.low, ends.high)
-        )
+        of_first = to(0, place)
+        scores = {name: float(own[place]) for name, own in found.items()}
+        compared.append(Compared(scores, *of_first, apart=to(top, place).high < 0))
     return compared
 
 
@@ -70,7 +78,14 @@ def drawn_scores(values: np.ndarray, images: np.ndarray, criterion: str, seed: i
 
 
 def best_of(compared: list[Compared], criterion: str) -> int:
-    """Return the place of the best by `criterion`, of equal ones by class-balanced accuracy, then of the first."""
+    """Return the place of the best by `criterion`, of equal ones by class-balanced accuracy, then of the first.
+
+    By `balanced`, which is coarse where classes have a handful of images, it is the one with the least class-balanced
+    NLL of those that are better than the first and cannot be told apart from the best; the first where none is better.
+    """
+    if criterion == "balanced":
+        near = [place for place, one in enumerate(compared) if one.difference > 0 and not one.apart]
+        return min(near, key=lambda place: compared[place].scores["nll"], default=0)
     sign = -1.0 if criterion == "nll" else 1.0
     keys = [(sign * one.scores[criterion], one.scores["balanced"]) for one in compared]
     return keys.index(max(keys))

@@ -28,7 +28,6 @@ from stages.asked_reports import (
     asked_texts,
     known_temperature,
     stored_temperature,
-    with_shots,
 )
 from stages.page import MISTAKES, refuse_place, run_page
 from stages.session import open_model, settle_execution
@@ -45,7 +44,7 @@ def evaluate(command: Command) -> None:
     first = next(iter(checkpoints.values()))
     if command.settings.html is not None:
         refuse_place(Path(command.settings.html))
-    loaded = with_shots(open_model(command, execution, first, first.path.parent))
+    loaded = open_model(command, execution, first, first.path.parent)
     data = loaded.data
     prior = asked_prior(loaded)
     records = {}

@@ -59,6 +59,7 @@ def run_stage2(command: Command) -> dict[str, Any]:
     comparison = choose(session, plan, frozen) if plan.recipe.compares else None
     training = no_training(session.model.fc) if plan.recipe.compares else plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
+    history.train_seconds += 0.0 if comparison is None else comparison.seconds
     metrics = finish_run(session, history, logits_of)
     if line := collapse_line(before, balanced_training_accuracy(logits_of, session.images)):
         tell(line)

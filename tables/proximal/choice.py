@@ -20,7 +20,7 @@ from tables.proximal.families import FIXED, PATH, PROXIMAL, STAGE1, Families, fa
 from tables.proximal.shared import origin
 from tables.request import Request, write_results
 from tables.rows import TableContext, file_name, open_context
-from tables.selection import refuse_seen
+from tables.selection import refuse_other_recipe, refuse_seen, stage1_recipe
 from utils.errors import UserError
 
 ACCURACY, LIKELIHOOD, BALANCE, FIX, MOST = "accuracy", "likelihood", "balance of LoMa", "none: fixed", "most on test"
@@ -178,6 +178,7 @@ def choices_of(context: TableContext, splits: Sequence[TableContext]) -> list[di
         totals: dict[str, np.ndarray] = {}
         for split in splits or [context]:
             own = families if split is context else families_of(split)
+            refuse_other_candidates(own, families, split)
             held_out = score(split, own, "holdout")
             scores = held_out.scores(class_weights(held_out.labels, np.arange(len(held_out.labels))))
             totals = {name: totals.get(name, 0) + values for name, values in scores.items()}
@@ -197,6 +198,14 @@ def choices_of(context: TableContext, splits: Sequence[TableContext]) -> list[di
     return rows
 
 
+def refuse_other_candidates(own: Families, families: Families, split: TableContext) -> None:
+    """Raise UserError where a split has other candidates than the stage 1 that its choice is for: one diverged."""
+    if [one.number for one in own.candidates] != [one.number for one in families.candidates]:
+        raise UserError(
+            f"LOS diverged on {split.checkpoint.path} or on the table's stage 1: they have other candidates"
+        )
+
+
 def make_table(request: Request) -> None:
     """Write `results/proximal_choice_<experiment>.*`."""
     if len(request.seeds) > 1:
@@ -205,9 +214,10 @@ def make_table(request: Request) -> None:
         context = open_context(request.starting_point(request.seeds[0], **ratio), __doc__ or "")
         splits: list[TableContext] = []
         if request.select:
-            splits = [open_context(flags, "") for flags in request.splits(**ratio)]
+            splits = [open_context(flags, "") for flags in request.splits(**stage1_recipe(context))]
             for split in splits:
                 refuse_seen(split)
+                refuse_other_recipe(split, context)
         made = {"seed": request.seeds[0], "draws": DRAWS, **origin(request, context)}
         table = pd.DataFrame([{**row, **made} for row in choices_of(context, splits)])
         shown = {}

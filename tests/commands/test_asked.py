@@ -13,7 +13,7 @@ from PIL import Image
 from evaluation.prediction_sets.record import KEY, unpack_held_out
 from evaluation.prediction_sets.thresholds import class_thresholds
 from runs.checkpoint import load_checkpoint, save_checkpoint
-from tests.helpers import is_refusal, read, run, succeed
+from tests.helpers import is_refusal, read, refused, run, succeed
 from tools.release import main as release
 
 COLOURS = {"blue, deep": (12, 2), "green": (8, 1), "red": (4, 0)}  # class name: training images, channel
@@ -218,16 +218,40 @@ def test_a_page_that_has_no_place_is_refused_at_once(plain: Path, tmp_path: Path
 def test_shots_are_grouped_as_asked(plain: Path, tmp_path: Path) -> None:
     """12, 8 and 4 training images: few-shot all, by the field's bounds."""
     usual = succeed("evaluate", "--pretrained_pth", plain)
-    assert "0 many, 0 medium, 3 few classes; --shots thirds" in usual.out
+    assert "(0 many, 0 medium, 3 few; --shots thirds: by their sizes)" in usual.out
     out = succeed("evaluate", "--pretrained_pth", plain, "--shots", "thirds", "--json", tmp_path / "r.json").out
-    assert "many > 8, few < 8 training images: 1 many, 1 medium, 1 few classes" in out
+    assert "(1 many, 1 medium, 1 few: many > 8, few < 8)" in out
     found = read(tmp_path / "r.json")
     report = found["checkpoints"]["last"]["plain"]
     by_size = dict(zip(found["class_counts"], report["per_class_accuracy"], strict=True))
     assert [report[name] for name in ("many", "medium", "few")] == [by_size[12], by_size[8], by_size[4]]
     assert found["shot_bounds"] == {"many_above": 8, "few_below": 8}
     given = succeed("evaluate", "--pretrained_pth", plain, "--shots", "8,8").out
-    assert given.split("shots: ")[1] == out.split("shots: ")[1].split("written to")[0]
+    assert given == out.split("written to")[0]
+
+
+def test_a_training_groups_as_asked_too(tmp_path: Path) -> None:
+    """By 30 and 10 images four of the digits' classes are many-, three medium- and three few-shot."""
+    common = ("--dataset", "digits", "--out", tmp_path, "--shots", "30,10")
+    first = succeed("main_stage1", *common, "--epochs", 1, "--width", 4)
+    second = succeed("main_stage2", *common, "--stage1_seed", 0, "--pretrained_pth", next(tmp_path.rglob("last.pth")))
+    for outcome, stage in ((first, "stage1"), (second, "stage2")):
+        assert "many > 30, few < 10" in outcome.out
+        folder = next(path for path in tmp_path.rglob("metrics.json") if path.parent.name.startswith(stage)).parent
+        metrics = read(folder / "metrics.json")
+        report, counts = metrics["last"]["plain"], np.array(metrics["class_counts"])
+        accuracy = np.array(report["per_class_accuracy"])
+        groups = {"many": counts > 30, "medium": (counts >= 10) & (counts <= 30), "few": counts < 10}
+        assert {name: report[name] for name in groups} == pytest.approx(
+            {name: accuracy[members].mean() for name, members in groups.items()}
+        )
+        assert metrics["shot_bounds"] == {"many_above": 30, "few_below": 10}
+        assert set(metrics["confusion"]["groups"]) == set(groups)
+        shots = {row["class"]: row["shot"] for row in csv.DictReader((folder / "per_class.csv").open())}
+        assert all(groups[shots[str(label)]][label] for label in range(10))
+        log = list(csv.DictReader((folder / "log.csv").open()))
+        assert float(log[-1]["plain_few"]) == pytest.approx(report["few"])
+    assert "--shots" in refused("reproduce", "unified", "--dataset", "digits", "--shots", "thirds")
 
 
 @pytest.mark.parametrize("given", ["10", "5,20", "a,b", "20,-1", "", "1,2,3", "thirdds"])

@@ -107,9 +107,25 @@ def test_criteria_are_those_of_scikit_learn(criterion: str) -> None:
     assert [one.difference for one in found] == pytest.approx(
         [sign * (one.scores[criterion] - found[0].scores[criterion]) for one in found]
     )
-    assert found[0][1:] == (0, 0, 0) and all(one.low <= one.high for one in found)
+    assert found[0][1:4] == (0, 0, 0) and all(one.low <= one.high for one in found)
     best = best_of(found, criterion)
-    assert found[best].difference == max(one.difference for one in found)
+    near = [one for one in found if not one.apart]
+    assert found[best] in near and max(one.difference for one in found) in [one.difference for one in near]
+    if criterion != "balanced":
+        assert found[best].difference == max(one.difference for one in found)
+
+
+@pytest.mark.parametrize(("images", "winner"), [(20, 2), (2000, 1)])
+def test_of_those_that_cannot_be_told_apart_the_least_nll_wins(images: int, winner: int) -> None:
+    """Right on 60, 75, 65 and 60 % of two classes' images; with few the second's lead over the third is no lead."""
+    labels = np.arange(2).repeat(images // 2)
+    ranks = np.random.default_rng(0).permuted(np.tile(np.arange(images // 2), (4, 2, 1)), axis=2).reshape(4, -1)
+    correct = ranks < np.array([0.6, 0.75, 0.65, 0.6])[:, None] * (images // 2)
+    nll = np.repeat([[0.9], [1.0], [0.8], [0.1]], images, axis=1)  # the last is no better than the first
+    found = compare_classifiers(correct, nll, labels, 2, "balanced")
+    assert [one.apart for one in found][1:3] == [False, images > 20]
+    assert best_of(found, "balanced") == winner
+    assert best_of(found[:1], "balanced") == 0
 
 
 def test_the_interval_is_that_of_the_normal_approximation() -> None:

@@ -33,7 +33,7 @@ from tables.proximal.families import FIXED, GAPS, PROXIMAL, STAGE1, Candidate, F
 from tables.proximal.path import Comparison, cosine, flow
 from tables.proximal.sensitivity import SOLVERS
 from tests.helpers import Outcome as Ended
-from tests.helpers import is_refusal, run
+from tests.helpers import folder_of, is_refusal, run, stage1
 from utils.errors import UserError
 
 COUNTS = [40, 20, 10, 5, 3]
@@ -328,3 +328,32 @@ def test_views_and_select_are_refused_where_they_mean_nothing(tmp_path: Path) ->
     assert is_refusal(other, "--view has no use in the table delta")
     seeds = view(tmp_path, "choice", True, "--seeds", 0, 1)
     assert is_refusal(seeds, "give one seed", alone=False)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_images_of_other_stage_1s_choose_for_this_one(tmp_path: Path) -> None:
+    """On the digits: `--select --holdout_pth`, with the runs named, and with no run left to train."""
+    small_stage1 = ("--epochs", 1, "--width", 4)
+    stage1(tmp_path, *small_stage1)
+    for seed in (0, 1):
+        stage1(tmp_path, *small_stage1, "--holdout", 0.2, "--seed", seed)
+    splits = sorted(path.parent for path in tmp_path.rglob("last.pth") if "holdout" in str(path.parent))
+    flags = ("--dataset", "digits", *small_stage1, "--out", tmp_path, "--results", tmp_path / "results")
+    command = ("reproduce", "proximal", "--view", "choice", *flags, "--select", "--holdout_pth")
+    outcome = run(*command, *splits)
+    assert outcome.status == 0, outcome.err
+    [path] = (tmp_path / "results").glob("proximal_choice_digits*.csv")
+    rows = pd.read_csv(path)
+    assert len(splits) == 2 and set(rows["images"]) == {"splits"}
+    chosen = rows.set_index(["family", "criterion"])
+    assert chosen.loc[(STAGE1, "accuracy"), "to_stage1"] == 0
+    assert (chosen["all"] <= chosen.loc[(slice(None), "most on test"), "all"].max() + 1e-9).all()
+    unlike = run("main_stage1", "--dataset", "digits", "--epochs", 1, "--width", 8, "--holdout", 0.2, "--out", tmp_path)
+    assert unlike.status == 0
+    other = next(path.parent for path in tmp_path.rglob("last.pth") if "width8" in str(path.parent))
+    whole = folder_of(tmp_path, "stage1_epochs1_width4")
+    named = ("--view", "choice", "--out", tmp_path, "--results", tmp_path / "more", "--pretrained_pth", whole)
+    command = ("reproduce", "proximal", *named, "--select", "--holdout_pth")
+    assert is_refusal(run(*command, other), "was not trained like the table's stage 1", alone=False)
+    assert is_refusal(run(*command, whole), "was trained on all images", alone=False)
+    assert not (tmp_path / "more").exists() or not list((tmp_path / "more").iterdir())

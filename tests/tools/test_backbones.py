@@ -256,6 +256,44 @@ def test_a_run_is_a_backbone_with_its_own_preprocessing(tmp_path: Path) -> None:
     torch.testing.assert_close(features_of(backbone, Image.fromarray(pixels)), expected)
 
 
+# The size of the images
+
+
+@pytest.mark.parametrize("spec", ["torchvision:mobilenet_v3_small", "timm:test_resnet"])
+def test_images_of_a_size_are_cut_as_much_as_before(spec: str) -> None:
+    """An image of one colour a column: what is left of its width is the share of the model's own crop."""
+    if spec.startswith("timm"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    ramp = np.broadcast_to(np.linspace(0, 255, 512).astype(np.uint8)[None, :, None], (512, 512, 3))
+    usual, small = (open_backbone(spec, "none", size).prepare(Image.fromarray(ramp.copy())) for size in (None, 96))
+    assert small.shape == (3, 96, 96) and usual.shape[1] > 96
+    spans = [float(pixels[0, 0, -1] - pixels[0, 0, 0]) for pixels in (usual, small)]
+    assert spans[1] == pytest.approx(spans[0], rel=0.02)
+
+
+def test_a_run_and_a_python_file_take_a_size(tmp_path: Path, image: Image.Image) -> None:
+    stage1(tmp_path, "--width", 4, "--epochs", 1)
+    folder = str(folder_of(tmp_path, "stage1_epochs1_width4"))
+    assert open_backbone(folder, None, 16).prepare(image).shape == (3, 16, 16)
+    sized = PYTHON.replace("load()", "load(image_size=3)").replace("float(image.width)", "float(image_size)")
+    (tmp_path / "sized.py").write_text(sized)
+    for size, number in ((None, 3), (7, 7)):
+        assert features_of(open_backbone(str(tmp_path / "sized.py"), None, size), image).tolist() == [[number] * 3]
+
+
+@pytest.mark.parametrize("spec", ["hf:google/vit", "open_clip:ViT-B-32@openai", "mine.py"])
+def test_a_size_where_there_is_no_choice_of_it_is_refused(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(PYTHON)
+    if not spec.endswith("py"):
+        package = {"hf": "transformers", "open_clip": "open_clip"}[spec.partition(":")[0]]
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    with pytest.raises(UserError, match="--image_size 64 has no use with"):
+        open_backbone(spec, None, 64)
+
+
 # What is refused
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -439,3 +440,24 @@ def test_every_row_stands_in_one_shard(sizes: tuple[int, int], limit: int) -> No
         shares = [layout.share(part, parts_count) for part in range(1, parts_count + 1)]
         assert [shard for share in shares for shard in share] == list(range(layout.row_shards))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+# Parquet
+
+
+def test_the_table_reads_as_the_file_does(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    out = succeed("tools/extract", *FLOWERS, "--mirrored", "--parquet", "made.parquet", "made.safetensors").out
+    assert "made.parquet" in out
+    table, file = (read_features(Path(name), quiet=True)[1] for name in ("made.parquet", "made.safetensors"))
+    assert table["class_names"] == file["class_names"] == ["class0", "class1", "class2"]
+    assert set(file["features"]) - set(table["features"]) == {"test_features_mirrored"}
+    for name, values in table["features"].items():
+        assert values.dtype == file["features"][name].dtype and torch.equal(values, file["features"][name]), name
+    again = ("tools/extract", *FLOWERS, "--parquet", "made.parquet", "other.safetensors")
+    assert is_refusal(run(*again), "made.parquet is there already", alone=False)
+    assert is_refusal(run(*again[:-2], "made.csv", "other.safetensors"), "must end in .parquet", alone=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    missing = run("tools/extract", *FLOWERS, "--parquet", "new.parquet", "new.safetensors")
+    assert is_refusal(missing, "--parquet needs the package pyarrow: pip install pyarrow", alone=False)
+    assert not list(desk.glob("new*")) and not list(desk.glob("other*"))

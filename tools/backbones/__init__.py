@@ -15,20 +15,20 @@ LIBRARIES = {
 FORMS = "torchvision:NAME, timm:NAME, open_clip:NAME@TAG, hf:NAME, or a file"
 
 
-def open_backbone(spec: str, weights: str | None = None) -> Backbone:
+def open_backbone(spec: str, weights: str | None = None, size: int | None = None) -> Backbone:
     """Open the backbone that `spec` names, on the CPU and frozen in eval mode.
 
     `spec` is `LIBRARY:NAME`, a run folder or a file (`files`). `weights` is a file of weights for a network that is
-    named, or "none" for those of its initialisation. Raises UserError for what is not there and packages that are
-    missing.
+    named, or "none" for those of its initialisation. `size` is the side of its images in pixels, None for its own.
+    Raises UserError for what is not there, packages that are missing, and a size where there is no choice of it.
     """
     library, colon, name = spec.partition(":")
     if colon and library in LIBRARIES:
         if not name:
             raise UserError(f"--backbone {spec}: the name of a model is missing; it may be {FORMS}")
-        backbone = LIBRARIES[library](name, weights)
+        backbone = LIBRARIES[library](name, weights, size)
     elif Path(spec).exists() or spec.endswith(".py"):
-        backbone = files.load(Path(spec), weights)
+        backbone = files.load(Path(spec), weights, size)
     else:
         raise UserError(f"--backbone {spec}: there is no such file; it may be {FORMS}")
     backbone.network.eval().requires_grad_(False)

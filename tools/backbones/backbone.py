@@ -56,6 +56,15 @@ def require_package(package: str, install: str, spec: str) -> ModuleType:
         raise UserError(f"--backbone {spec} {missing}: pip install {install}") from error
 
 
+def one_size(spec: str, size: int | None) -> None:
+    """Raise UserError where a size is asked for of a model that has one alone."""
+    if size is not None:
+        raise UserError(
+            f"--image_size {size} has no use with {spec}, whose preprocessing comes as it is; it is for torchvision:, "
+            "timm:, runs, and Python files whose load() takes image_size"
+        )
+
+
 def unknown_name(kind: str, name: str, known: Sequence[str], what: str = "model") -> UserError:
     """Return the line for a name that a library does not have; names that are close to it are listed."""
     close = difflib.get_close_matches(name, known, n=5)

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from tools.backbones.backbone import Backbone, TextEncoder, cannot_load, described, few, require_package
+from tools.backbones.backbone import Backbone, TextEncoder, cannot_load, described, few, one_size, require_package
 from tools.backbones.modules import Embedder, OutputOf
 from utils.errors import UserError
 
 ADVICE = "download the model elsewhere and name its folder: hf:FOLDER"
 
 
-def load(name: str, weights: str | None) -> Backbone:
+def load(name: str, weights: str | None, size: int | None = None) -> Backbone:
     """Load the model of that name on the hub, or in that folder. No code that comes with it is run.
 
     Raises UserError where transformers is not installed, the model or its image processor cannot be had, it has
@@ -34,6 +34,7 @@ def load(name: str, weights: str | None) -> Backbone:
             f"--weights is not for hf:{name}, which has its own; name a folder, as save_pretrained writes it"
         )
     spec = f"hf:{name}"
+    one_size(spec, size)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         processor = transformers.AutoImageProcessor.from_pretrained(name)

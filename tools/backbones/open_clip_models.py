@@ -15,6 +15,7 @@ from tools.backbones.backbone import (
     cannot_load,
     described,
     few,
+    one_size,
     require_package,
     unknown_name,
 )
@@ -24,7 +25,7 @@ from utils.errors import UserError
 HUB = ("hf-hub:", "local-dir:")
 
 
-def load(name: str, weights: str | None) -> Backbone:
+def load(name: str, weights: str | None, size: int | None = None) -> Backbone:
     """Load `NAME@TAG`, such as `ViT-B-32@laion2b_s34b_b79k`, or `hf-hub:...`.
 
     `weights` is a file of weights in the place of a tag, or "none". Raises UserError where open_clip is not installed,
@@ -33,6 +34,7 @@ def load(name: str, weights: str | None) -> Backbone:
     open_clip = require_package("open_clip", "open_clip_torch", "open_clip:NAME")
     name, _, tag = name.partition("@")
     spec = f"open_clip:{name}"
+    one_size(spec, size)
     if not name.startswith(HUB):
         if name not in open_clip.list_models():
             raise unknown_name("open_clip", name, open_clip.list_models())

@@ -6,11 +6,11 @@ from utils.errors import UserError
 ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # names that timm does not have in its own list
 
 
-def load(name: str, weights: str | None) -> Backbone:
+def load(name: str, weights: str | None, size: int | None = None) -> Backbone:
     """Load timm's model of that name, as timm takes it (`vit_base_patch16_224.augreg_in21k`, `hf-hub:...`).
 
     `weights` is a file of weights for it by timm's names, or "none". Raises UserError where timm is not installed, does
-    not know the model, or the weights cannot be had or do not fit.
+    not know the model, or the weights cannot be had or do not fit. `size` takes the place of the side of its images.
     """
     timm = require_package("timm", "timm", "timm:NAME")
     data = require_package("timm.data", "timm", "timm:NAME")
@@ -31,6 +31,7 @@ def load(name: str, weights: str | None) -> Backbone:
         classifiers = model.pretrained_cfg.get("classifier") or "fc"
         names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
         load_state(model, str(weights), tuple(f"{one}." for one in (*names, "fc")))
-    config = data.resolve_data_config({}, model=model)
+    sized = {} if size is None else {"img_size": size}
+    config = data.resolve_data_config(sized, model=model)
     transform = data.create_transform(**config, is_training=False)
     return Backbone(model, transform, words, described(transform))

@@ -20,11 +20,12 @@ from utils.text import tell
 CLASSES = 1000  # of ImageNet's classifier, which is cut off
 
 
-def load(name: str, weights: str | None) -> Backbone:
+def load(name: str, weights: str | None, size: int | None = None) -> Backbone:
     """Load `NAME` or `NAME@WEIGHTS`, such as `resnet50@IMAGENET1K_V1`; without one, torchvision's best.
 
-    `weights` is a file of anyone's weights for the network, or "none" for those of its initialisation. Raises UserError
-    for what torchvision does not have, and weights that cannot be had or do not fit.
+    `weights` is a file of anyone's weights for the network, or "none" for those of its initialisation. `size` is that
+    of the crop, None for the weights' own; the resize before it follows. Raises UserError for what torchvision does not
+    have, and weights that cannot be had or do not fit.
     """
     name, _, tag = name.partition("@")
     known = torchvision.models.list_models(module=torchvision.models)
@@ -36,9 +37,12 @@ def load(name: str, weights: str | None) -> Backbone:
         raise unknown_name(f"torchvision:{name}", tag, tags, "weights")
     chosen: WeightsEnum = published[tag] if tag else published.DEFAULT
     transforms = chosen.transforms()
-    size = transforms.crop_size[0]
+    crop = transforms.crop_size[0]
+    if size is not None:
+        resize = None if transforms.resize_size is None else round(transforms.resize_size[0] * size / crop)
+        transforms = chosen.transforms(crop_size=size, resize_size=resize)
     if weights is None:
-        network, words = published_network(name, chosen, size), f"torchvision's {chosen}"
+        network, words = published_network(name, chosen, crop), f"torchvision's {chosen}"
     else:
         network, words = build(name, CLASSES), "random"
         if weights != RANDOM:

@@ -28,6 +28,7 @@ import reproduce
 import tools.check_dataset
 import tools.compare
 import tools.export_features
+import tools.extract
 import tools.release
 from benchmarks.robustness.fuzz_inputs.cases import REFUSED, Material, check_ending, file_states, inside, shell
 from benchmarks.robustness.fuzz_inputs.command_words import (
@@ -56,6 +57,7 @@ MAINS: dict[str, Callable[[list[str]], object]] = {
     "tools.check_dataset": tools.check_dataset.main,
     "tools.compare": tools.compare.main,
     "tools.export_features": tools.export_features.main,
+    "tools.extract": tools.extract.main,
     "tools.release": tools.release.main,
     "benchmarks.speed.ablation": benchmarks.speed.ablation.main,
     "benchmarks.speed.decode": benchmarks.speed.decode.main,

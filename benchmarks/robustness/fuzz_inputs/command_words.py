@@ -5,6 +5,7 @@ from typing import Any
 from benchmarks.robustness.fuzz_inputs.damage import HUGE_NUMBER
 from benchmarks.robustness.fuzz_inputs.material import STAGE1_RUN, STAGE2_RUN
 from settings.fields import FLAGS
+from tools.extract import DATA
 
 INTEGERS = [
     "0",
@@ -197,6 +198,12 @@ STARTS: dict[str, list[list[str]]] = {
         [],
     ],
     "tools.export_features": [[str(STAGE1_RUN), "made.safetensors"], []],
+    "tools.extract": [
+        ["--backbone", str(STAGE1_RUN), "--dataset", "digits", "made.safetensors"],
+        ["--backbone", "released.safetensors", "--dataset", "folder", "--data_dir", "tree", "made.safetensors"],
+        ["--backbone", "torchvision:mobilenet_v3_smal", "--dataset", "digits", "made.safetensors"],
+        [],
+    ],
     **{name: [["--results", "new", "--dataset", "digits"], ["--quick"], []] for name in SPEED_BENCHMARKS},
     "benchmarks.speed.decode": [["--results", "new"], ["--quick"], []],
     "benchmarks.speed.startup": [["--results", "new", "--quick"], []],
@@ -223,8 +230,9 @@ PATH_FLAGS = {
     "images",
     "backbone",
     "holdout_pth",
+    "templates",
 }
-TARGET_FLAGS = {"out", "json", "csv", "plot", "markdown", "figure", "results", "collect"}
+TARGET_FLAGS = {"out", "json", "csv", "plot", "markdown", "figure", "results", "collect", "parquet"}
 OWN_FLAGS: dict[str, dict[str, Any]] = {
     "reproduce": {"seeds": int, "methods": str, "select": bool, "holdout_pth": str, "results": str},
     "predict": {
@@ -258,6 +266,19 @@ OWN_FLAGS: dict[str, dict[str, Any]] = {
     "tools.compare": {"csv": str, "markdown": str, "figure": str},
     "tools.release": {"backbone": str, "part_mib": float},
     "tools.export_features": {"part_mib": float, "device": str},
+    "tools.extract": {
+        "backbone": str,
+        "text_classifier": bool,
+        "templates": str,
+        "image_size": int,
+        "mirrored": bool,
+        "precision": str,
+        "batch_size": int,
+        "part_mib": float,
+        "parquet": str,
+        "overwrite": bool,
+        **{name: FLAGS[name].kind for name in DATA},
+    },
     "benchmarks.speed.decode": {
         "images": int,
         "workers": int,

@@ -18,6 +18,7 @@ WORK = (
     "benchmarks.speed.startup.write_lists",
     "benchmarks.jobs.paper_runs.work",
     "benchmarks.robustness.image_trees.write_trees",
+    "tools.extract.features_of",
 )
 COMPUTATION = (
     "stages.session.announce",

@@ -628,7 +628,7 @@ def test_check_of_a_good_tree(tree: Path, capsys: pytest.CaptureFixture[str]) ->
         *report["lists"].values(),
         "29 files looked for",
         "smaller than 224",
-        "evaluate.py --shots thirds",
+        "--shots thirds",
         "--image_size {} --resize {} --stem {}".format(*image_files.suggested_size(sides["median"])),
         "training can use every file that was looked at",
     ):

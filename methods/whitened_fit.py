@@ -85,7 +85,7 @@ def fit_whitened(
         watch(evaluations, total)
         return torch.tensor(total, dtype=torch.float64)
 
-    optimizer.step(objective)  # type: ignore[arg-type]
+    optimizer.step(objective)
     total = float(objective())
     assert inner.grad is not None and bias.grad is not None
     gradient = max(float(inner.grad.abs().max()), float(bias.grad.abs().max()))

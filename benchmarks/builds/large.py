@@ -92,7 +92,7 @@ def write_features(path: Path, rows: tuple[int, int], width: int, classes: int, 
     test = np.arange(rows[1]) % classes
     arrays = {"train_features": draw(train), "train_labels": train, "test_features": draw(test), "test_labels": test}
     weights = {"fc.weight": (0.4 * centres / spread).astype(np.float32)} if classifier else {}
-    np.savez(path, **arrays, **weights)
+    np.savez(path, **arrays, **weights)  # type: ignore[arg-type]
 
 
 def measured(build: Path, *words: object) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def command(script: str, *words: str) -> dict[str, Any]:
     import stages.session
 
     main = import_module(script).main
-    load, at_start, started, loaded = stages.session.load_model, peak_mb(), time.process_time(), {}
+    load, at_start, started = stages.session.load_model, peak_mb(), time.process_time()
+    loaded: dict[str, float] = {}
 
     def load_and_look(*arguments: Any) -> Any:
         found = load(*arguments)
@@ -45,7 +47,7 @@ def command(script: str, *words: str) -> dict[str, Any]:
         loaded.setdefault("load_peak_mb", peak_mb() - at_start)
         return found
 
-    stages.session.load_model = load_and_look
+    stages.session.load_model = load_and_look  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as out:
         main([*words, "--out", out])
         logs = [pd.read_csv(path)["seconds"] for path in Path(out).rglob("stage2*/log.csv")]
@@ -108,7 +110,7 @@ def probe(file: str, solver: str, steps: str) -> dict[str, Any]:
     return {"probe_seconds": seconds, "held_out_loss": float(F.cross_entropy(logits, own))}
 
 
-TASKS = {"command": command, "parts": parts, "probe": probe}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"command": command, "parts": parts, "probe": probe}
 
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()  # the build that is measured, not the folder of this file

@@ -211,10 +211,10 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
 def feature_batches(
     features: Tensor, labels: Tensor, order: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of cached features (N, d), never in half precision, and labels (N,) in the `order` (M,) given on the CPU, on the
-    labels' device.
+    """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given on the CPU, on the labels'
+    device.
 
-    Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
+    Half precision becomes float32. Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
     """
     placed = order.to(labels.device)
     if features.device == labels.device:

@@ -27,8 +27,8 @@ from torch.optim import SGD
 from benchmarks.command import Benchmark
 from benchmarks.costs import synchronize
 from benchmarks.noise import CLASSES, noise_data
+from benchmarks.peers.baseline_loop import BaselineLoop
 from benchmarks.record import network_name, provenance, write_record
-from benchmarks.speed.baseline_loop import BaselineLoop
 from datasets.device_images import DeviceImages
 from datasets.long_tail import LongTailedData
 from engine.epoch import Batches, train_epoch

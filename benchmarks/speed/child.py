@@ -23,8 +23,8 @@ import main_stage1
 import main_stage2
 from benchmarks.children import answer_of
 from benchmarks.costs import memory, reset_peak
-from benchmarks.speed.baseline_loop import STAGE2_LR, BaselineLoop
-from benchmarks.speed.peer_loops import PeerTask, run_peer
+from benchmarks.peers.baseline_loop import STAGE2_LR, BaselineLoop
+from benchmarks.peers.loops import PeerTask, run_peer
 from datasets.long_tail import LongTailedData
 from models import build_model
 from runs.checkpoint import load_checkpoint, load_weights

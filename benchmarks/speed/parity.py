@@ -21,8 +21,8 @@ import torch
 import main_stage1
 import main_stage2
 from benchmarks.command import Benchmark
+from benchmarks.peers.baseline_loop import LABEL_SMOOTH, STAGE2_LR, BaselineLoop
 from benchmarks.record import network_name, provenance, write_record
-from benchmarks.speed.baseline_loop import LABEL_SMOOTH, STAGE2_LR, BaselineLoop
 from models import build_model
 from runs.run_names import run_path
 from settings.command_line import parse_command

@@ -4,7 +4,7 @@
     python -m benchmarks.speed.throughput --network resnet32 --workers 3 --rounds 2 --loaders 0 1 2 3
     python -m benchmarks.speed.throughput --quick
 
-The baseline loop (`benchmarks.speed.baseline_loop`) does what the released code does; the number of its worker
+The baseline loop (`benchmarks.peers.baseline_loop`) does what the released code does; the number of its worker
 processes, and on CUDA TF32 on or off, is swept and the best taken. Ours are main_stage1.py and main_stage2.py as a user
 runs them. Every measurement has a process of its own, and baseline and ours take turns; a ratio is that of the two in
 the same round. What is timed:

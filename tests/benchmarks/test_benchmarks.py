@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from benchmarks.noise import AUGMENTATION, noise_data, noise_split
+from benchmarks.peers.baseline_loop import BaselineImages, BaselineLoop, make_transforms
 from benchmarks.speed import ablation, parity, roofline, throughput
-from benchmarks.speed.baseline_loop import BaselineImages, BaselineLoop, make_transforms
 from benchmarks.speed.child import TASKS, run_child
 from datasets import load_dataset
 from datasets.device_images import DeviceImages

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.speed import peers
-from benchmarks.speed.peer_loops import PeerTask, run_peer
-from benchmarks.speed.peers import main, ratios
+from benchmarks.peers import side_by_side as peers
+from benchmarks.peers.loops import PeerTask, run_peer
+from benchmarks.peers.side_by_side import main, ratios
 from utils.errors import UserError
 
 

@@ -2,8 +2,8 @@
 
     pip install timm lightning
     python -m benchmarks.robustness.image_trees cifar_trees --imb_ratio 100
-    python -m benchmarks.speed.peers --trees cifar_trees --features features.safetensors
-    python -m benchmarks.speed.peers --trees cifar_trees --quick
+    python -m benchmarks.peers.side_by_side --trees cifar_trees --features features.safetensors
+    python -m benchmarks.peers.side_by_side --trees cifar_trees --quick
 
 `stage 1` is an epoch of the classic ResNet-20 on class folders of JPEG and PNG images, cropped and mirrored; every side
 reads the same files. The number of worker processes is swept for each, bf16 too where the CPU has its units, and the
@@ -131,7 +131,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for and write the table."""
-    parser = make_own_parser("speed.peers", __doc__, "one round of one epoch each: a rehearsal")
+    parser = make_own_parser("peers.side_by_side", __doc__, "one round of one epoch each: a rehearsal")
     parser.add_argument("--trees", type=Path, metavar="FOLDER", help="what benchmarks.robustness.image_trees wrote")
     parser.add_argument("--features", type=Path, metavar="FILE", help="file of features for linear evaluation")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that each side runs [5]")
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows += measure_loops(own.trees / "folder", rounds, epochs, loaders)
     if own.features is not None:
         rows += measure_classifiers(own.features, rounds)
-    made = provenance("speed.peers", argv, torch.device("cpu"))
+    made = provenance("peers.side_by_side", argv, torch.device("cpu"))
     table = pd.DataFrame([{**row, **made} for row in rows])
     shown = ratios(table).round({"seconds": 2, "times": 2, "lowest": 2, "highest": 2})
     notes = (

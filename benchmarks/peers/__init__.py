@@ -1,0 +1,1 @@
+"""What others would run: the released code of LOS as a plain loop, other libraries' loops, and ours beside them."""

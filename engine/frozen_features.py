@@ -214,7 +214,8 @@ def feature_batches(
     """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given on the CPU, on the labels'
     device.
 
-    Half precision becomes float32. Features that lie elsewhere, in a mapped file, are fetched thousands of rows at once.
+    Half precision becomes float32. Features that lie elsewhere, in a mapped file, are fetched thousands of rows at
+    once.
     """
     placed = order.to(labels.device)
     if features.device == labels.device:

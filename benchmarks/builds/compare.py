@@ -7,7 +7,7 @@
 
 Each case runs its ways one after the other, and that `--rounds` times over. A way's ratio is the median over the rounds
 of its CPU seconds by those of the case's first way in the same round; that of `auto` is by the faster of `off` and
-`bf16`. `--only` takes words of a case's name. "precision" counts the seconds of steps alone, on the CPU as it is and
+`bf16`. `--only` takes words of cases' names. "precision" counts the seconds of steps alone, on the CPU as it is and
 with oneDNN limited to AVX2, which has no bf16. "re-training" (`benchmarks.builds.retraining`) counts epochs of stage 2,
 a stack of heads beside its matrix products, and whole tables. Writes `results/builds.csv` and `.md`.
 """
@@ -179,7 +179,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = make_own_parser("builds.compare", __doc__, "one round of few epochs and steps: a rehearsal")
     parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="checkout of the earlier build")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that each way runs [5]")
-    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose names have these words")
+    help_text = "cases whose names have one of these words [all]"
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORDS", help=help_text)
     return parser
 
 
@@ -192,9 +193,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = [*start_up_cases(), saving_case(2 if own.quick else 200), *precision_cases(1 if own.quick else 10)]
         cases += retraining_cases(Path(folder), own.quick)
-        chosen = [case for case in cases if own.only in case.name]
+        chosen = [case for case in cases if any(words in case.name for words in own.only)]
         if not chosen:
-            raise UserError(f"--only '{own.only}' is in no case; cases: {', '.join(case.name for case in cases)}")
+            raise UserError(f"--only {own.only[0]!r} is in no case; cases: {', '.join(case.name for case in cases)}")
         rows = [row for case in chosen for row in measure(case, own.base, 1 if own.quick else own.rounds)]
     made = {**provenance("builds.compare", argv, torch.device("cpu")), "earlier_revision": earlier}
     table = pd.DataFrame([{**row, **made} for row in rows])

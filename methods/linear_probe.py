@@ -25,7 +25,9 @@ class Probe:
     seconds: float
 
 
-def fit_probe(features: Tensor, labels: Tensor, num_classes: int, decay: float, steps: int = STEPS) -> Probe:
+def fit_probe(
+    features: Tensor, labels: Tensor, num_classes: int, decay: float, steps: int = STEPS, message: str = ""
+) -> Probe:
     """Minimise cross-entropy + decay / 2 * |weight|^2 over features (N, d) and labels (N,), by L-BFGS from zero.
 
     It is solved for features that are centred and divided by one number, the root of their mean squared distance to
@@ -34,13 +36,14 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, decay: float, 
     where the labels are; features that lie elsewhere, in a mapped file, are fetched a part at a time.
 
     With more logits than are held at once it is solved in whitened coordinates (`methods.whitened_fit`), to the same
-    minimum but for steps that gain next to nothing. A line a minute says how far it is.
+    minimum but for steps that gain next to nothing. With a `message` a line a minute says how far it is.
     """
     started = time.perf_counter()
     data, line = Standardised.of(features, labels, torch.float32), LineAMinute()
 
     def watch(evaluations: int, objective: Tensor | float) -> None:
-        line(lambda: f"classifier: {evaluations} evaluations of at most {2 * steps}, loss {float(objective):.5f}")
+        if message:
+            line(lambda: f"{message}: {evaluations} evaluations of at most {2 * steps}, loss {float(objective):.5f}")
 
     if len(labels) * num_classes > CHUNK:
         weight, bias, fit = fit_whitened(data, num_classes, decay, steps=steps, tolerance=GRADIENT, watch=watch)

@@ -36,7 +36,7 @@ def train_probe(command: Command, given: Checkpoint | None = None) -> dict[str, 
     features_of = freeze(session, seed=session.settings.seed, views="plain").plain
     classifier, labels = session.model.fc, session.images["train"].labels
     decay = session.run.config["settings"]["wd"]
-    probe = fit_probe(features_of("train", False), labels, session.data.num_classes, decay)
+    probe = fit_probe(features_of("train", False), labels, session.data.num_classes, decay, message="classifier")
     with torch.no_grad():
         classifier.weight.copy_(probe.weight)
         classifier.bias.copy_(probe.bias)

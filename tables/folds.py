@@ -47,7 +47,7 @@ def one_fold(context: TableContext, numbers: np.ndarray, number: int) -> TableCo
     of_fold = replace(loaded, data=data, images=images, model=model)
     frozen = freeze(of_fold, seed=settings.seed + STAGE2_DRAWS, views=settings.views)
     labels = images["train"].labels
-    probe = fit_probe(frozen.plain("train"), labels, classes, FEATURES_PRESET["wd"])
+    probe = fit_probe(frozen.plain("train"), labels, classes, FEATURES_PRESET["wd"], message="classifier")
     with torch.no_grad():
         of_fold.model.fc.weight.copy_(probe.weight)
         of_fold.model.fc.bias.copy_(probe.bias)

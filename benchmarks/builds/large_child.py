@@ -86,7 +86,7 @@ def probe(file: str, solver: str, steps: str) -> dict[str, Any]:
     import torch.nn.functional as F
 
     torch.set_num_threads(1)
-    with np.load(file) as arrays:
+    with np.load(file, allow_pickle=False) as arrays:
         train, test = (torch.from_numpy(arrays[f"{split}_features"]).float() for split in ("train", "test"))
         labels, own = (torch.from_numpy(arrays[f"{split}_labels"]) for split in ("train", "test"))
     classes = int(labels.max()) + 1

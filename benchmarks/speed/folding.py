@@ -102,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = provenance("speed.folding", argv, torch.device("cpu"))
     notes = f"CPU seconds in fp32, one thread of {made['device']}; torch {made['torch']}; median of {rounds} rounds."
     table = pd.DataFrame([{**row, **made} for row in rows])
-    shown = table[["network", "pixels", "cpu_ms_an_image", "ratio", "ratio_low", "ratio_high", "difference"]]
-    write_record(own.results, "folding", table, shown, notes)
+    shown = table[["network", "pixels", "cpu_ms_an_image", "ratio", "ratio_low", "ratio_high"]].round(3)
+    largest = f"Features differ by {table['difference'].max():.1e} of their largest number at most."
+    write_record(own.results, "folding", table, shown, f"{notes} {largest}")
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def splits(base: HeadTrainer, held_out: tuple[Tensor, Tensor] | None) -> list[tu
 def one_fold(base: HeadTrainer, features: Tensor, out: Tensor) -> tuple[HeadTrainer, Tensor, Tensor]:
     """Return the trainer of the rows that stay, from a probe on them, and the rows that are held `out` (N,)."""
     kept, labels = features[~out], base.labels[~out]
-    probe = fit_probe(kept, labels, base.num_classes, PROBE_DECAY, PROBE_STEPS)
+    probe = fit_probe(kept, labels, base.num_classes, PROBE_DECAY, PROBE_STEPS, "classifier")
     linear = Linear(base.linear)
     with torch.no_grad():
         linear.weight.copy_(probe.weight)

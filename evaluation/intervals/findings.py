@@ -111,10 +111,11 @@ def not_apart(to_best: pd.DataFrame, labels: Sequence[str]) -> list[str]:
 
 def best_note(group: Group, best: Sample, near: Sequence[str]) -> str:
     """Return in a sentence which line of a group is the best, and whether that can be told."""
-    where = f"{group.name}: " if group.name else ""
+    where, own = f"{group.name}: " if group.name else "", f"{group.name.rpartition(' ')[2]}, "
+    name, others = best.name.removeprefix(own), "; ".join(line.removeprefix(own) for line in near)
     if not near:
-        return f"{where}{best.name} is ahead of all others in accuracy."
-    return f"{where}{best.name} has the highest accuracy, and cannot be told apart from {'; '.join(near)}."
+        return f"{where}{name} is ahead of all others in accuracy."
+    return f"{where}{name} has the highest accuracy, and cannot be told apart from {others}."
 
 
 def interval_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> dict[str, pd.DataFrame]:

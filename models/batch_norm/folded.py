@@ -10,6 +10,16 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.network import Network
+from models.resnet import NarrowProjection
+
+CONVOLUTIONS = (nn.Conv2d, NarrowProjection)
+
+
+class _Tracer(fx.Tracer):
+    """Follows a network down to its convolutions, our own as PyTorch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in CONVOLUTIONS or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Backbone(nn.Module):
@@ -35,7 +45,8 @@ def folded_features(network: Network) -> Callable[[Tensor], Tensor]:
     if not any(_is_foldable(module) for module in network.modules()):
         return network.features
     try:
-        traced = fx.symbolic_trace(_Backbone(network))
+        backbone = _Backbone(network)
+        traced = fx.GraphModule(backbone, _Tracer().trace(backbone))
     except (fx.proxy.TraceError, NotImplementedError, RuntimeError, TypeError, ValueError):  # its code asks for values
         return network.features
     layers = dict(traced.named_modules())
@@ -46,7 +57,7 @@ def folded_features(network: Network) -> Callable[[Tensor], Tensor]:
         before = node.args[0]
         assert isinstance(before, fx.Node)
         name = str(before.target)
-        followed = before.op == "call_module" and type(layers[name]) is nn.Conv2d and len(before.users) == 1
+        followed = before.op == "call_module" and type(layers[name]) in CONVOLUTIONS and len(before.users) == 1
         if followed and calls.count(name) == 1:
             traced.set_submodule(name, fuse_conv_bn_eval(layers[name], layers[str(node.target)]))
             node.replace_all_uses_with(before)

@@ -105,6 +105,7 @@ def test_every_command_is_listed() -> None:
     scripts = [path for path in (ROOT / "benchmarks").rglob("*.py") if "__name__ ==" in path.read_text()]
     commands = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in scripts}
     children = {
+        "benchmarks.builds.large_child",
         "benchmarks.speed.child",
         "benchmarks.robustness.everyday_inputs.child",
         "benchmarks.robustness.kills.slow_disk",

@@ -694,7 +694,7 @@ def test_stage_2_never_differentiates_the_backbone(
     monkeypatch.setattr("stages.session.load_weights", noting)
     stage2(runs, *arguments)
     for name, parameter in models[0].named_parameters():
-        assert (parameter.grad is not None) == name.startswith("fc."), name
+        assert parameter.grad is None or name.startswith("fc."), name
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Intervals and paired tests: oracles, known answers, and how often an interval covers what it should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -235,6 +237,16 @@ def test_the_best_is_bold_where_it_is_ahead_of_all() -> None:
         assert table["all"].str.startswith("**").sum() == stars and words in found.notes[0]
         assert all(len(table.columns) <= 6 for table in found.tables.values())
         assert len(found.long) == 2 * (2 + 1 + (1 if found.notes[0].startswith("other") else 0))
+
+
+def test_a_group_is_named_once() -> None:
+    """Its lines begin with the value that it is called by."""
+    first = draw_correct([0.6] * 5, 3)
+    better = first.copy()
+    better[np.flatnonzero(~first)[:20]] = True
+    rights = {"a": first, "b": better}
+    lines = [replace(line(name, right), label={"IF": "100", "run": name}) for name, right in rights.items()]
+    assert compare_groups([Group("IF 100", lines, lines[0])], "here").notes[0].startswith("IF 100: b is ahead of all")
 
 
 def test_the_harmonic_mean_has_no_interval_where_a_class_has_no_image_right() -> None:

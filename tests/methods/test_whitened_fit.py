@@ -110,5 +110,7 @@ def test_a_long_fit_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: 
     for chunk in (1 << 24, 1):
         monkeypatch.setattr(linear_probe, "CHUNK", chunk)
         fit_probe(features, labels, CLASSES, 1e-2)
+        assert capsys.readouterr().out == ""
+        fit_probe(features, labels, CLASSES, 1e-2, message="classifier")
         line = capsys.readouterr().out.splitlines()[0]
         assert line.startswith("classifier: 1 evaluations of at most 1000, loss 1.9459")  # log 7

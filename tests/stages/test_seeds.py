@@ -19,7 +19,7 @@ from settings.seeds import parse_commands
 from tests.helpers import assert_same_run, is_refusal, read, run, stage1, stage2
 from tests.pretended_cuda import pretended_cuda
 
-SMALL = ("--dataset", "digits", "--width", 4, "--epochs", 3)
+SMALL = ("--dataset", "digits", "--width", 4, "--epochs", 3, "--eval_every", 1)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def both(out: Path, *arguments: object) -> Any:
 
 def test_one_after_another(tmp_path: Path, alone: Path) -> None:
     """On a CPU seeds follow one another; every line says whose it is."""
-    outcome = run("main_stage1", "--dataset", "digits", "--width", 4, "--epochs", 3, "--seeds", 0, 1, "--out", tmp_path)
+    outcome = both(tmp_path)
     assert outcome.status == 0, outcome.err
     first, *others = [line for line in outcome.out.splitlines() if line]
     assert first == "seeds: one after another (a CPU has no room beside one)"

@@ -132,12 +132,12 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backbone know texts: a class is as bright as its number."""
     opened = tool.open_backbone
 
-    def open_with_texts(spec: str, weights: str | None = None) -> Any:
+    def open_with_texts(spec: str, weights: str | None = None, size: int | None = None) -> Any:
         def embed(prompts: list[str]) -> Tensor:
             signs = {"0": [-1.0], "1": [0.0], "2": [1.0]}
             return torch.tensor([signs[prompt[-1]] * 11 + [0.1] for prompt in prompts])
 
-        return replace(opened(spec, weights), text=TextEncoder(embed, 10.0))
+        return replace(opened(spec, weights, size), text=TextEncoder(embed, 10.0))
 
     monkeypatch.setattr("tools.extract.open_backbone", open_with_texts)
 

@@ -109,10 +109,15 @@ def not_apart(to_best: pd.DataFrame, labels: Sequence[str]) -> list[str]:
     return [", ".join(row) for row in rows[list(labels)].to_numpy().tolist()]
 
 
+def inside(group: Group, line: str) -> str:
+    """Return the name of a line without what the whole group is called, or has in common, as `IF 100` has `100`."""
+    return line.removeprefix(f"{group.name}, ").removeprefix(f"{group.name.rpartition(' ')[2]}, ")
+
+
 def best_note(group: Group, best: Sample, near: Sequence[str]) -> str:
     """Return in a sentence which line of a group is the best, and whether that can be told."""
-    where, own = f"{group.name}: " if group.name else "", f"{group.name.rpartition(' ')[2]}, "
-    name, others = best.name.removeprefix(own), "; ".join(line.removeprefix(own) for line in near)
+    where = f"{group.name}: " if group.name else ""
+    name, others = inside(group, best.name), "; ".join(inside(group, line) for line in near)
     if not near:
         return f"{where}{name} is ahead of all others in accuracy."
     return f"{where}{name} has the highest accuracy, and cannot be told apart from {others}."

@@ -35,10 +35,10 @@ def with_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
+            nn.init.normal_(module.bias, 0, 0.3)
 
 
 def seconds_of(function: Callable[[Tensor], Tensor], images: Tensor, batches: int) -> float:

@@ -1,5 +1,7 @@
 """Logistic regression of many rows and classes: the minimum of the plain solver, in fewer evaluations."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -96,12 +98,19 @@ def test_scikit_learn_has_the_same_minimum() -> None:
 
 
 def test_small_problems_keep_their_solver(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*arguments: object, **more: object) -> None:
-        raise AssertionError("for large problems alone")
+    asked: list[int] = []
 
-    monkeypatch.setattr(linear_probe, "fit_whitened", never)
+    def noted(data: Standardised, *arguments: Any, **more: Any) -> Any:
+        asked.append(len(data.labels))
+        return fit_whitened(data, *arguments, **more)
+
+    monkeypatch.setattr(linear_probe, "fit_whitened", noted)
     features, labels = drawn()
     fit_probe(features, labels, CLASSES, 1e-2)
+    assert asked == []
+    monkeypatch.setattr(linear_probe, "CHUNK", 1)
+    fit_probe(features, labels, CLASSES, 1e-2)
+    assert asked == [len(labels)]
 
 
 def test_a_long_fit_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.speed.folding import with_statistics
 from models import build_model
 from models.batch_norm.folded import folded_features
 from models.given_features import GivenFeatures
@@ -26,13 +27,7 @@ def trained(name: str, stem: str, width: int | None) -> Network:
     """A network whose batch norms have seen images of other means and spreads than they start with."""
     torch.manual_seed(0)
     model = build_model(name, 5, stem, width)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
+    with_statistics(model)
     return model.eval()
 
 

@@ -229,3 +229,9 @@ def test_filling_a_page_changes_its_tables_alone(folder: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.splitlines() == [f"{page}: 1 tables, changed", f"{page}: 1 tables"]
     with pytest.raises(UserError, match="nothing"):
         result_tables.main(["nothing.md"])
+
+
+@pytest.mark.parametrize("path", [*CSV, *MARKDOWN], ids=lambda path: path.name)
+def test_no_file_names_where_somebody_worked(path: Path) -> None:
+    """Commands in it hold for a clone: no path begins at a home or a checkout."""
+    assert not re.search(r"(?<![\w.])/(?:work|root|home|Users)/", path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import ROOT
+from benchmarks.jobs.at_once import BETWEEN
 from evaluation.csv_files import read_csv
 from runs.checkpoint import Checkpoint
 from runs.run_names import run_path, stage1_tags
@@ -26,6 +27,7 @@ RETRAINED: dict[str, dict[str, str]] = {
     "ce": {"method": "ce"},
 }
 QUICK = {"dataset": "digits", "epochs": 3, "finetune_epoch": 2, "width": 4}
+FLAGS_START = 2  # words of a script's command before its flags: the interpreter and the script
 QUICK_LARGEST_RATIO = 100  # the digits' largest class has 124 images
 
 
@@ -63,6 +65,9 @@ def order_of_worth() -> Iterator[tuple[str, dict[str, Any], bool]]:
         for one, two in ((1.0, 1.0), (1.2, 0.9)):
             values = {**first, "loss": "gala", "lambda1": one, "lambda2": two, **own}
             yield f"if100_seed0_{reading}_lambda{one:g}_{two:g}", values, False
+    for one, two in ((1.2, 0.9), (1.0, 1.0)):
+        values = {**first, "imb_ratio": 200, "loss": "gala", "lambda1": one, "lambda2": two}
+        yield f"if200_seed0_gala_lambda{one:g}_{two:g}", values, False
     for seed in SPLITS:  # what `reproduce.py unified --select` chooses on
         yield f"if100_seed{seed}_holdout", {**first, "seed": seed, "holdout": HOLDOUT}, False
     for draw in (0, 1, 2):
@@ -126,33 +131,27 @@ def script_command(script: str, values: dict[str, Any]) -> tuple[Command, tuple[
     return parse_command(script, "", argv), (sys.executable, str(ROOT / f"{script}.py"), *argv, "--reuse")
 
 
-def without_seed(command: Sequence[str]) -> tuple[str, ...]:
-    """Return the words of a command without its seed: what commands have in common that can be one."""
-    place = command.index("--seed")
-    return (*command[:place], *command[place + 2 :])
+def beside(step: Step, ready: Sequence[Step], most: int) -> list[Step]:
+    """Return a step and, of those that can begin, up to `most` in all that are done at once with it.
+
+    Those of a stage 1 are other stage 1s, which one child trains; those of another step each have a child.
+    """
+    of_stage1 = step.name == STAGE1_NAME
+    others = [other for other in ready if other != step and (other.name == STAGE1_NAME) == of_stage1]
+    return [step, *others][:most]
 
 
-def seeds_beside(step: Step, steps: Sequence[Step], most: int) -> list[Step]:
-    """Return a step and, of a stage 1, up to `most` unfinished ones in all that differ from it in the seed alone."""
-    if step.name != STAGE1_NAME:
-        return [step]
-    alike = [
-        other
-        for other in steps
-        if other.name == STAGE1_NAME
-        and other != step
-        and not other.is_finished()
-        and without_seed(other.command) == without_seed(step.command)
-    ]
-    return [step, *alike][:most]
+def children_of(group: Sequence[Step]) -> list[list[Step]]:
+    """Return the steps of each child of steps that are done at once."""
+    return [list(group)] if group[0].name == STAGE1_NAME else [[step] for step in group]
 
 
 def command_of(steps: Sequence[Step]) -> tuple[str, ...]:
-    """Return the command of a step, or the one of several that differ in their seeds."""
+    """Return the command of a step, or the one that trains several stage 1s at once."""
     if len(steps) == 1:
         return steps[0].command
-    seeds = [step.command[step.command.index("--seed") + 1] for step in steps]
-    return (*without_seed(steps[0].command), "--seeds", *seeds)
+    words = [word for step in steps for word in (BETWEEN, *step.command[FLAGS_START:])]
+    return (sys.executable, "-m", "benchmarks.jobs.at_once", *words[1:])
 
 
 def progress(step: Step) -> tuple[int, float | None]:

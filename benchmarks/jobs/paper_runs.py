@@ -8,9 +8,10 @@
 An item is a stage 1, what is re-trained on it, and the export of its features; the one worth most comes first. Every
 stage is a child process of the real scripts with `--reuse`, so the same command goes on where the last call ended,
 however that ended. Other flags are those of main_stage1.py, such as --device, --amp, --compile, --data_dir, --out.
-Output of the children: `<out>/paper_runs/<item>.log`.
+Output of the children: `<out>/paper_runs/<item>_<step>.log`.
 
---at_once N trains stage 1s that differ in the seed alone together, up to N in one child (`--seeds`): on a GPU at once.
+--at_once N trains up to N stage 1s in one child, on a GPU at once (`benchmarks.jobs.at_once`), and does up to N of the
+other steps at once, each in a child.
 
 --collect DIR gets a table of the finished runs, one of their epochs, exported features and weights
 (`benchmarks.jobs.collect`); to have features exported once more, remove `<out>/paper_runs/exports/<item>_features`.
@@ -29,8 +30,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -42,12 +45,13 @@ from benchmarks.jobs.collect import MIB, Collection, collect_runs
 from benchmarks.jobs.paper_items import (
     RECORDS,
     Step,
+    beside,
+    children_of,
     command_of,
     describe,
     in_words,
     make_steps,
     progress,
-    seeds_beside,
     unfinished,
 )
 from benchmarks.jobs.plan import Limits, Pace, at_once_factor, epoch_seconds, plan_text
@@ -79,6 +83,7 @@ MEASURED = Path("results/paper_runs_log.csv")  # epochs of earlier runs
 AT_ONCE = "cuda_step_resnet34.csv"  # beside it: steps of several networks at once
 TIMES_IN_ALL = (15.0, 30.0)  # minutes
 RESERVE_SECONDS = 25.0  # seconds of a call for a child to save, for Python's start, and to write what is collected
+LOOK_SECONDS = 1.0  # seconds between looks whether Ctrl-C came
 GRACE_SECONDS = 10.0  # seconds of these, at most, until a child that was asked to end is killed
 REFUSED = 2  # exit status of what a user has to mend: trying again at once cannot help
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -102,13 +107,14 @@ def choose(steps: Sequence[Step], patterns: Sequence[str]) -> list[Step]:
 @dataclass(frozen=True)
 class Call:
     """A call's folder of logs and its lock, the time when it asks a child to end, the seconds until it kills it, and
-    how many seeds a child trains at once."""
+    how many stage 1s, or children, work at once."""
 
     folder: Path
     lock: IO[str]
     stop: float
     grace: float
     at_once: int = 1
+    ending: threading.Event = field(default_factory=threading.Event)  # set: Ctrl-C came while several children run
 
 
 class TimeUp(Exception):
@@ -122,23 +128,39 @@ def work(steps: Sequence[Step], call: Call, collect: Callable[[], object]) -> li
     try:
         for step in steps:
             if not step.is_finished() and step.can_begin() and step not in tried:
-                group = seeds_beside(step, [other for other in steps if other not in tried], call.at_once)
+                left = [other for other in steps if not other.is_finished() and other.can_begin()]
+                group = beside(step, [other for other in left if other not in tried], call.at_once)
                 tried |= set(group)
-                error = complete(group, call)
-                errors += [error] if error else []
+                errors += complete_all(children_of(group), call)
                 collect()
     except TimeUp as end:
         tell(str(end), flush=True)
     return errors
 
 
+def complete_all(children: Sequence[Sequence[Step]], call: Call) -> list[str]:
+    """Complete the steps of one child, or of several at once; return their errors. Raises what `complete` raises."""
+    if len(children) == 1:
+        error = complete(children[0], call)
+        return [error] if error else []
+    with ThreadPoolExecutor(len(children)) as pool:
+        waiting = [pool.submit(complete, group, call) for group in children]
+        try:
+            while wait(waiting, LOOK_SECONDS).not_done:  # a wait without end may not notice Ctrl-C
+                pass
+        except BaseException:
+            call.ending.set()
+            raise
+    return [error for future in waiting if (error := future.result())]
+
+
 def complete(group: Sequence[Step], call: Call) -> str | None:
-    """Run a step, or stage 1s of several seeds at once, on an error once more; return None when all of it is finished,
-    else the error.
+    """Run a step, or several stage 1s in one child, on an error once more; return None when all of it is finished, else
+    the error.
 
     Raises TimeUp where there is no time for an epoch, or none to finish.
     """
-    error, log, first = None, call.folder / f"{group[0].item}.log", group[0]
+    error, log, first = None, call.folder / f"{group[0].item}_{group[0].name}.log", group[0]
     for _ in range(2):
         group = [step for step in group if not step.is_finished()]
         name = " and ".join(map(str, group))
@@ -185,18 +207,25 @@ def run_child(command: Sequence[str], log: Path, call: Call) -> int | None:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},  # or what it printed before an error would stand behind it
         )
     try:
-        return child.wait(call.stop - monotonic())
-    except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-        child.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(call.grace)
-        if isinstance(reason, KeyboardInterrupt):
-            raise
+        while (left := call.stop - monotonic()) > 0 and not call.ending.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(min(left, LOOK_SECONDS))
+        interrupt(child, call)
         return None
+    except KeyboardInterrupt:
+        interrupt(child, call)
+        raise
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)  # its checkpoints are whole at any time
             child.wait()
+
+
+def interrupt(child: "subprocess.Popen[bytes]", call: Call) -> None:
+    """Ask a child to save and end, and wait for it as long as it may take."""
+    child.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(call.grace)
 
 
 def ends_with_this_process() -> Callable[[], object] | None:
@@ -244,7 +273,7 @@ def make_jobs_parser() -> argparse.ArgumentParser:
         "--collect_mib", "--home_mib", type=float, default=64.0, metavar="MIB", help="MiB to write there, at most [64]"
     )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="items, patterns as in a shell [all]")
-    parser.add_argument("--at_once", type=int, default=1, metavar="N", help="seeds that a stage 1 trains at once [1]")
+    parser.add_argument("--at_once", type=int, default=1, metavar="N", help="stage 1s, or other steps, at once [1]")
     plan = parser.add_argument_group("looking ahead, running nothing")
     help_text = "print what calls of --minutes do in so many minutes in all [15 30]"
     plan.add_argument("--plan", nargs="*", type=float, metavar="MINUTES", help=help_text)
@@ -316,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = f"{left} runs are unfinished" if left else "all runs are finished"
     tell(f"{words}; --list shows them; this call took {in_words(monotonic() - started)}", flush=True)
     if errors:
-        raise UserError(f"{len(errors)} steps failed, see {folder}/<item>.log; the first, {errors[0]}")
+        raise UserError(f"{len(errors)} steps failed, see {folder}/<item>_<step>.log; the first, {errors[0]}")
 
 
 def tell_plan(steps: Sequence[Step], own: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """What calls of `benchmarks.jobs.paper_runs` with a time limit will do: from the seconds that epochs took before.
 
 An epoch takes what it took in this run, else what epochs of that stage took in a file of measured ones, times its
-training images over theirs. Seeds at once take as much longer as steps of that many networks did on a GPU
-(`benchmarks.speed.cuda_step`), or as many times as long where that was not measured.
+training images over theirs. N steps at once take the time of all one after another, times the share that a step of
+training takes when N networks are trained at once on a GPU (`benchmarks.speed.cuda_step`), 1 where that is unknown.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.jobs.paper_items import STAGE1_NAME, Step, in_words, progress, seeds_beside
+from benchmarks.jobs.paper_items import STAGE1_NAME, Step, beside, in_words, progress
 from datasets.long_tail import Profile
 from evaluation.csv_files import read_csv
 from utils.errors import UserError
@@ -22,7 +22,7 @@ BALANCED_IMAGES, CLASSES = 500, 100  # CIFAR-100's images a class before the pro
 @dataclass(frozen=True)
 class Limits:
     """Seconds that a call works and that all calls work together, those that a child takes to start, and how many
-    seeds it trains at once."""
+    steps it does at once."""
 
     call: float
     whole: float
@@ -113,7 +113,7 @@ def plan_calls(steps: Sequence[Step], pace: Pace, limits: Limits) -> tuple[list[
     while left_of_all > 0 and len(finished) < len(steps):
         call, left = PlannedCall(), min(limits.call, left_of_all)
         left_of_all -= limits.call
-        for group in groups_of(steps, finished, limits.at_once):
+        while group := next_group(steps, finished, limits.at_once):
             left = work_on(group, done, pace, limits, call, left)
             finished |= set(call.finished)
             if not all(step in finished for step in group):
@@ -124,34 +124,32 @@ def plan_calls(steps: Sequence[Step], pace: Pace, limits: Limits) -> tuple[list[
     return calls, [step for step in steps if step not in finished]
 
 
-def groups_of(steps: Sequence[Step], finished: set[Step], at_once: int) -> list[list[Step]]:
-    """Return what is left to do, in its order: single steps, and stage 1s that are trained at once."""
-    groups: list[list[Step]] = []
-    taken = set(finished)
-    for step in steps:
-        if step not in taken:
-            group = seeds_beside(step, [other for other in steps if other not in taken], at_once)
-            taken |= set(group)
-            groups.append(group)
-    return groups
+def next_group(steps: Sequence[Step], finished: set[Step], at_once: int) -> list[Step]:
+    """Return what is done next: a step, or several at once; nothing where all is done."""
+    folders = {step.folder for step in finished}
+    ready = [step for step in steps if step not in finished and (step.name == STAGE1_NAME or step.stage1 in folders)]
+    return beside(ready[0], ready, at_once) if ready else []
 
 
 def work_on(
     group: Sequence[Step], done: dict[Step, int], pace: Pace, limits: Limits, call: PlannedCall, left: float
 ) -> float:
     """Do what there is time for of a step, or of several at once; return the seconds of the call that are left."""
-    first, name = group[0], " and ".join(map(str, group))
-    epoch, begun = pace.epoch[first] * pace.factor(len(group)), done[first]
-    wanted = first.epochs - begun
-    possible = wanted if epoch == 0 else min(wanted, int(max(left - limits.start, 0) // epoch))
-    if left < limits.start or (wanted and possible == 0):
+    share = pace.factor(len(group)) / len(group)
+    wanted = {step: step.epochs - done[step] for step in group}
+    needed = share * sum(epochs * pace.epoch[step] for step, epochs in wanted.items())
+    room = left - limits.start
+    whole = room >= needed
+    possible = wanted if whole else {step: int(epochs * max(room, 0) / needed) for step, epochs in wanted.items()}
+    if not whole and not any(possible.values()):
         return 0.0
-    seconds = limits.start + possible * epoch
+    seconds = limits.start + share * sum(epochs * pace.epoch[step] for step, epochs in possible.items())
+    first, begun = group[0], done[group[0]]
     for step in group:
-        done[step] = begun + possible
-    whole = possible == wanted
+        done[step] += possible[step]
     call.finished += group if whole else []
-    epochs = f" epochs {begun + 1} to {begun + possible} of {first.epochs}" if first.epochs else ""
+    epochs = f" epochs {begun + 1} to {begun + possible[first]} of {first.epochs}" if first.epochs else ""
+    name = " and ".join(map(str, group))
     call.lines.append(f"{name}:{epochs} {in_words(seconds)}{'' if whole else ', the next call goes on'}")
     return left - seconds if whole else 0.0
 

@@ -1,8 +1,10 @@
-"""Several seeds in one command, each as if alone: one after another or, on one GPU, all at once.
+"""Several runs in one command, each as if alone: one after another or, on one GPU, stage 1s all at once.
+
+`--seeds` of the scripts gives runs that differ in their seeds; other commands can stand beside one another too.
 
 At once each trains in a thread of its own, with its own CUDA stream and its own CUDA graph: a small network leaves most
 of a GPU idle. Everything random is a function of (seed, epoch, image), but for what a loss or a network draws itself,
-from the one generator of PyTorch: seeds that draw follow one another. So do those for which memory is not enough.
+from the one generator of PyTorch: runs that draw follow one another. So do those for which memory is not enough.
 """
 
 import contextlib
@@ -30,19 +32,18 @@ from utils.text import counted, labelled, tell
 
 
 @dataclass
-class SeedRun:
-    """The run of one seed: what it made, why it failed, or that there was no memory for it beside the others."""
+class RunBeside:
+    """A run beside others: what it made, why it failed, or that there was no memory for it beside them.
+
+    Its lines begin with `label`.
+    """
 
     command: Command
+    label: str
     session: Session | None = None
     metrics: dict[str, Any] | None = None
     error: Exception | None = None
     no_memory: bool = False
-
-    @property
-    def label(self) -> str:
-        """What its lines begin with."""
-        return f"seed {self.command.settings.seed}"
 
     def attempt(self, work: Callable[[], dict[str, Any] | None]) -> None:
         """Do `work`, which returns the metrics of a finished run, and keep how it ended."""
@@ -57,15 +58,24 @@ class SeedRun:
 def run_seeds(commands: Sequence[Command]) -> dict[str, Any]:
     """Run the commands, which differ in their seeds, and return what metrics.json of each holds, by its seed.
 
-    A seed that fails stops no other. Raises UserError, with the first reason, where any has failed; a defect of ours
-    is raised as it is.
+    Raises what `run_all` raises.
     """
-    runs = [SeedRun(command) for command in commands]
-    reason = reason_against_threads(commands[0])
-    if reason is None:
-        run_at_once(runs)
+    runs = [RunBeside(command, f"seed {command.settings.seed}") for command in commands]
+    run_all(runs, "seed")
+    return {str(run.command.settings.seed): run.metrics for run in runs}
+
+
+def run_all(runs: Sequence[RunBeside], noun: str) -> None:
+    """Run the commands of all, at once where they can be; `noun` is what one of them is called.
+
+    One that fails stops no other. Raises UserError, with the first reason, where any has failed; a defect of ours is
+    raised as it is.
+    """
+    reasons = [reason for run in runs if (reason := reason_against_threads(run.command)) is not None]
+    if not reasons:
+        run_at_once(runs, noun)
     else:
-        tell(f"seeds: one after another ({reason})")
+        tell(f"{noun}s: one after another ({reasons[0]})")
         run_in_turn(runs)
     failed = [run for run in runs if run.error is not None]
     for run in failed:
@@ -74,12 +84,11 @@ def run_seeds(commands: Sequence[Command]) -> dict[str, Any]:
             raise run.error
     if failed:
         words = f"{failed[0].label}: {failed[0].error}"
-        raise UserError(f"{len(failed)} of {counted(len(runs), 'seed')} failed; {words}") from failed[0].error
-    return {str(run.command.settings.seed): run.metrics for run in runs}
+        raise UserError(f"{len(failed)} of {counted(len(runs), noun)} failed; {words}") from failed[0].error
 
 
 def reason_against_threads(command: Command) -> str | None:
-    """Return why seeds of a command follow one another, None where they can be trained at once."""
+    """Return why a command's run cannot train beside others, None where it can."""
     settings = command.settings
     if command.script != STAGE1 or not has_epochs(command):
         return "a classifier takes seconds"
@@ -92,7 +101,7 @@ def reason_against_threads(command: Command) -> str | None:
     return "--compile on" if settings.compile == "on" else None
 
 
-def run_in_turn(runs: Sequence[SeedRun]) -> None:
+def run_in_turn(runs: Sequence[RunBeside]) -> None:
     """Run commands one after another."""
     for run in runs:
         run_alone = run_stage1 if run.command.script == STAGE1 else run_stage2
@@ -101,26 +110,26 @@ def run_in_turn(runs: Sequence[SeedRun]) -> None:
             report(run)
 
 
-def report(run: SeedRun) -> None:
-    """Say why a seed has failed."""
+def report(run: RunBeside) -> None:
+    """Say why a run has failed."""
     if run.error is not None:
         tell(f"failed: {run.error}", flush=True)
 
 
-def run_at_once(runs: Sequence[SeedRun]) -> None:
+def run_at_once(runs: Sequence[RunBeside], noun: str) -> None:
     """Open all runs, train them in threads and, where there was no memory for some, these alone, one after another."""
     for run in runs:
         with labelled(run.label):
             run.attempt(lambda run=run: open_run(run))  # type: ignore[misc]
     opened = [run for run in runs if run.session is not None and run.error is None]
     waiting = [run for run in opened if run.session is not None and not run.session.run.finished]
-    if waiting and draws(waiting[0].session):
-        tell("seeds: one after another (the loss or the network draws from PyTorch's generator)")
+    if any(draws(run.session) for run in waiting):
+        tell(f"{noun}s: one after another (the loss or the network draws from PyTorch's generator)")
         for run in opened:
             with labelled(run.label):
                 run.attempt(lambda run=run: train_stage1(run.session))  # type: ignore[misc]
     else:
-        tell(f"seeds: {len(opened)} at once, each in its own stream of the GPU", flush=True)
+        tell(f"{noun}s: {len(opened)} at once, each in its own stream of the GPU", flush=True)
         train_in_threads(opened)
     alone = [run for run in runs if run.no_memory]
     for run in runs:
@@ -136,8 +145,8 @@ def run_at_once(runs: Sequence[SeedRun]) -> None:
         run_in_turn([again(run) for run in alone])
 
 
-def open_run(run: SeedRun) -> None:
-    """Open the session of a seed."""
+def open_run(run: RunBeside) -> None:
+    """Open the session of a run."""
     run.session = open_session(run.command)
 
 
@@ -163,7 +172,7 @@ def generator_states(device: torch.device) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def train_in_threads(runs: Sequence[SeedRun]) -> None:
+def train_in_threads(runs: Sequence[RunBeside]) -> None:
     """Train opened runs, each in its thread; an interruption ends all, which save what they have, and is raised."""
     ending, reporting = threading.Event(), threading.Lock()
     threads = [
@@ -187,7 +196,7 @@ def train_in_threads(runs: Sequence[SeedRun]) -> None:
         raise
 
 
-def train_in_stream(run: SeedRun, ending: threading.Event, reporting: threading.Lock) -> None:
+def train_in_stream(run: RunBeside, ending: threading.Event, reporting: threading.Lock) -> None:
     """Train an opened run in a stream of its own; one at a time reports."""
     session = run.session
     assert session is not None
@@ -200,7 +209,7 @@ def train_in_stream(run: SeedRun, ending: threading.Event, reporting: threading.
             stream.synchronize()
 
 
-def let_go(run: SeedRun) -> None:
+def let_go(run: RunBeside) -> None:
     """Forget a session, and of an error that memory was not enough what it holds."""
     if run.session is not None and run.session.run.lock is not None:
         run.session.run.lock.release()
@@ -209,7 +218,7 @@ def let_go(run: SeedRun) -> None:
         run.error = None
 
 
-def again(run: SeedRun) -> SeedRun:
+def again(run: RunBeside) -> RunBeside:
     """Return a run that is to go on where it was, in the place of the first attempt."""
     run.command, run.no_memory = run.command.replace(resume=True), False
     return run

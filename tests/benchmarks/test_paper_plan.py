@@ -61,6 +61,11 @@ def test_seeds_at_once_take_as_long_as_was_measured(tmp_path: Path) -> None:
     pace = Pace(dict.fromkeys(steps, 10.0), at_once_factor(table))
     [call], _ = plan_calls(steps, pace, Limits(1000, 1000, 0, at_once=2))
     assert call.lines == ["a stage1 and b stage1: epochs 1 to 10 of 10 2.5 min"]
+    later = named("b", "stage1", tmp_path, 1)  # has half of the epochs left: (10 + 5) x 10 s x 6 / 4 / 2
+    later.folder.mkdir(parents=True)
+    (later.folder / "log.csv").write_text("seconds,evaluation_seconds\n" + "3,1\n" * 5)
+    [call], _ = plan_calls(steps, pace, Limits(1000, 1000, 0, at_once=2))
+    assert call.lines == ["a stage1 and b stage1: epochs 1 to 10 of 10 1.9 min"]
     assert at_once_factor(table)(3) == 3 and at_once_factor(tmp_path / "none.csv")(2) == 2
 
 

@@ -3,20 +3,25 @@
 Children are stubs on a clock of their own; an item on the digits is real.
 """
 
+import _thread
 import re
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from benchmarks.jobs import collect, paper_items, paper_runs
-from benchmarks.jobs.paper_items import Step, command_of, make_steps, progress, seeds_beside, unfinished
+from benchmarks.jobs.at_once import make_runs
+from benchmarks.jobs.paper_items import Step, beside, children_of, command_of, make_steps, progress, unfinished
 from benchmarks.jobs.paper_runs import Call, main
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
-from settings.seeds import parse_commands
-from tests.helpers import run
+from tests.helpers import is_refusal, run
 from tools import export_features as export
 from utils.errors import UserError
 from utils.files import read_json
@@ -107,6 +112,8 @@ def test_items_stand_in_the_order_of_worth() -> None:
         "if100_seed0_gala_lambda1.2_0.9",
         "if100_seed0_gala_released_lambda1_1",
         "if100_seed0_gala_released_lambda1.2_0.9",
+        "if200_seed0_gala_lambda1.2_0.9",
+        "if200_seed0_gala_lambda1_1",
         "if100_seed0_holdout",
         "if100_seed1_holdout",
         "if100_seed2_holdout",
@@ -121,7 +128,7 @@ def test_items_stand_in_the_order_of_worth() -> None:
         "if500_seed0",
     ]
     whole, first = ["stage1", "los", "los_released", "ce", "features"], ["stage1", "features"]
-    assert list(items.values()) == [[*whole, "weights"]] + [whole] * 4 + [first] * 7 + [whole] * 9
+    assert list(items.values()) == [[*whole, "weights"]] + [whole] * 4 + [first] * 9 + [whole] * 9
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -194,7 +201,7 @@ def test_the_list_tells_states_and_times(world: World, capsys: pytest.CaptureFix
     left = (200 - 16) * EPOCH / 60
     assert lines[0].startswith(f"if100_seed0: stage1 16/200 ({left:.1f} min), los 0/20 (unknown), ")
     assert lines[1].startswith("if100_seed1: stage1 0/200 (unknown), ") and lines[1].endswith(", features missing")
-    assert len(lines) == 21
+    assert len(lines) == 23
 
 
 def test_a_crash_is_tried_once_more_and_a_refusal_is_not(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,7 +280,9 @@ def test_a_call_that_is_cut_off_collects_what_was_there(
 
 def test_a_part_that_has_no_room_is_named(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world.parts = [5 * MIB, MIB]
-    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home", "--collect_mib", 4)
+    world.call(
+        "--only", "if100_seed0_gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home", "--collect_mib", 4
+    )
     out = capsys.readouterr().out
     assert (
         "no room in this call, the next one collects: if100_seed0_gala_lambda1_1_features-0.safetensors (5.0 Mi" in out
@@ -285,7 +294,7 @@ def test_an_export_that_was_cut_off_is_done_anew(world: World, tmp_path: Path) -
     torn = world.out / "paper_runs" / "exports" / "if100_seed0_gala_lambda1_1.unfinished" / "torn.safetensors"
     torn.parent.mkdir(parents=True)
     torn.touch()
-    world.call("--only", "*gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home")
+    world.call("--only", "if100_seed0_gala_lambda1_1", "--epochs", 1, "--collect", tmp_path / "home")
     assert len(names(tmp_path / "home")) == 4 and "torn.safetensors" not in names(tmp_path / "home")
 
 
@@ -348,38 +357,80 @@ def test_wrong_input_is_refused_before_anything_is_written(arguments: list[str],
     assert not (tmp_path / "out").exists()
 
 
-# Seeds at once
+# Several at once
 
 
-def test_seeds_of_one_kind_are_one_command() -> None:
-    """Stage 1s that differ in the seed alone are put together, others and what is re-trained are not."""
+def test_stage_1s_are_one_command_and_other_steps_children_of_their_own() -> None:
+    """Stage 1s of any items are put together, with their flags; what is re-trained or exported is not."""
     steps = make_steps({}, quick=False)
     first = {step.item: step for step in steps if step.name == "stage1"}
-    group = seeds_beside(first["if100_seed0"], steps, 3)
-    assert [str(step) for step in group] == ["if100_seed0 stage1", "if100_seed1 stage1", "if100_seed2 stage1"]
-    assert [step.item for step in seeds_beside(first["if100_seed1"], steps, 2)] == ["if100_seed1", "if100_seed0"]
-    assert seeds_beside(first["if500_seed0"], steps, 3) == [first["if500_seed0"]]
-    assert seeds_beside(steps[1], steps, 3) == [steps[1]]
-    assert command_of(group[:1]) == group[0].command
-    commands = parse_commands(STAGE1, "", command_of(group)[2:])
-    assert [run_path(command) for command in commands] == [step.folder for step in group]
+    group = beside(first["if10_seed0"], steps, 3)
+    assert [str(step) for step in group] == ["if10_seed0 stage1", "if100_seed0 stage1", "if100_seed1 stage1"]
+    assert children_of(group) == [group] and command_of(group[:1]) == group[0].command
+    runs = make_runs(command_of(group)[3:])
+    assert [run_path(run.command) for run in runs] == [step.folder for step in group]
+    assert [run.command.settings.imb_ratio for run in runs] == [10, 100, 100]
+    group = beside(steps[1], steps, 3)
+    assert [str(step) for step in group] == ["if100_seed0 los", "if100_seed0 los_released", "if100_seed0 ce"]
+    assert children_of(group) == [[step] for step in group]
 
 
-def test_one_child_trains_the_stage_1s_of_two_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real scripts: one child for both, then what is re-trained on each, in the folders that were planned."""
+def test_at_once_does_stage_1s_first_and_what_follows_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real scripts: one child for both stage 1s, then at once what is re-trained on each, as it was planned."""
     children: list[str] = []
+    run_child = paper_runs.run_child
 
-    def run_here(command: tuple[str, ...], log: Path, call: Call) -> int:
-        children.append(" ".join(command[2:]))
-        log.write_text("no words\n")
-        return run(Path(command[1]).stem, *command[2:]).status
+    def run_and_note(command: tuple[str, ...], log: Path, call: Call) -> int | None:
+        children.append(" ".join(command[1:]))
+        return run_child(command, log, call)
 
-    monkeypatch.setattr(paper_runs, "run_child", run_here)
+    monkeypatch.setattr(paper_runs, "run_child", run_and_note)
     monkeypatch.setattr(paper_items, "RETRAINED", {"los": {"method": "los"}})
     where = ["--epochs", "1", "--out", str(tmp_path), "--device", "cpu"]
-    main(["--quick", "--only", "quick_if100_seed[01]", *where, *AT_ONCE])
-    assert [child.split("--")[-1] for child in children] == ["seeds 0 1", "reuse", "reuse"]
+    main(["--quick", "--only", "quick_if100_seed0", "quick_if50_seed0", *where, *AT_ONCE])
+    assert children[0].startswith("-m benchmarks.jobs.at_once") and children[0].count(" + ") == 1
+    assert sorted(child.split("--")[-1] for child in children[1:]) == ["reuse", "reuse"]
     steps = make_steps({"epochs": 1, "out": str(tmp_path), "device": "cpu"}, quick=True)
-    assert all(
-        step.is_finished() for step in steps if step.epochs and step.item in ("quick_if100_seed0", "quick_if100_seed1")
-    )
+    chosen = [step for step in steps if step.epochs and step.item in ("quick_if100_seed0", "quick_if50_seed0")]
+    assert len(chosen) == 4 and all(step.is_finished() for step in chosen)
+
+
+def test_ctrl_c_ends_all_children_of_a_group(tmp_path: Path) -> None:
+    """They are asked to end, also those that other threads wait for, and Ctrl-C is raised."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = "import time; print('up', flush=True); time.sleep(20)"
+    steps = [Step("a", name, (sys.executable, "-c", code), tmp_path / name, 1, tmp_path) for name in ("los", "ce")]
+    with paper_runs.locked(tmp_path) as lock:
+        call = Call(tmp_path, lock, time.monotonic() + 60, 5.0, 2)
+        logs = [tmp_path / f"a_{step.name}.log" for step in steps]
+        threading.Thread(target=interrupt_when, args=(logs,), daemon=True).start()
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            paper_runs.complete_all(children_of(steps), call)
+    signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - begun < 20  # the children sleep as long
+    assert all("KeyboardInterrupt" in log.read_text() for log in logs)
+
+
+def interrupt_when(logs: list[Path]) -> None:
+    """Interrupt the main thread once all logs say that their child is up."""
+    while not all(log.is_file() and "up" in log.read_text().splitlines() for log in logs):
+        time.sleep(0.05)
+    _thread.interrupt_main()
+
+
+# The command that trains several
+
+
+def test_runs_of_one_command_are_named_by_their_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["--dataset", "digits", "--width", "4", "--epochs", "1", "--out", str(tmp_path), "--device", "cpu"]
+    assert run("benchmarks/jobs/at_once", *common, "--imb_ratio", 10, "+", *common, "--seed", 1).status == 0
+    folders = sorted(path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("metrics.json"))
+    assert [folder.split("/")[:2] for folder in folders] == [
+        ["digits_expIF10_resnet8", "seed0"],
+        ["digits_expIF25_resnet8", "seed1"],
+    ]
+    outcome = run("benchmarks/jobs/at_once", *common, "+", *common)
+    assert is_refusal(outcome, "two of the runs are digits_expIF25_resnet8/seed0/", "leave one out"), outcome.err
+    outcome = run("benchmarks/jobs/at_once", *common, "+", "--nonsense")
+    assert outcome.status == 2 and "--nonsense" in outcome.err

@@ -113,7 +113,7 @@ def test_a_signal_ends_call_and_child(
         call = start(lambda: runpy.run_module("benchmarks.jobs.paper_runs", run_name="__main__", alter_sys=True))
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    wait_for(lambda: is_up(tmp_path / "paper_runs" / "quick_if100_seed0.log"))
+    wait_for(lambda: is_up(tmp_path / "paper_runs" / "quick_if100_seed0_stage1.log"))
     assert call.pid is not None
     os.kill(call.pid, number)
     call.join(20)

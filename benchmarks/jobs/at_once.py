@@ -1,0 +1,60 @@
+"""Several stage 1s in one process, on a GPU at once: each has a thread, a stream and a CUDA graph of its own.
+
+    python -m benchmarks.jobs.at_once --imb_ratio 10 + --imb_ratio 50 + --imb_ratio 100 --seed 1
+
+`+` stands between the flags of one main_stage1.py and of the next. Each run is what it is alone, with its own folder;
+a line begins with the name of the run that it is about. A run that fails stops no other. Ctrl-C ends all, which save
+what they have. On a CPU they follow one another.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.command import make_own_parser
+from runs.run_names import run_path
+from settings.command_line import parse_command
+from settings.fields import STAGE1
+from settings.resolve import Command
+from stages.commands.seeds import RunBeside, run_all
+from utils.command import EPOCHS_ARE_SAVED, run_command
+from utils.errors import UserError
+
+BETWEEN = "+"
+USAGE = f"[flags of main_stage1.py] [{BETWEEN} flags of main_stage1.py] ..."
+
+
+def split_words(words: Sequence[str]) -> list[list[str]]:
+    """Return the flags of each run."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == BETWEEN:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def label_of(command: Command) -> str:
+    """Return the name of a run: its folder, without that of all runs."""
+    return run_path(command).relative_to(Path(command.settings.out)).as_posix()
+
+
+def make_runs(words: Sequence[str]) -> list[RunBeside]:
+    """Return the runs of a command line; a UserError for flags that cannot be, and for a run that is named twice."""
+    commands = [parse_command(STAGE1, __doc__, part) for part in split_words(words)]
+    labels = [label_of(command) for command in commands]
+    twice = [label for i, label in enumerate(labels) if label in labels[:i]]
+    if twice:
+        raise UserError(f"two of the runs are {twice[0]}: leave one out, or give it other flags")
+    return [RunBeside(command, label) for command, label in zip(commands, labels, strict=True)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    make_own_parser("jobs.at_once", __doc__, results=False, words=USAGE).parse_known_args(words)  # for --help
+    run_all(make_runs(words), "run")
+
+
+if __name__ == "__main__":
+    run_command(main, EPOCHS_ARE_SAVED)

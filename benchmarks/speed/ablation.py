@@ -6,7 +6,8 @@
 
 An optimisation is one difference between the baseline loop and the fast path. Each is measured twice: added alone, to a
 loop with none of them, and added last, to one with all the others (bf16, compilation and the fused optimiser, which a
-CPU does not default to, are added last to a fast path without all three). All ways take turns, round after round, in
+CPU does not default to, are added last to a fast path without all three; on CUDA compilation to one without the graph
+that it stands in the place of). All ways take turns, round after round, in
 one process, so that what the machine does beside it meets all of them. The gain is the median over the rounds of the
 ratio to the way it is compared with in the same round. Other flags are those of main_stage1.py. Writes
 `results/speed_ablation_<device>_<network>.csv` and `.md`.
@@ -31,7 +32,8 @@ from benchmarks.peers.baseline_loop import BaselineLoop
 from benchmarks.record import network_name, provenance, write_record
 from datasets.device_images import DeviceImages
 from datasets.long_tail import LongTailedData
-from engine.epoch import Batches, train_epoch
+from engine.epoch import Batches, EpochOptions, train_epoch
+from engine.steps import StepGraph
 from losses import build_loss
 from losses.los import ONE_HOT
 from models import build_model
@@ -53,6 +55,7 @@ class Optimisations:
     fused: bool = False  # the optimiser updates all parameters in one operation
     bf16: bool = False
     compile: bool = False
+    graph: bool = False  # a step is launched as one CUDA graph
 
 
 DESCRIPTIONS = {
@@ -63,13 +66,15 @@ DESCRIPTIONS = {
     "fused": "fused optimiser",
     "bf16": "bf16 autocast",
     "compile": "compiled backbone",
+    "graph": "a step as one CUDA graph",
 }
 
 
-def possible_optimisations() -> list[str]:
+def possible_optimisations(device: torch.device) -> list[str]:
     """Return the optimisations that can be had here: without a compiler nothing is compiled."""
     compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
-    return [name for name in DESCRIPTIONS if compiler or name != "compile"]
+    missing = {"compile": not compiler, "graph": device.type != "cuda"}
+    return [name for name in DESCRIPTIONS if not missing.get(name, False)]
 
 
 @dataclass(frozen=True)
@@ -82,19 +87,30 @@ class Comparison:
     added: Optimisations
 
 
-def comparisons(device: torch.device) -> list[Comparison]:
-    """Return every optimisation added alone, and added last to the fast path of this device."""
+def comparisons(device: torch.device, names: Sequence[str]) -> list[Comparison]:
+    """Return each of the named optimisations added alone, and added last to the fast path of this device.
+
+    Some need others: images augmented thousands at a time are on the device; a graph holds a step that waits for
+    nothing and whose optimiser reads its learning rate from the device; a compiled backbone stands in a graph's place.
+    """
     fast = Optimisations(**dict.fromkeys(DESCRIPTIONS, True))
     if device.type == "cpu":
-        fast = dataclasses.replace(fast, bf16=False, compile=False, fused=False)
+        fast = dataclasses.replace(fast, bf16=False, compile=False, fused=False, graph=False)
+    else:
+        fast = dataclasses.replace(fast, compile=False)
+    start = {"together": Optimisations(resident=True), "graph": Optimisations(no_sync=True, fused=True)}
+    gone = {"resident": ("together",), "no_sync": ("graph",), "fused": ("graph",), "compile": ("graph",)}
     found = []
-    for name in possible_optimisations():
-        start = Optimisations(resident=name == "together")  # which has a meaning on the device only
-        found.append(Comparison(name, "alone", start, dataclasses.replace(start, **{name: True})))
-        without = dataclasses.replace(fast, **{name: False})
-        if name == "resident":
-            without = dataclasses.replace(without, together=False)
-        found.append(Comparison(name, "last", without, dataclasses.replace(fast, **{name: True})))
+    for name in names:
+        alone = start.get(name, Optimisations())
+        found.append(Comparison(name, "alone", alone, dataclasses.replace(alone, **{name: True})))
+        without = dataclasses.replace(fast, **dict.fromkeys((name, *gone.get(name, ())), False))
+        last = (
+            dataclasses.replace(without, compile=True)
+            if name == "compile"
+            else dataclasses.replace(fast, **{name: True})
+        )
+        found.append(Comparison(name, "last", without, last))
     return found
 
 
@@ -127,6 +143,7 @@ class Trainer:
         self.loss = build_loss("ce", [1] * CLASSES, ONE_HOT).to(device)
         self.images = DeviceImages(data.train, data.augmentation, device)
         self.loader = BaselineLoop(self.model, data, device, loaders, settings.batch_size).loader("train")
+        self.options = EpochOptions(graph=StepGraph(self.optimizer, device) if optimisations.graph else None)
         self.epoch = 0
 
     def batches(self, steps: int) -> Batches:
@@ -175,18 +192,20 @@ class Trainer:
         synchronize(self.device)
         started = time.perf_counter()
         result = train_epoch(
-            self.model, self.batches(steps), steps, self.optimizer, self.loss_function(), self.execution
+            self.model, self.batches(steps), steps, self.optimizer, self.loss, self.execution, self.options
         )
         synchronize(self.device)
         return result.images / (time.perf_counter() - started)
 
 
-def measure_ways(settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int) -> pd.DataFrame:
+def measure_ways(
+    pairs: Sequence[Comparison], settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int
+) -> pd.DataFrame:
     """Return one row an optimisation, kind and round: images per second without and with it.
 
     An epoch has `steps` steps.
     """
-    data, pairs = noise_data(settings.batch_size * steps), comparisons(device)
+    data = noise_data(settings.batch_size * steps)
     ways = list(dict.fromkeys(way for pair in pairs for way in (pair.without, pair.added)))
     trainers: dict[Optimisations, Trainer] = {}
     speeds: dict[tuple[Optimisations, int], float] = {}
@@ -230,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     benchmark.add("--rounds", default=5, help="turns of all ways [5]")
     benchmark.add("--steps", help="steps a turn, an epoch of its own [40, on CUDA 170]")
     benchmark.add("--loaders", help="worker processes where images come from them [0, on CUDA 8]")
+    benchmark.add("--only", nargs="+", kind=str, choices=list(DESCRIPTIONS), help="optimisations [all there are here]")
     own, command = benchmark.parse(argv, taken=("amp", "compile"))
     settings, execution = command.settings, settle_execution(command)
     cuda = execution.device.type == "cuda"
@@ -237,9 +257,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = own.steps if own.steps is not None else 170 if cuda else 40
     if own.rounds < 1 or steps < 1 or loaders < 0:
         benchmark.refuse_usage("--rounds and --steps must be at least 1, and --loaders 0 or more")
+    possible = possible_optimisations(execution.device)
+    chosen = [name for name in own.only or possible if name in possible]
+    if not chosen:
+        benchmark.refuse_usage(f"none of --only can be had here: {', '.join(possible)} can")
     rounds, steps = (1, 2) if own.quick else (own.rounds, steps)
     made = provenance("speed.ablation", argv, execution.device)
-    rows = measure_ways(settings, execution.device, loaders, steps, rounds)
+    pairs = comparisons(execution.device, chosen)
+    rows = measure_ways(pairs, settings, execution.device, loaders, steps, rounds)
     rows = rows.assign(
         **made,
         network=settings.network,

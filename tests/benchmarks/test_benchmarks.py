@@ -149,19 +149,27 @@ def test_ratios_of_a_round_are_to_its_own_plain_loop() -> None:
     assert table["baseline"] == "1" and table["ours"] == "2.5 (2 to 3)"
 
 
-def test_every_optimisation_is_compared_with_a_way_that_lacks_it_alone() -> None:
-    for pair in ablation.comparisons(CPU):
+@pytest.mark.parametrize("device", [CPU, torch.device("cuda")], ids=str)
+def test_every_optimisation_is_compared_with_a_way_that_lacks_it_alone(device: torch.device) -> None:
+    """On CUDA a graph is one of them, and what it needs, or stands in the place of, is taken away with it."""
+    names = ablation.possible_optimisations(device)
+    assert ("graph" in names) == (device.type == "cuda")
+    together = [["resident", "together"], ["no_sync", "graph"], ["fused", "graph"]]
+    pairs = ablation.comparisons(device, names)
+    for pair in pairs:
         differing = [name for name in ablation.DESCRIPTIONS if getattr(pair.without, name) != getattr(pair.added, name)]
         assert pair.optimisation in differing
-        assert differing == [pair.optimisation] or differing == ["resident", "together"]
-    found = {(pair.optimisation, pair.kind) for pair in ablation.comparisons(CPU)}
-    assert found == {(name, kind) for name in ablation.possible_optimisations() for kind in ("alone", "last")}
+        assert differing == [pair.optimisation] or (pair.kind == "last" and differing in together)
+        for way in (pair.without, pair.added):
+            assert not (way.graph and (way.compile or not way.no_sync or not way.fused))
+    assert {(pair.optimisation, pair.kind) for pair in pairs} == {
+        (name, kind) for name in names for kind in ("alone", "last")
+    }
 
 
-def test_optimisations_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without = [name for name in ablation.DESCRIPTIONS if name != "compile"]
-    monkeypatch.setattr(ablation, "possible_optimisations", lambda: without)
-    argv = ["--quick", "--network", "resnet8", "--width", "2", "--batch_size", "8", "--loaders", "0"]
+def test_optimisations_are_measured(tmp_path: Path) -> None:
+    names = [name for name in ablation.DESCRIPTIONS if name not in ("compile", "graph")]
+    argv = ["--only", *names, "--quick", "--network", "resnet8", "--width", "2", "--batch_size", "8", "--loaders", "0"]
     ablation.main([*argv, "--results", str(tmp_path)])
     rows = pd.read_csv(tmp_path / "speed_ablation_cpu_resnet8w2.csv")
     assert (rows[["without", "with"]] > 0).all(axis=None)

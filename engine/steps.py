@@ -17,6 +17,11 @@ Step = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 # Steps before the capture: by then cuDNN has chosen its algorithms, and the optimiser has its buffers.
 WARM_UP = 3
 
+# Streams of this priority are captured in and never run, so that no other run's stream is among them. PyTorch has 32 of
+# each priority and hands them out in turn.
+CAPTURE_PRIORITY = -1
+MOST_AT_ONCE = 32
+
 # A replay must not fall into the capture of another thread, and no seeding into either: all use the state of PyTorch's
 # random generator, of which a device has one.
 _ONE_AT_A_TIME = threading.Lock()
@@ -145,7 +150,10 @@ class StepGraph:
         # The gradients' memory must be the graph's own: a captured backward pass makes it anew.
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            with _ONE_AT_A_TIME, torch.cuda.graph(capture.graph, capture_error_mode="thread_local"):
+            # PyTorch keeps the memory that cuBLAS works in by stream: graphs that were captured in one stream, as all
+            # are by default, share it, and spoil each other's sums when they run at once (pytorch/pytorch#193402).
+            stream = torch.cuda.Stream(self.device, priority=CAPTURE_PRIORITY)
+            with _ONE_AT_A_TIME, torch.cuda.graph(capture.graph, stream=stream, capture_error_mode="thread_local"):
                 self._totals.add(*step(capture.inputs, capture.labels, capture.share))
         except RuntimeError as error:
             self.refused = str(error).strip().splitlines()[0]

@@ -30,7 +30,7 @@ from utils.progress import LineAMinute
 from utils.text import counted, tell
 
 Flags = tuple[str, ...]
-SPLITS = 3
+LEAST_SPLITS = 2  # of networks, where each split is a stage 1 of its own: one says too little about another
 WIDENED = 3  # times that a grid grows at most
 FURTHER = 4.0  # the largest factor between a number and the next one beyond the grid
 
@@ -121,9 +121,9 @@ def select(methods: Sequence[str], extra: Sequence[Flags], contexts: Sequence[Ta
     for context in contexts:
         refuse_seen(context)
     # Features come with held-out rows, or folds, of their own, which no classifier here has learned from.
-    needed = 1 if contexts[0].command.settings.features is not None else SPLITS
+    needed = 1 if contexts[0].command.settings.features is not None else LEAST_SPLITS
     if len({context.checkpoint.identity for context in contexts}) < needed:
-        raise UserError(f"--holdout_pth must name {SPLITS} different stage 1s: the score is their mean")
+        raise UserError(f"--holdout_pth must name {LEAST_SPLITS} different stage 1s or more: the score is their mean")
     grid = [(method, flags) for method in methods for flags in trials(method) if possible(flags, contexts[0])]
     hopeless = [method for method in methods if method not in {tried for tried, _ in grid}]
     fitted = [method for method in methods if find_recipe(method).needs_held_out]

@@ -249,7 +249,7 @@ class CpuAutocast(torch.autocast):
 class Stream:
     """A stream that is done with everything at once."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, priority: int = 0) -> None:
         pass
 
     def record_event(self) -> "Stream":

@@ -20,7 +20,7 @@ from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import EVALUATE, FLAGS, STAGE1, STAGE2
 from stages.session import settle_execution
-from tests.helpers import ROOT, image_tree, read, succeed
+from tests.helpers import ROOT, image_tree, read, run, succeed
 from utils.command import run_command
 from utils.device import Execution, choose_execution
 from utils.errors import UserError
@@ -390,6 +390,21 @@ def test_on_cuda_a_resumed_run_ends_the_same(compile_mode: str, tmp_path: Path) 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_cuda_a_graph_trains_what_single_kernels_train(tmp_path: Path) -> None:
+    """And both what the CPU trains, in full precision, but for rounding that a few steps amplify."""
+    flags = ("--dataset", "digits", "--network", "resnet18", "--width", 8, "--epochs", 1, "--lr", 1e-3, "--amp", "off")
+    models = {}
+    for name, *own in (("graph", "--compile", "graph"), ("off", "--compile", "off"), ("cpu", "--device", "cpu")):
+        command = [sys.executable, "main_stage1.py", *map(str, (*flags, *own, "--out", tmp_path / name))]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+        state = torch.load(next((tmp_path / name).rglob("last.pth")), weights_only=True, map_location="cpu")
+        models[name] = dict(tensors(state["model"]))
+    for name in ("off", "cpu"):
+        for key, value in models[name].items():
+            torch.testing.assert_close(models["graph"][key], value, rtol=2e-3, atol=2e-4, msg=f"{name}: {key}")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_cuda_memory_does_not_grow_with_the_epochs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     train_one, held = fit.train_one, []
 
@@ -399,7 +414,8 @@ def test_on_cuda_memory_does_not_grow_with_the_epochs(monkeypatch: pytest.Monkey
         return row
 
     monkeypatch.setattr(fit, "train_one", measured)
-    succeed("main_stage1", "--dataset", "digits", "--epochs", 12, "--device", "cuda", "--out", tmp_path)
+    outcome = run("main_stage1", "--dataset", "digits", "--epochs", 12, "--device", "cuda", "--out", tmp_path, gpus=1)
+    assert outcome.status == 0, outcome.err
     assert len(held) == 12 and held[-1] <= held[3]
 
 

@@ -5,6 +5,7 @@ and write, undoes what they did, since a capture runs nothing, and repeats them 
 """
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -75,9 +76,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             events.append("replay")
             self.recorder.replay()
 
+    class Stream:
+        numbers = itertools.count()
+
+        def __init__(self, device: torch.device, priority: int) -> None:
+            self.name = f"stream {next(self.numbers)} of priority {priority}"
+
     @contextlib.contextmanager
-    def capture(graph: Graph, capture_error_mode: str) -> Iterator[None]:
-        events.append(f"capture {capture_error_mode}")
+    def capture(graph: Graph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        events.append(f"capture {capture_error_mode} in {stream.name}")
         graph.recorder = Recorder()
         try:
             with graph.recorder:
@@ -87,6 +94,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
     return events
 
 
@@ -127,7 +135,8 @@ def test_every_loss_of_stage_1_is_captured_and_trains_the_same(
     graphed = train(cpu, loss, True)
     assert_same(train(cpu, loss, False), graphed)
     # The last batch of an epoch is of another shape: it runs as it is.
-    assert recorded == ["capture thread_local", *["replay"] * (2 * STEPS - WARM_UP - 2)]
+    assert recorded[0].startswith("capture thread_local in stream ")
+    assert recorded[1:] == ["replay"] * (2 * STEPS - WARM_UP - 2)
     assert graphed[3] is not None and graphed[3].refused is None and capsys.readouterr().out == ""
     assert graphed[2].param_groups[0]["lr"] == 0.02  # a number again, which a checkpoint keeps
 
@@ -136,6 +145,14 @@ def test_mixup_and_clipped_gradients_are_part_of_the_graph(cpu: Execution, recor
     plain, graphed = (train(cpu, "ce", graphed, mixup=0.4, max_norm=0.5) for graphed in (False, True))
     assert_same(plain, graphed)
     assert recorded.count("replay") > STEPS
+
+
+def test_no_two_graphs_are_captured_in_one_stream(cpu: Execution, recorded: list[str]) -> None:
+    """They would share the memory that cuBLAS works in, and could not run at once."""
+    for _ in range(3):
+        train(cpu, "ce", True)
+    streams = [event for event in recorded if event.startswith("capture")]
+    assert len(set(streams)) == len(streams) == 3 and all(event.endswith("of priority -1") for event in streams)
 
 
 class ReadsTheDevice(nn.Module):
@@ -151,7 +168,7 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_and_says_why_once(
 ) -> None:
     graphed = train(cpu, ReadsTheDevice(), True)
     assert_same(train(cpu, ReadsTheDevice(), False), graphed)
-    assert recorded == ["capture thread_local"] and graphed[3] is not None
+    assert len(recorded) == 1 and recorded[0].startswith("capture thread_local") and graphed[3] is not None
     assert graphed[3].refused == "operation not permitted when stream is capturing"
     assert capsys.readouterr().out.count("not captured as a CUDA graph, since operation not permitted") == 1
 

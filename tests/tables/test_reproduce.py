@@ -477,11 +477,11 @@ def test_kept_trials_that_are_damaged_are_named(out: Path, few_trials: None) -> 
     assert is_refusal(table(out, "unified", "--select", "--methods", "tau_norm"), "trials_tau_norm", "is damaged")
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 1)])
-def test_fewer_splits_than_three_are_refused(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
+@pytest.mark.parametrize("seeds", [(0,), (1, 1)])
+def test_a_single_split_is_refused(seeds: tuple[int, ...], out: Path, trained: list[str]) -> None:
     splits = [stage1_of(out, seed, "_holdout0.2") for seed in seeds]
     outcome = table(out, "unified", "--select", "--methods", "ce", "--holdout_pth", *splits)
-    assert is_refusal(outcome, "--holdout_pth must name 3 different stage 1s")
+    assert is_refusal(outcome, "--holdout_pth must name 2 different stage 1s or more")
     assert trained == []
 
 

@@ -36,7 +36,9 @@ from utils.text import tell
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, ROW = "source of the row", "number of the row"  # columns that `read_source` adds
-DECLARED = re.compile(r"<!-- table (?P<declaration>.*?)-->\n\n?(?P<table>(?:\|[^\n]*(?:\n|$))*)", re.DOTALL)
+DECLARED = re.compile(
+    r"<!-- table (?P<declaration>.*?)-->\n\n?(?P<table>(?:\|[^\n]*(?:\n|$))*)(?=(?P<next>[^\n])?)", re.DOTALL
+)
 COLUMN = re.compile(r"(?P<title>.+?) = (?P<names>.+?)(?: (?P<form>\.\d|g|list))?")
 
 
@@ -150,6 +152,7 @@ def fill_tables(text: str, root: Path = ROOT) -> str:
     return DECLARED.sub(
         lambda found: (
             f"<!-- table {found['declaration']}-->\n\n{make_table(parse_declaration(found['declaration']), root)}"
+            f"{'' if found['next'] is None else chr(10)}"  # text right behind a table would be a row of it
         ),
         text,
     )

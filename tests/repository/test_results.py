@@ -217,6 +217,12 @@ def test_a_wrong_declaration_is_refused(folder: Path, declaration: str, word: st
         made(declaration, folder)
 
 
+def test_text_behind_a_new_table_is_no_row_of_it() -> None:
+    declared = "<!-- table results/published.csv\nrows: all == 46.08\nrow = row\n-->\n\n"
+    filled = declared + "| row |\n| --- |\n| stage 1 |\n\nend\n"
+    assert fill_tables(declared + "end\n") == fill_tables(filled) == filled
+
+
 def test_filling_a_page_changes_its_tables_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = folder / "page.md"
     text = (

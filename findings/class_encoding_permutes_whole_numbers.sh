@@ -3,11 +3,10 @@
 #
 # Package: datasets==5.2.0, Python 3.11.
 # Behaviour: `train_test_split(stratify_by_column=...)` takes a ClassLabel column only, and `class_encode_column` makes
-# one. It turns numbers into texts first and sorts these, so that from ten classes on labels are permuted: 0, 1, 10, 11,
-# 2, ... Labels that were numbers remain numbers, and nothing is said. Where the classes are numbered by their size, as
-# those of long-tailed sets often are, counts of training images, shot groups and a saved classifier then belong to other
-# classes. `cast_column` with `ClassLabel(num_classes=12)` keeps the numbers. The same column of texts with leading zeros
-# is encoded as expected.
+# one. It turns numbers into texts first and sorts these. From eleven classes on labels are permuted: 0, 1, 10, 11, 2.
+# What were numbers remain numbers, and nothing is said. `cast_column` with `ClassLabel(num_classes=12)` keeps them.
+# Why here: classes of long-tailed sets are often numbered by their size. Counts of training images, shot groups and a
+# saved classifier then belong to other classes.
 # Output seen:
 #   stratify: ValueError
 #   before:              0 1 2 3 4 5 6 7 8 9 10 11

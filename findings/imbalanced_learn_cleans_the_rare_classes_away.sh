@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# imbalanced-learn: samplers that are to clean or thin out large classes delete whole rare ones, or the largest, unasked.
+# imbalanced-learn: samplers that clean or thin out large classes delete whole rare ones, or the largest, unasked.
 #
 # Packages: imbalanced-learn==0.14.2, scikit-learn==1.9.1, numpy==2.4.6, scipy==1.17.1, Python 3.11.
-# Behaviour: by default a cleaning under-sampler works on "not minority": all classes but the smallest one. Of two classes
-# this spares the rare one. Of a long tail it spares one of the rare ones, and the others, whose neighbours are mostly of
-# larger classes, are what it removes: on a long-tailed half of scikit-learn's digits EditedNearestNeighbours leaves both
-# largest classes as they are and three classes of the tail without a single image. OneSidedSelection deletes the largest
-# class altogether. Nothing is said, and a classifier trained on the result no longer knows these classes.
+# Behaviour: by default a cleaning under-sampler works on "not minority": all classes but the smallest one. Of two
+# classes this spares the rare one. Of a long tail it spares one of many rare ones. The others have neighbours of larger
+# classes, and are what it removes. On a long-tailed part of scikit-learn's digits, EditedNearestNeighbours leaves the
+# two largest classes whole and three classes of the tail without an image. OneSidedSelection deletes the largest class
+# altogether. Nothing is said, and a classifier trained on the result does not know these classes.
 # A list of the classes to thin out, sampling_strategy=[0, 1, 2], keeps the tail.
 # Output seen (images of each class):
 #   before:                          100 60 36 22 13 8 5 3 2 1

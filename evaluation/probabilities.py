@@ -123,8 +123,8 @@ def top_accuracy(logits: Rows, labels: Tensor, top: int = TOP) -> float | None:
     """Return how many of the images, in percent, have their label (N,) among the `top` largest logits (N, K)
     (Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012).
 
-    Of equal logits the class of the lower number comes first, as for the prediction itself. None where there are no
-    more than `top` classes: all would be among them.
+    Of equal logits the class of the lower number comes first, as for the prediction itself. NaN comes before all, and
+    an image whose class has NaN is not right. None where there are no more than `top` classes: all would be among them.
     """
     if logits.shape[1] <= top:
         return None
@@ -135,8 +135,11 @@ def top_accuracy(logits: Rows, labels: Tensor, top: int = TOP) -> float | None:
 
 
 def _among_top(logits: Tensor, labels: Tensor, top: int) -> Tensor:
-    """Tell for each row of logits (B, K) whether its label is among the `top` largest, of equal ones the first."""
+    """Tell for each row of logits (B, K) whether its label is among the `top` largest, of equal ones the first.
+
+    NaN is the largest, as for `argmax`, and a label whose logit is NaN is not among them: what diverged is not right.
+    """
     own = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
-    before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+    before = ~(logits <= own) | ((logits == own) & (classes < labels[:, None]))
     return before.sum(dim=1) < top

@@ -111,6 +111,15 @@ def test_of_equal_logits_the_lower_class_comes_first_as_in_the_prediction() -> N
         assert top_accuracy(logits, torch.tensor([label, label])) == share
 
 
+def test_a_diverged_network_has_nothing_among_its_top_5() -> None:
+    labels = torch.arange(6)
+    assert top_accuracy(torch.full((6, 6), torch.nan), labels) == 0
+    logits = torch.arange(6, 0, -1.0).repeat(6, 1)
+    assert top_accuracy(logits, labels) == pytest.approx(500 / 6)
+    logits[:, 5] = torch.nan  # the one class that was not among them, and now stands before the others
+    assert top_accuracy(logits, labels) == pytest.approx(400 / 6)
+
+
 def test_of_five_classes_no_top_5_exists() -> None:
     assert top_accuracy(torch.zeros(3, 5), torch.tensor([0, 1, 2])) is None
     assert top_accuracy(torch.zeros(3, 6), torch.tensor([0, 1, 5])) == pytest.approx(200 / 3)

@@ -7,6 +7,7 @@ grows with them and with the classes as the work does.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,17 @@ def third_bounds(class_counts: np.ndarray) -> ShotBounds:
     few-shot; of classes as large as that at a bound all are medium-shot."""
     sizes, third = np.sort(class_counts), round(len(class_counts) / 3)
     return ShotBounds(int(sizes[len(sizes) - 1 - third]), int(sizes[third]))
+
+
+def recorded_bounds(metrics: Mapping[str, Any]) -> ShotBounds:
+    """Return the bounds that a run's metrics.json groups its classes by; earlier versions had the field's alone.
+
+    Raises TypeError for what is no bounds.
+    """
+    bounds = ShotBounds(**metrics.get("shot_bounds", FIELD_BOUNDS._asdict()))
+    if not all(type(bound) is int for bound in bounds):
+        raise TypeError("shot_bounds are no whole numbers")
+    return bounds
 
 
 def prediction_report(

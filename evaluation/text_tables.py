@@ -121,11 +121,14 @@ def rebalanced_table(report: dict[str, Any]) -> str:
         for way in ("plain", "flip")
         if report[form] and report[form][way]
     }
+    forms = {
+        "transductive": "over the test images themselves, supposed balanced",
+        "inductive": "over held-out images, one image at a time",
+    }
+    said = ";\n".join(f"{form}: {words}" for form, words in forms.items() if report[form])
     return (
         f"re-balanced predictions:\n{measure_table(columns, MEASURES)}\n"
-        f"(probabilities divided by their mean over images to the power tau = {report['tau']:g};\n"
-        "transductive: over the test images themselves, supposed balanced;\n"
-        "inductive: over held-out images, one image at a time)"
+        f"(probabilities divided by their mean over images to the power tau = {report['tau']:g};\n{said})"
     )
 
 

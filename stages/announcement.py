@@ -74,5 +74,7 @@ def announce_method(session: Session, plan: Plan) -> None:
     stage1, (true, other) = session.checkpoint, session.target
     assert stage1 is not None
     tell(f"stage 1: {stage1.path} ({stage1.kind}), sha256 {stage1.sha256[:16]}")
-    tell(f"method: {plan.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
+    source = "" if plan.recipe.citation == "-" else f" ({plan.recipe.citation})"
+    numbers = describe_parameters(plan)
+    tell(f"method: {plan.method}, {plan.recipe.title}{source}{f'; {numbers}' if numbers else ''}")
     tell(f"target: {true:.6g} for the true class, {other:.6g} for each other; gap {optimal_gap(session.target):.3f}")

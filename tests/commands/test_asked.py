@@ -251,6 +251,11 @@ def test_a_training_groups_as_asked_too(tmp_path: Path) -> None:
         assert all(groups[shots[str(label)]][label] for label in range(10))
         log = list(csv.DictReader((folder / "log.csv").open()))
         assert float(log[-1]["plain_few"]) == pytest.approx(report["few"])
+        again = tmp_path / "again.json"
+        for given, same in ((), True), (("--shots", "100,20"), False):  # as the run did, unless others are given
+            succeed("evaluate", "--pretrained_pth", folder, "--json", again, *given)
+            found = read(again)["checkpoints"]["last"]["plain"]
+            assert ([found[name] for name in groups] == [report[name] for name in groups]) is same
     assert "--shots" in refused("reproduce", "unified", "--dataset", "digits", "--shots", "thirds")
 
 

@@ -114,6 +114,22 @@ def test_test_images_that_are_not_balanced_are_said(
     assert len(notes) == 2 and "not balanced, 2 to 50 of a class" in notes[0] and "3 classes have no test" in notes[1]
 
 
+def test_groups_by_different_bounds_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same, other = varied(run, tmp_path / "same", 1), varied(run, tmp_path / "other", 2)
+    assert shown(capsys, run, same)[1] == ""
+    metrics = read(other / "metrics.json")
+    write_json(other / "metrics.json", {**metrics, "shot_bounds": {"many_above": 30, "few_below": 10}})
+    note = "many > 100, few < 20 in stage 1; many > 30, few < 10 in stage 1\n"
+    assert shown(capsys, run, other)[1].endswith(note)
+    for damaged in (None, {"many_above": 30}, {"many_above": "a", "few_below": 10}):
+        write_json(other / "metrics.json", {**metrics, "shot_bounds": damaged})
+        with pytest.raises(UserError, match="damaged"):
+            read_run(other)
+    del metrics["shot_bounds"]  # an earlier version's
+    write_json(other / "metrics.json", metrics)
+    assert shown(capsys, run, other)[1] == ""
+
+
 # Intervals and paired tests
 
 

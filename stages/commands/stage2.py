@@ -61,10 +61,12 @@ def run_stage2(command: Command) -> dict[str, Any]:
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
     history.train_seconds += 0.0 if comparison is None else comparison.seconds
     metrics = finish_run(session, history, logits_of)
-    if line := collapse_line(before, balanced_training_accuracy(logits_of, session.images)):
-        tell(line)
-    if comparison is not None:
+    if comparison is not None:  # rows that no candidate has seen have chosen: those that stage 1 knows say less
         write_comparison(session.run.folder, comparison)
+    elif line := collapse_line(
+        before, balanced_training_accuracy(logits_of, session.images), trains=plan.recipe.trains
+    ):
+        tell(line)
     if line := fall_line(held_out, balanced_held_out_accuracy(logits_of, session.images)):
         tell(line)
     return metrics

@@ -15,9 +15,11 @@ from engine.choice.comparison import (
     OFFSETS,
     STAGE1,
     TRIED,
+    Comparison,
     choose_classifier,
     class_offsets,
     cross_fitted,
+    fit_all,
     name_of,
     pairs,
     put_in,
@@ -139,6 +141,28 @@ def test_the_interval_is_that_of_the_normal_approximation() -> None:
     assert one.high - one.difference == pytest.approx(1.96 * error, rel=0.15)
 
 
+def test_a_harmonic_mean_with_a_lost_class_has_no_interval() -> None:
+    """As in tables: of a class without a right image nobody knows how rarely it is right."""
+    correct, nll, labels = outcomes()
+    correct[0, labels == 3] = False
+    first, *others = compare_classifiers(correct, nll, labels, 4, "harmonic")
+    assert first[1:4] == (0, 0, 0)
+    for one in others:
+        assert one.difference > 0 and np.isnan([one.low, one.high]).all() and not one.apart
+    text = Comparison(["stage 1", "a", "b"], [first, *others], "harmonic", 1, len(labels)).text()
+    assert "[-, -]  a" in text and "nan" not in text and text.endswith("not told apart from stage 1 on these images")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_ends_are_differences_that_can_be(criterion: str) -> None:
+    labels = np.repeat(np.arange(4), 3)
+    correct = np.zeros((2, 12), dtype=bool)
+    correct[1] = True
+    correct[:, ::3] = [[True], [False]]
+    one = compare_classifiers(correct, 0.1 + ~correct, labels, 4, criterion)[1]
+    assert one.low <= one.difference <= one.high and (criterion == "nll" or -100 <= one.low <= one.high <= 100)
+
+
 def test_of_equal_ones_the_first_wins() -> None:
     correct = np.ones((3, 4), dtype=bool)
     assert best_of(compare_classifiers(correct, np.zeros((3, 4)), np.arange(4), 4, "balanced"), "balanced") == 0
@@ -200,6 +224,21 @@ def test_offsets_are_fitted_on_the_other_half() -> None:
     assert int((shifted - logits.double()).round(decimals=6).unique(dim=0).shape[0]) == 2  # one set of offsets a half
     found = class_offsets(logits[labels < 3], labels[labels < 3])
     assert found.isfinite().all()
+
+
+@pytest.mark.usefixtures("few")
+def test_a_candidate_that_diverges_in_one_fold_is_left_out(cpu: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def fit(fold: HeadTrainer, plans: Any) -> dict[str, nn.Linear]:
+        heads = fit_all(fold, plans)
+        made.append(list(heads)[-1])
+        return {name: head for name, head in heads.items() if len(made) != 2 or name != made[0]}
+
+    monkeypatch.setattr(engine.choice.comparison, "fit_all", fit)
+    _, comparison = choose_classifier(trainer_on(cpu, arrays(noise=1.5)), None, plan, "balanced")
+    assert len(made) == 2 and len(set(made)) == 1
+    assert STAGE1 in comparison.names and not any(made[0] in name for name in comparison.names)
 
 
 @pytest.mark.usefixtures("few")

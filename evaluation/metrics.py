@@ -61,6 +61,13 @@ def third_bounds(class_counts: np.ndarray) -> ShotBounds:
     return ShotBounds(int(sizes[len(sizes) - 1 - third]), int(sizes[third]))
 
 
+def thirds_fill(class_counts: np.ndarray) -> bool:
+    """Tell whether the field's bounds leave a group of classes empty, and `third_bounds` none: with fewer than three
+    classes, or classes all alike, they do not help."""
+    field, thirds = (shot_groups(class_counts, bounds) for bounds in (FIELD_BOUNDS, third_bounds(class_counts)))
+    return all(members.any() for members in thirds.values()) and not all(members.any() for members in field.values())
+
+
 def recorded_bounds(metrics: Mapping[str, Any]) -> ShotBounds:
     """Return the bounds that a run's metrics.json groups its classes by; earlier versions had the field's alone.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score
 
 from datasets.long_tail import ShotBounds
-from evaluation.metrics import SHOTS, prediction_report, shot_groups, third_bounds
+from evaluation.metrics import SHOTS, prediction_report, shot_groups, third_bounds, thirds_fill
 from evaluation.per_class.confusion import (
     WORST_PAIRS,
     class_table,
@@ -129,6 +129,20 @@ def test_thirds_group_the_classes_by_their_sizes(counts: list[int], wanted: tupl
     groups = shot_groups(sizes, third_bounds(sizes))
     assert tuple(int(groups[name].sum()) for name in SHOTS) == wanted
     assert (np.stack(list(groups.values())).sum(axis=0) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "helps"),
+    [
+        ([40, 15, 5], True),
+        ([20, 20, 20], False),  # all alike
+        ([40, 5], False),  # no third group
+        ([20, 20, 20, 5], False),
+        ([500, 50, 5], False),  # the field's bounds leave none empty
+    ],
+)
+def test_thirds_are_advised_where_they_leave_no_group_empty(counts: list[int], helps: bool) -> None:
+    assert thirds_fill(np.array(counts)) is helps
 
 
 def test_reports_group_by_the_bounds_that_they_are_given(drawn: tuple[torch.Tensor, torch.Tensor]) -> None:

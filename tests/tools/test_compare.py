@@ -150,12 +150,30 @@ def test_the_headline_has_its_interval_and_a_paired_test(
     text, rows = capsys.readouterr().out, pd.read_csv(file)
     assert (rows["headline_all"] == rows["last_plain_all"]).all()
     assert (rows["headline_all_low"] < rows["headline_all"]).all()
-    assert pd.isna(rows["reference"][0]) and rows["reference"][1] == "stage 1"
+    assert pd.isna(rows["reference"][0]) and rows["reference"][1] == "stage 1, epochs1 width4"
     assert rows["difference_all"][1] == pytest.approx(rows["headline_all"][1] - rows["headline_all"][0])
     assert rows["difference_all_low"][1] < rows["difference_all"][1] < rows["difference_all_high"][1]
-    assert "Accuracy, difference to stage 1 in points, headline:" in text and text.count("bootstrap over the test") == 1
+    assert (
+        "Accuracy, difference to stage 1, epochs1 width4 in points, headline:" in text
+        and text.count("bootstrap over the test") == 1
+    )
     compare.main([str(run), str(other), "--reference", str(other)])
-    assert "difference to stage 1, line 2 in points" in capsys.readouterr().out
+    assert "difference to stage 1, epochs2 in points" in capsys.readouterr().out
+
+
+def test_lines_of_one_name_say_how_they_differ(run: Path, tmp_path: Path) -> None:
+    tags = read(run / "config.json")["tags"]
+    held, small = varied(run, tmp_path / "a", tags=[*tags, "holdout0.2"]), varied(run, tmp_path / "b")
+    write_json(small / "metrics.json", {**read(small / "metrics.json"), "network": "resnet20"})
+    again = varied(run, tmp_path / "c", seed=1)
+
+    def names(*folders: Path) -> list[str]:
+        rows = pd.DataFrame([csv_row(*read_run(folder)) for folder in folders])
+        return compared_tables(rows)["Runs"]["run"].tolist()
+
+    assert names(run, again) == ["stage 1"]
+    assert names(run, held, again) == ["stage 1", "stage 1, holdout0.2"]
+    assert names(run, small) == ["stage 1, resnet8", "stage 1, resnet20"]
 
 
 def other_test_images(config: dict[str, Any]) -> dict[str, Any]:

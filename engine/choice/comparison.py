@@ -22,6 +22,7 @@ from engine.frozen_features import FrozenFeatures
 from engine.many_heads import HeadTrainer, train_heads
 from evaluation.intervals.criteria import CRITERIA, Compared, best_of, compare_classifiers
 from evaluation.metrics import fit_temperature
+from methods import priors
 from methods.linear_probe import fit_probe
 from methods.offsets import fit_offsets
 from methods.plan import Plan
@@ -31,7 +32,7 @@ from models.monotone_norms import MonotoneNorms
 from utils.device import Execution
 from utils.text import tell
 
-STAGE1 = "stage 1"  # the first candidate, which all others are compared with
+STAGE1 = priors.STAGE1  # the first candidate, which all others are compared with
 OFFSETS = "stage 1, offsets fitted on held-out images"
 BATCH = 256  # images a step, with rates in proportion: four times those of 64
 # Command lines of stage 2 that are tried: rates in the published unit.

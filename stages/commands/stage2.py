@@ -32,7 +32,7 @@ from settings.fields import STAGE2
 from settings.resolve import Command
 from settings.stage2_plan import plan_of
 from stages.announcement import announce_method
-from stages.commands.comparison_files import write_comparison
+from stages.commands.comparison_files import record_choice, write_comparison
 from stages.session import open_session
 from stages.start import find_start
 from utils.text import tell
@@ -57,6 +57,8 @@ def run_stage2(command: Command) -> dict[str, Any]:
     before = 0.0 if moving else balanced_training_accuracy(start, session.images)
     held_out = None if moving else balanced_held_out_accuracy(start, session.images)
     comparison = choose(session, plan, frozen) if plan.recipe.compares else None
+    if comparison is not None:
+        record_choice(session.run, comparison)
     training = no_training(session.model.fc) if plan.recipe.compares else plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
     history.train_seconds += 0.0 if comparison is None else comparison.seconds

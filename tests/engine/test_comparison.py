@@ -29,6 +29,7 @@ from engine.choice.comparison import (
 )
 from engine.many_heads import HeadTrainer
 from evaluation.intervals.criteria import CRITERIA, best_of, compare_classifiers
+from methods.priors import method_of
 from models.heads import HEADS, build_head
 from models.linear_cosine import empty_linear_cosine
 from models.linear_head import Linear
@@ -289,6 +290,36 @@ def test_a_run_is_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "not used" in succeed("main_stage2", "--features", "mine.npz", "--method", "tau_norm", "--criterion", "all").err
     )
     succeed(*line, "--overwrite")
+
+
+@pytest.mark.usefixtures("few")
+def test_a_run_stands_for_the_prior_of_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stage 1 stays, its probabilities follow the training images; they would be taken for balanced ones."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", **arrays(noise=0.01))
+    succeed("main_stage2", "--features", "mine.npz", "--method", "auto")
+    folder = next(Path("checkpoints").rglob("stage2_auto"))
+    assert read(folder / "config.json")["chosen"] == STAGE1
+    line = ("evaluate", "--features", "mine.npz", "--cur_stage", "stage2", "--method", "auto")
+    out = succeed(*line, "--test_prior", "balanced", "--json", "r.json").out
+    assert "that of the training images, as --loss ce leaves it" in out
+    shares = read(Path("r.json"))["checkpoints"]["last"]["test_prior"]["classifier_shares"]
+    assert shares == pytest.approx((np.array(COUNTS) / sum(COUNTS)).tolist())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "method"),
+    [
+        (None, "auto"),
+        (STAGE1, None),
+        (OFFSETS, "offsets"),
+        ("ncm", "ncm"),
+        ("los finetune_lr 0.002", "los"),
+        ("los finetune_lr 0.002 + cosine_los finetune_lr 0.02", "auto"),
+    ],
+)
+def test_the_method_of_what_was_chosen(chosen: str | None, method: str | None) -> None:
+    assert method_of("auto", chosen) == method
 
 
 def test_images_that_were_learned_from_cannot_choose(tmp_path: Path) -> None:

@@ -107,17 +107,19 @@ def fall_line(before: float | None, after: float | None) -> str | None:
     )
 
 
-def collapse_line(before: float, after: float) -> str | None:
+def collapse_line(before: float, after: float, *, trains: bool = True) -> str | None:
     """Return what to say where the classifier of stage 2 knows its own training images much worse than that of stage 1,
     from both class-balanced accuracies on them in percent; None where it does not.
 
     It happens where features are balanced already, and where LOS's target meets a head whose row norms are bound.
+    A classifier that is computed, and not one that `trains`, has no rate and no epochs to lower.
     """
     if before - after <= FALL:
         return None
     return (
         f"warning: class-balanced accuracy on the training images fell from {before:.1f} (stage 1) to {after:.1f}: "
-        "this re-training does not suit these features; try a lower --finetune_lr, fewer epochs, another --method"
+        f"{'this re-training' if trains else 'this classifier'} does not suit these features; "
+        f"try {'a lower --finetune_lr, fewer epochs, ' if trains else ''}another --method"
     )
 
 

@@ -7,6 +7,7 @@ grows with them and with the classes as the work does.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,24 @@ def third_bounds(class_counts: np.ndarray) -> ShotBounds:
     few-shot; of classes as large as that at a bound all are medium-shot."""
     sizes, third = np.sort(class_counts), round(len(class_counts) / 3)
     return ShotBounds(int(sizes[len(sizes) - 1 - third]), int(sizes[third]))
+
+
+def thirds_fill(class_counts: np.ndarray) -> bool:
+    """Tell whether the field's bounds leave a group of classes empty, and `third_bounds` none: with fewer than three
+    classes, or classes all alike, they do not help."""
+    field, thirds = (shot_groups(class_counts, bounds) for bounds in (FIELD_BOUNDS, third_bounds(class_counts)))
+    return all(members.any() for members in thirds.values()) and not all(members.any() for members in field.values())
+
+
+def recorded_bounds(metrics: Mapping[str, Any]) -> ShotBounds:
+    """Return the bounds that a run's metrics.json groups its classes by; earlier versions had the field's alone.
+
+    Raises TypeError for what is no bounds.
+    """
+    bounds = ShotBounds(**metrics.get("shot_bounds", FIELD_BOUNDS._asdict()))
+    if not all(type(bound) is int for bound in bounds):
+        raise TypeError("shot_bounds are no whole numbers")
+    return bounds
 
 
 def prediction_report(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.long_tail import FIELD_BOUNDS, ShotBounds
-from evaluation.metrics import SHOTS
+from datasets.long_tail import ShotBounds
+from evaluation.metrics import SHOTS, recorded_bounds
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.text import counted, tell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"all": "black", "many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 MOST_JOINED = 200  # classes whose points a line joins; of more, the points are faint and the line is a running median
+NO_GLYPH = r"Glyph \d+ .*missing from"  # how matplotlib says that a font lacks a sign
 PLOTS = ("training_curves.png", "accuracy_per_class.png", "logits_per_class.png")
 
 
@@ -37,11 +42,23 @@ def draw_plots(folder: Path, metrics: dict[str, Any], log: list[dict[str, Any]])
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically, and say where no font here has the signs of a text."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)  # no display and no global pyplot state
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.filterwarnings("always", message=NO_GLYPH)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    missing = {str(one.message) for one in found if re.match(NO_GLYPH, str(one.message))}
+    for one in found:
+        if str(one.message) not in missing:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if missing:
+        tell(
+            f"note: {path}: no font here has {counted(len(missing), 'sign')} of its texts, drawn as boxes; matplotlib "
+            "draws with DejaVu Sans, its setting font.family names others",
+            file=sys.stderr,
+        )
 
 
 def training_curves(log: pd.DataFrame) -> Figure:
@@ -79,7 +96,7 @@ def accuracy_per_class(metrics: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    bounds = ShotBounds(**metrics["shot_bounds"]) if "shot_bounds" in metrics else FIELD_BOUNDS
+    bounds = recorded_bounds(metrics)
     counts = np.array(metrics["class_counts"])
     accuracy = np.array(metrics["last"]["plain"]["per_class_accuracy"], dtype=float)
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")

@@ -15,7 +15,7 @@ from evaluation.class_accuracies import MEASURES as CLASS_MEASURES
 from evaluation.intervals.correct import unpack_correct
 from evaluation.logits_magnitude import summarise
 from evaluation.measure import logits_summary
-from evaluation.metrics import SHOTS
+from evaluation.metrics import SHOTS, recorded_bounds
 from evaluation.probabilities import SCORES
 from evaluation.text_tables import headline
 from utils.errors import UserError
@@ -76,6 +76,7 @@ def refuse_damaged_run(folder: Path, metrics: dict[str, Any], config: dict[str, 
     lacking = ""
     try:
         row = csv_row(metrics, config)
+        recorded_bounds(metrics)
         accuracies = headline(metrics)["per_class_accuracy"]
         sound = np.array(accuracies, dtype=float).shape == np.array(metrics["class_counts"], dtype=float).shape
         for checkpoint, way in WAYS:

@@ -96,6 +96,21 @@ def rebalanced_cells(runs: pd.DataFrame) -> dict[str, dict[str, str]]:
     return {title: numbers_of(Line({}, runs), measures(GROUPS, "rebalanced_plain_{}"))}
 
 
+def distinguished(rows: pd.DataFrame) -> list[str]:
+    """Return the name of each row and, where rows of one name are of different settings, what not all of them have."""
+    words = []
+    for _, row in rows.iterrows():
+        ratio = [f"IF{row['imb_ratio']:g}"] if row["imb_type"] != "natural" else []
+        words.append([row["dataset"], *ratio, row["network"], *str(row["settings"]).split()])
+    of_name = rows["name"].tolist()
+    found = []
+    for name, own in zip(of_name, words, strict=True):
+        others = [each for other, each in zip(of_name, words, strict=True) if other == name]
+        apart = [word for word in own if not all(word in each for each in others)]
+        found.append(f"{name}, {' '.join(apart)}" if apart else name)
+    return found
+
+
 def repeats(rows: pd.DataFrame) -> list[Line]:
     """Return a line for each group of rows that differ in the seed alone.
 
@@ -105,10 +120,11 @@ def repeats(rows: pd.DataFrame) -> list[Line]:
     lines = []
     data = rows.groupby(SETTINGS, dropna=False)["data_sha256"].transform("nunique")
     once = [*SETTINGS, "data_sha256", "seed", "stage1_sha256"]
-    rows = rows.assign(data_sets=data, repetition=rows.groupby(once, dropna=False).cumcount())
+    repetition = rows.groupby(once, dropna=False).cumcount()
+    rows = rows.assign(data_sets=data, repetition=repetition, title=distinguished(rows))
     for _, runs in rows.groupby([*SETTINGS, "data_sha256", "repetition"], sort=False, dropna=False):
         first = runs.iloc[0]
-        name = first["name"]
+        name = first["title"]
         if first["data_sets"] > 1:
             name += f", data {first['data_sha256'].removeprefix(BY_NAMES)[:8]}"
         name += f", run {first['repetition'] + 1}" if first["repetition"] else ""

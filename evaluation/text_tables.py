@@ -115,17 +115,23 @@ def balance_notes(images: dict[str, int] | None) -> list[str]:
 
 def rebalanced_table(report: dict[str, Any]) -> str:
     """Return the table of `rebalanced_report`, with what each of its forms supposes."""
-    columns = {
-        f"{form}, {way}": report[form][way]
-        for form in ("transductive", "inductive")
-        for way in ("plain", "flip")
-        if report[form] and report[form][way]
+    forms = {
+        "transductive": "over the test images themselves, supposed balanced",
+        "inductive": "over held-out images, one image at a time",
     }
+    there = [form for form in forms if report[form]]
+    wide = any(report[form]["flip"] for form in there)  # too wide for 80 columns side by side
+    tables = [
+        measure_table(
+            {f"{form}, {way}": report[form][way] for form in group for way in ("plain", "flip") if report[form][way]},
+            MEASURES,
+        )
+        for group in ([[form] for form in there] if wide else [there])
+    ]
+    said = ";\n".join(f"{form}: {forms[form]}" for form in there)
     return (
-        f"re-balanced predictions:\n{measure_table(columns, MEASURES)}\n"
-        f"(probabilities divided by their mean over images to the power tau = {report['tau']:g};\n"
-        "transductive: over the test images themselves, supposed balanced;\n"
-        "inductive: over held-out images, one image at a time)"
+        "re-balanced predictions:\n" + "\n\n".join(tables) + "\n"
+        f"(probabilities divided by their mean over images to the power tau = {report['tau']:g};\n{said})"
     )
 
 

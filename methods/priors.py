@@ -8,6 +8,7 @@ ICLR 2021), the rest by intention. How far a training got there no recipe says; 
 """
 
 TRAIN, UNIFORM = "train", "uniform"
+STAGE1 = "stage 1"  # what `--method auto` calls the classifier that it may leave as it is
 TRAINING_METHODS = frozenset({"ce", "label_smooth", "focal", "cosine"})
 TRAINING_LOSSES = frozenset({"ce", "focal"})
 
@@ -22,3 +23,13 @@ def recipe_prior(method: str | None, loss: str | None, sampler: str | None = Non
     if method is not None:
         return TRAIN if method in TRAINING_METHODS else UNIFORM
     return TRAIN if loss is None or loss in TRAINING_LOSSES else UNIFORM
+
+
+def method_of(method: str | None, chosen: str | None) -> str | None:
+    """Return the method of a run; of `--method auto` that of the candidate which was `chosen`, None for stage 1's own
+    classifier, "auto" for an ensemble and where it was not recorded."""
+    if chosen is None or " + " in chosen:
+        return method
+    if chosen.startswith(STAGE1):
+        return None if chosen == STAGE1 else "offsets"
+    return chosen.split(" ")[0]

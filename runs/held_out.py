@@ -7,7 +7,7 @@ import torch
 
 from evaluation.prediction_sets.record import KEY, HeldOut, unpack_held_out
 from evaluation.priors.correction import Prior, assumed_prior
-from methods.priors import recipe_prior
+from methods.priors import method_of, recipe_prior
 from runs.checkpoint import Checkpoint
 
 # How a run gets them, for errors.
@@ -19,7 +19,7 @@ def assumed_of(config: dict[str, Any], class_counts: Sequence[int]) -> Prior:
 
     A checkpoint of another code base, whose configuration is empty, counts as plain cross-entropy.
     """
-    settings, method = config.get("settings", {}), config.get("method")
+    settings, method = config.get("settings", {}), method_of(config.get("method"), config.get("chosen"))
     loss = settings.get("loss")
     kind = recipe_prior(method, loss, settings.get("sampler"))
     name = f"--method {method}" if method else f"--loss {loss}" if loss else "plain cross-entropy"

@@ -116,6 +116,7 @@ CONFIG: dict[str, Check] = {
     "schema": of(int),
     "stage": one_of("stage1", "stage2"),
     "method": none_or(is_name),
+    "chosen": of(str),
     "tags": all_of(is_name),
     "command": of(str),
     "settings": of(dict),

@@ -240,7 +240,8 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     if (before.get("weights") or {}).get("sha256") != (now.get("weights") or {}).get("sha256"):
         differing.append("another file of --weights")
     differing += data_differences(before, now)
-    if "precision" in before and before["precision"] != now["precision"]:  # the first runs did not record it
+    # The first runs did not record it, and earlier ones on features named that of a network which did not run.
+    if "precision" in before and before["precision"] != now["precision"] and now["images"] is not None:
         differing.append("another --amp")
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):
         if without_kind(before.get(name)) != without_kind(now[name]):

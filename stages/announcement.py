@@ -7,7 +7,7 @@ from datasets.decode import decoder_reason
 from datasets.features import holds_features
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
-from evaluation.metrics import shot_groups
+from evaluation.metrics import shot_groups, thirds_fill
 from losses.los import optimal_gap
 from methods.plan import Plan, describe_parameters
 from runs.run_record import decode_options
@@ -50,12 +50,12 @@ def announce(loaded: LoadedModel, folder: Path) -> None:
 
 def shot_words(data: LongTailedData, given: str | None) -> str:
     """Return how many classes are in each shot group, with the bounds where they were `given` (`--shots`), and with
-    what gives others where a group of the field's bounds is empty."""
+    what gives others where a group of the field's bounds is empty and need not be."""
     groups, bounds = shot_groups(data.class_counts, data.shot_bounds), data.shot_bounds
     sizes = ", ".join(f"{int(members.sum())} {name}" for name, members in groups.items())
     if given is not None:
         return f"{sizes}: many > {bounds.many_above}, few < {bounds.few_below}"
-    return sizes if all(members.any() for members in groups.values()) else f"{sizes}; --shots {THIRDS}: by their sizes"
+    return f"{sizes}; --shots {THIRDS}: by their sizes" if thirds_fill(data.class_counts) else sizes
 
 
 def pixels(loaded: LoadedModel) -> str:
@@ -74,5 +74,7 @@ def announce_method(session: Session, plan: Plan) -> None:
     stage1, (true, other) = session.checkpoint, session.target
     assert stage1 is not None
     tell(f"stage 1: {stage1.path} ({stage1.kind}), sha256 {stage1.sha256[:16]}")
-    tell(f"method: {plan.method}, {plan.recipe.title} ({plan.recipe.citation}) {describe_parameters(plan)}")
+    source = "" if plan.recipe.citation == "-" else f" ({plan.recipe.citation})"
+    numbers = describe_parameters(plan)
+    tell(f"method: {plan.method}, {plan.recipe.title}{source}{f'; {numbers}' if numbers else ''}")
     tell(f"target: {true:.6g} for the true class, {other:.6g} for each other; gap {optimal_gap(session.target):.3f}")

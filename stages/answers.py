@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evaluation.prediction_sets.held_out import classifier_prior
+from evaluation.prediction_sets.record import HeldOut
 from evaluation.prediction_sets.thresholds import CLASSWISE, MARGINAL, class_thresholds, have, without_threshold
 from evaluation.priors.correction import Prior, prior_offsets
 from evaluation.priors.files import read_prior
@@ -36,13 +37,22 @@ class Asked:
 NOTHING = Asked()
 
 
-def source_prior(checkpoint: Checkpoint) -> Prior:
-    """Return the prior that a finished run's probabilities stand for. Raises UserError where it does not know its
-    training images."""
+def source_prior(checkpoint: Checkpoint, temperature: float) -> Prior:
+    """Return the prior that a finished run's probabilities stand for at a temperature; what was measured at another
+    one says nothing of it. Raises UserError where the run does not know its training images."""
     counts = checkpoint.config.get("class_counts")
     if counts is None:
         raise UserError(f"--test_prior: {checkpoint.path} does not say how many training images its classes have")
-    return classifier_prior(stored_held_out(checkpoint), assumed_of(checkpoint.config, counts))
+    held_out, assumed = stored_held_out(checkpoint), assumed_of(checkpoint.config, counts)
+    if held_out is not None and not is_of(held_out, temperature):
+        at = f"its own was measured at the temperature {held_out.temperature:.6g}"
+        return Prior(assumed.shares, f"{assumed.words}; {at}")
+    return classifier_prior(held_out, assumed)
+
+
+def is_of(held_out: HeldOut, temperature: float) -> bool:
+    """Tell whether what is kept of held-out images is of probabilities at this temperature."""
+    return abs(held_out.temperature - temperature) <= 1e-6 * held_out.temperature
 
 
 def stored_prior(checkpoint: Checkpoint, num_classes: int) -> Prior | None:
@@ -64,7 +74,7 @@ def ask_prior(
     checkpoint: Checkpoint, predictor: Predictor, given: str | Prior, top: int | None
 ) -> tuple[Prior, Tensor, str]:
     """Return `--test_prior`, or one that was read, for a finished run, its offsets (K,), and what is said of them."""
-    names, source = predictor.class_names, source_prior(checkpoint)
+    names, source = predictor.class_names, source_prior(checkpoint, predictor.temperature)
     prior = given if isinstance(given, Prior) else read_prior(given, names, checkpoint.config["class_counts"])
     absent = ruled_out(prior)
     if (top or 1) > len(names) - absent:
@@ -87,7 +97,7 @@ def ask_sets(
         )
     if held_out.num_classes != len(predictor.class_names):
         raise UserError(f"{checkpoint.path} is damaged: its record of held-out images is of other classes")
-    if abs(held_out.temperature - predictor.temperature) > 1e-6 * held_out.temperature:
+    if not is_of(held_out, predictor.temperature):
         raise UserError(
             f"--coverage: the thresholds are for the temperature {held_out.temperature:.6g}, not "
             f"{predictor.temperature:.6g}; leave --temperature out"

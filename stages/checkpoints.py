@@ -247,8 +247,8 @@ def checkpoint_files(path: Path) -> dict[str, Path]:
 
 
 def adopt_report(command: Command, checkpoint: Checkpoint) -> Command:
-    """Take data set, network and, unless it was given, the protocol from the checkpoint that is reported on."""
-    command = adopt_checkpoint(command, checkpoint)
-    if "protocol" not in command.given:
-        command = command.replace(protocol=checkpoint.settings().get("protocol", command.settings.protocol))
-    return command
+    """Take data set, network and, unless they were given, protocol and bounds of the shot groups from the checkpoint
+    that is reported on."""
+    command, trained = adopt_checkpoint(command, checkpoint), checkpoint.settings()
+    own = [name for name in ("protocol", "shots") if name not in command.given and name in trained]
+    return command.replace(**{name: trained[name] for name in own})

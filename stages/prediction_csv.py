@@ -196,7 +196,9 @@ def unread_line(summary: Summary) -> str:
 
 
 def summary_lines(summary: Summary, predictor: Predictor) -> list[str]:
-    """Return what is said after predicting."""
+    """Return what is said after predicting: nothing of classes where no image could be read."""
+    if not summary.images:
+        return []
     order = np.argsort(-summary.counts, kind="stable")[:MOST_FREQUENT]
     rate = (summary.images + summary.unread) / max(summary.seconds, 1e-9)
     found = int((summary.counts > 0).sum())

@@ -143,6 +143,8 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
         data = in_order_of(checkpoint, data, settings)
         refuse_other_images(checkpoint, data, warn=command.script == EVALUATE)
         report_other_constants(checkpoint, data, str(checkpoint.path))
+    if holds_features(data):
+        execution = execution.without_network()
     if command.script != EVALUATE:
         report_overlaps(data)
     data = grouped_as_asked(data, settings.shots)
@@ -180,16 +182,19 @@ def settle_execution(command: Command) -> Execution:
         compile_mode = "off"  # the collectives of synchronised batch norm would break the graph at every layer
     on_disk = settings.dataset in ON_DISK and settings.features is None
     threads = None if on_disk else settings.workers
+    amp = "off" if settings.features is not None else settings.amp  # no network runs
     gpu = settings.gpu if launch.count == 1 else launch.local_rank
     deterministic = settings.deterministic
     execution = choose_execution(
-        settings.device, gpu, settings.amp, compile_mode, threads, launch.local_count, deterministic=deterministic
+        settings.device, gpu, amp, compile_mode, threads, launch.local_count, deterministic=deterministic
     )
     on_cuda = execution.device.type == "cuda"
     idle = {"workers": on_cuda and not on_disk, "gpu": not on_cuda or launch.count > 1}
     for name, has_none in idle.items():
         flags = [f"--{name}"] if has_none and name in command.given else []
         report_unused(command.script, flags, f" on {execution.device.type}")
+    if settings.features is not None and "amp" in command.given:
+        report_unused(command.script, ["--amp"], " with features: classifiers are computed in fp32")
     connect(launch, execution.device)
     return execution
 

@@ -80,7 +80,7 @@ def probe_command(command: Command) -> Command:
     """Return the command of the stage 1 of no epochs on the `--weights` of a stage 2."""
     # Of what both stages read, and a report does not, the flags given are stage 2's.
     of_stage2 = ("seed", "label_smooth", *(name for name, flag in FLAGS.items() if flag.read_by == TRAINING))
-    of_stage2 += with_facet(Facet.MEASURE)
+    of_stage2 += tuple(name for name in with_facet(Facet.MEASURE) if name != "shots")
     flags = flags_of(command, STAGE1, without=of_stage2)
     seed = stage1_seed(command.settings)
     return parse_command(STAGE1, "", [*flags, "--epochs", "0", "--seed", str(seed), "--reuse"])
@@ -120,7 +120,7 @@ def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     runs = map(read_config, seed_folder(command.settings, seed).glob("stage1*/config.json"))
     same = (config.get("settings", {}).get("holdout", 0) == command.settings.holdout for config in runs)
     if not from_main(any(same) if is_main() else False):  # a slower process would see what the first has begun
-        names = ("features", "holdout", "out", "device", "gpu", "workers")
+        names = ("features", "holdout", "out", "device", "gpu", "workers", "shots")
         flags = flag_words(STAGE1, {name: command.given[name] for name in names if name in command.given})
         tell(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
         train_probe(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), given)

@@ -61,4 +61,4 @@ def of_rows(measured: Sequence[dict[str, Any]]) -> tuple[dict[str, float], str]:
         )
         scores.setdefault(flags, []).append(float(record))
     means = {flags: sum(values) / len(values) for flags, values in scores.items()}
-    return means, HELD_OUT if held_out else "the test images, which say too much of a winner that they chose,"
+    return means, HELD_OUT if held_out else "the test images (too good a number, since they chose it)"

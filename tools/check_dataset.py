@@ -27,7 +27,7 @@ from datasets.long_tail import FIELD_BOUNDS, LongTailedData, Profile
 from datasets.on_disk.folder_splits import with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, LIST_FLAGS, Facts, find_lists, list_files
 from datasets.on_disk.listed_split import ListedSplit, join
-from evaluation.metrics import shot_groups
+from evaluation.metrics import shot_groups, thirds_fill
 from evaluation.plots import save_figure
 from settings.checks import check_value
 from settings.fields import FLAGS, STAGE1
@@ -140,7 +140,7 @@ def report_text(report: dict[str, Any]) -> str:
         pd.DataFrame(report["parts"]).T.to_string(),
         f"imbalance factor {report['imbalance_factor']:.1f} ({train['largest']} / {train['smallest']}): the training "
         "images of the largest class over those of the smallest",
-        *shot_lines(report["shots"]),
+        *shot_lines(np.array(report["class_counts"])),
         *([classes.to_string()] if len(classes) <= NAMED else []),
         *(f"list {path}: sha256 {digest}" for path, digest in report["lists"].items()),
         *report["reading"],
@@ -150,15 +150,15 @@ def report_text(report: dict[str, Any]) -> str:
     return "\n".join([*lines, *file_lines(report["files"]), *verdict(report)])
 
 
-def shot_lines(shots: dict[str, int]) -> list[str]:
+def shot_lines(class_counts: np.ndarray) -> list[str]:
     """Return how the classes fall into the groups that reports are made for, and what to do where one is empty."""
-    many, few = FIELD_BOUNDS
+    (many, few), shots = FIELD_BOUNDS, shot_counts(class_counts)
     lines = [
         f"shots: {shots['many']} many (> {many}), {shots['medium']} medium ({few} to {many}), "
         f"{shots['few']} few (< {few})",
         "(groups of classes by their training images, for which accuracies are reported)",
     ]
-    if 0 in shots.values():
+    if thirds_fill(class_counts):
         lines.append("a group is empty: --shots thirds groups these classes by their own sizes")
     return lines
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from evaluation.csv_files import csv_text
 from evaluation.intervals.comparison import MEASURES, Sample
 from evaluation.intervals.findings import Findings, Group, compare_groups, missing_note, sample_of
+from evaluation.metrics import recorded_bounds
 from evaluation.plots import COLOURS, save_figure
 from evaluation.run_rows import GROUPS, SETTINGS, csv_row, read_run, run_name
 from evaluation.shown_tables import compared_tables, repeats, tables_markdown, tables_text
@@ -76,6 +77,19 @@ def read_once(folders: Sequence[Path]) -> list[tuple[dict[str, Any], dict[str, A
         runs.append(run)
         seen.append(folder)
     return runs
+
+
+def bounds_notes(runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Return what is said of runs that group their classes by different bounds."""
+    of_run = [recorded_bounds(metrics) for metrics, _ in runs]
+    if len(set(of_run)) < 2:
+        return []
+    lines = {
+        f"many > {many}, few < {few} in {', '.join(dict.fromkeys(names))}": None
+        for many, few in dict.fromkeys(of_run)
+        for names in [[run_name(*run) for run, own in zip(runs, of_run, strict=True) if own == (many, few)]]
+    }
+    return [f"classes are grouped in different ways, so compare many, medium and few with care: {'; '.join(lines)}"]
 
 
 def place_of(reference: Path | None, runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> int:
@@ -177,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         note for metrics, _ in runs for note in balance_notes(headline(metrics).get("test_images"))
     ):
         say(line)
-    for line in missing_note(missing):
+    for line in [*missing_note(missing), *bounds_notes(runs)]:
         say(line)
     tell(tables_text(tables))
     if findings is not None:

@@ -98,7 +98,7 @@ def metadata_of(subject: Subject) -> dict[str, str]:
         "method": checkpoint.config.get("method"),
     }
     if checkpoint.config.get("class_counts") is not None:
-        own = source_prior(checkpoint)
+        own = source_prior(checkpoint, predictor.temperature)
         entries["prior"] = {"shares": own.shares.tolist(), "words": own.words}
     if subject.prior is not None:
         entries["test_prior"] = {"shares": subject.prior.shares.tolist(), "words": subject.prior.words}

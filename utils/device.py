@@ -58,6 +58,12 @@ class Execution:
         """Return the same without autocast: a classifier on cached features gains nothing from bf16."""
         return dataclasses.replace(self, bf16=False)
 
+    def without_network(self) -> "Execution":
+        """Return the same for features that are given: classifiers alone are computed, in full precision."""
+        kept = [line for line in self.reasons if not line.startswith(("precision:", "step:"))]
+        reasons = (*kept[:1], "precision: fp32 (features are given: no network runs)", *kept[1:])
+        return dataclasses.replace(self, bf16=False, compile=False, reasons=reasons)
+
     def place(self, model: Placed) -> Placed:
         """Move a network to the device, channels-last, its backbone `features` compiled (its keys keep their names).
 

@@ -23,6 +23,7 @@ from utils.files import make_folder, read_json, write_json
 from utils.text import tell
 
 STAT_THREADS = 16  # a network disk answers many at once
+FORMAT = 1  # of kept features: raise it when a change of the code changes their numbers
 COUNTER = "num_batches_tracked"  # of a batch norm: no feature depends on it
 
 
@@ -47,7 +48,7 @@ def split_dependencies(loaded: LoadedModel, backbone: str) -> dict[str, dict[str
     for name in ("checkpoint", "identity", "class_names"):
         del depends[name]
     settings = loaded.settings
-    network = {"backbone": backbone, "network": f"{settings.network} {settings.stem}"}
+    network = {"format": FORMAT, "backbone": backbone, "network": f"{settings.network} {settings.stem}"}
     return {name: {**network, **depends, "rows": rows} for name, rows in row_dependencies(loaded.data).items()}
 
 

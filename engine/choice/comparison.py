@@ -6,6 +6,7 @@ a command line of stage 2, fitted in each fold and measured on the rows that it 
 their logits, each divided by its spread over the training rows.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from engine.frozen_features import FrozenFeatures
 from engine.many_heads import HeadTrainer, train_heads
 from evaluation.intervals.criteria import CRITERIA, Compared, best_of, compare_classifiers
 from evaluation.metrics import fit_temperature
+from methods import priors
 from methods.linear_probe import fit_probe
 from methods.offsets import fit_offsets
 from methods.plan import Plan
@@ -30,7 +32,7 @@ from models.monotone_norms import MonotoneNorms
 from utils.device import Execution
 from utils.text import tell
 
-STAGE1 = "stage 1"  # the first candidate, which all others are compared with
+STAGE1 = priors.STAGE1  # the first candidate, which all others are compared with
 OFFSETS = "stage 1, offsets fitted on held-out images"
 BATCH = 256  # images a step, with rates in proportion: four times those of 64
 # Command lines of stage 2 that are tried: rates in the published unit.
@@ -134,7 +136,7 @@ class Comparison:
         others = [row for row in order if row["candidate"] not in (STAGE1, best["candidate"])][: 6 - bool(self.winner)]
         shown = [row for row in order if row in (best, *others, self.rows[0])]
         lines = [
-            f"{row[self.criterion]:8.2f}  {row['difference']:+6.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  "
+            f"{row[self.criterion]:8.2f}  {row['difference']:+6.2f} {ends_text(row['low'], row['high'])}  "
             f"{row['candidate']}"
             for row in shown
         ]
@@ -152,6 +154,11 @@ class Comparison:
         if self.names[self.winner] == first["candidate"]:
             return ""
         return ", of those that are not told apart from the first the one with the least NLL"
+
+
+def ends_text(low: float, high: float) -> str:
+    """Return the ends of an interval as text, NaN as none."""
+    return "[-, -]" if math.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
 
 
 def choose_classifier(
@@ -178,11 +185,13 @@ def choose_classifier(
         labels.append(index)
         tell(f"compared on {sum(map(len, labels))} held-out images", flush=True)
     seen = torch.cat(labels).cpu().numpy()
+    # One that diverged in a fold is left out: its other folds are not all rows.
+    whole = {name: own for name, own in outcomes.items() if len(own.correct) == len(labels)}
     correct, nll = (
-        np.stack([np.concatenate(getattr(own, name)) for own in outcomes.values()]) for name in ("correct", "nll")
+        np.stack([np.concatenate(getattr(own, name)) for own in whole.values()]) for name in ("correct", "nll")
     )
     compared = compare_classifiers(correct, nll, seen, trainer.num_classes, criterion)
-    comparison = Comparison(list(outcomes), compared, criterion, best_of(compared, criterion), len(seen))
+    comparison = Comparison(list(whole), compared, criterion, best_of(compared, criterion), len(seen))
     if held_out is None and compared[0].scores["balanced"] > MEMORISED:
         tell("held-out rows are as easy as those learned from: the features may have been trained on them")
     winner = comparison.names[comparison.winner]

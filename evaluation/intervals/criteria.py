@@ -44,7 +44,8 @@ def compare_classifiers(
     """Return every criterion of each of M classifiers, and its difference to the first by `criterion`.
 
     `correct` (M, N) says which images each gets right, `nll` (M, N) the negative log-likelihood of their labels (N,).
-    The interval of 95 % is that of a bootstrap over the images of each class, paired: all see the same draws.
+    The interval of 95 % is that of a bootstrap over the images of each class, paired: all see the same draws. As in
+    tables, the harmonic mean has none, NaN, where either has a class of which no image is right.
     """
     order = np.argsort(labels, kind="stable")
     images = np.bincount(labels, minlength=num_classes)
@@ -55,11 +56,17 @@ def compare_classifiers(
     }
     drawn = drawn_scores(values[criterion], images, criterion, seed)
     sign = -1.0 if criterion == "nll" else 1.0
+    ends = (-np.inf, np.inf) if criterion == "nll" else (-100.0, 100.0)
     top = int((sign * found[criterion]).argmax())
+    guessed = (found["worst"] == 0) & (criterion == "harmonic")
 
     def to(other: int, place: int) -> Interval:
+        if place == other:
+            return Interval(0.0, 0.0, 0.0)
         value = sign * float(found[criterion][place] - found[criterion][other])
-        return interval(value, sign * (drawn[:, place] - drawn[:, other]))
+        if guessed[place] or guessed[other]:
+            return Interval(value, np.nan, np.nan)
+        return interval(value, sign * (drawn[:, place] - drawn[:, other]), within=ends)
 
     compared = []
     for place in range(len(correct)):

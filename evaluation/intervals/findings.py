@@ -144,6 +144,11 @@ def number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else f"{value:{form}}"
 
 
+def p_text(p: float) -> str:
+    """Return a p-value as text: none is 0."""
+    return "< 0.001" if p < 0.001 else number(p, ".3f")
+
+
 def difference_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> dict[str, pd.DataFrame]:
     """Return a table a measure: each difference, the ends of its interval, and what it comes to."""
     import pandas as pd
@@ -154,7 +159,7 @@ def difference_tables(rows: pd.DataFrame, labels: Sequence[str], what: str) -> d
         for _, row in rows[rows["measure"] == measure].iterrows():
             ends = {"difference": "value", "low": "low", "high": "high"}
             cells = {title: number(row[name], "+.2f") for title, name in ends.items()}
-            cells |= {"p, Holm": number(row["p_holm"], ".3f")} if len(labels) == 1 else {}
+            cells |= {"p, Holm": p_text(row["p_holm"])} if len(labels) == 1 else {}
             lines.append({**{name: row[name] for name in labels}, **cells, "verdict": row["verdict"]})
         tables[f"{TITLES[measure]}, difference {what}"] = pd.DataFrame(lines)
     return tables

@@ -95,17 +95,13 @@ def sets_report(
 
 def sets_text(report: dict[str, Any]) -> str:
     """Return the table of `sets_report`, with what has to be known to read it."""
-    groups = ("all", *SHOTS)
     rows = [
-        {
-            "sets": kind,
-            **{f"covered, {group}": report[kind]["coverage"][group] for group in groups},
-            **{f"size, {group}": report[kind]["size"][group] for group in groups},
-        }
-        for kind in KINDS
+        {"": f"{words}, {group}", **{kind: report[kind][measure][group] for kind in KINDS}}
+        for measure, words in (("coverage", "covered"), ("size", "size"))
+        for group in ("all", *SHOTS)
     ]
     always = report["classes_in_every_set"]
-    few = f"; {have(always)} too few of them for an own threshold: in every set" if always else ""
+    few = f"; {have(always)} too few of them for an own threshold: in every classwise set" if always else ""
     holds = "whose classes are as frequent as theirs" if report["prior"] is None else "that follow the test prior"
     return (
         f"prediction sets, coverage {report['asked']:g} % asked, plain test images:\n{to_text(rows)}\n"

@@ -92,5 +92,8 @@ def reading_error(path: Path, error: Exception, trust_pickle: Trust = None) -> U
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's text, or its type where it has none; of `torch.load`'s, whose first lines
+    advise to run code of the file, the one that names the cause."""
+    if cause := re.search(r"WeightsUnpickler error:\s*(.+)", str(error)):
+        return cause[1][:200]
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

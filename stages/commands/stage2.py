@@ -32,7 +32,7 @@ from settings.fields import STAGE2
 from settings.resolve import Command
 from settings.stage2_plan import plan_of
 from stages.announcement import announce_method
-from stages.commands.comparison_files import write_comparison
+from stages.commands.comparison_files import record_choice, write_comparison
 from stages.session import open_session
 from stages.start import find_start
 from utils.text import tell
@@ -57,14 +57,18 @@ def run_stage2(command: Command) -> dict[str, Any]:
     before = 0.0 if moving else balanced_training_accuracy(start, session.images)
     held_out = None if moving else balanced_held_out_accuracy(start, session.images)
     comparison = choose(session, plan, frozen) if plan.recipe.compares else None
+    if comparison is not None:
+        record_choice(session.run, comparison)
     training = no_training(session.model.fc) if plan.recipe.compares else plan_training(session, plan, frozen)
     history, logits_of = fit(session, training, network_features(session) if moving else frozen.plain)
     history.train_seconds += 0.0 if comparison is None else comparison.seconds
     metrics = finish_run(session, history, logits_of)
-    if line := collapse_line(before, balanced_training_accuracy(logits_of, session.images)):
-        tell(line)
-    if comparison is not None:
+    if comparison is not None:  # rows that no candidate has seen have chosen: those that stage 1 knows say less
         write_comparison(session.run.folder, comparison)
+    elif line := collapse_line(
+        before, balanced_training_accuracy(logits_of, session.images), trains=plan.recipe.trains
+    ):
+        tell(line)
     if line := fall_line(held_out, balanced_held_out_accuracy(logits_of, session.images)):
         tell(line)
     return metrics

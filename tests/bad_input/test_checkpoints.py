@@ -397,3 +397,10 @@ def test_a_card_that_is_missing_leaves_the_file_as_it_is(home: Path) -> None:
     Path("released.json").unlink()
     after = load_checkpoint(Path("released.safetensors"))
     assert after.sha256 == before.sha256 and after.config == before.config
+
+
+def test_a_text_is_no_checkpoint_and_nobody_is_told_to_run_it(tmp_path: Path) -> None:
+    """PyTorch's own words are that reading it with `weights_only=False` "will likely succeed"."""
+    (tmp_path / "README.md").write_text("# A page of text")
+    line = refused("evaluate", "--pretrained_pth", tmp_path / "README.md")
+    assert "README.md is damaged or not a checkpoint (Unsupported operand 35)" in line and "weights_only" not in line

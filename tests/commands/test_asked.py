@@ -111,6 +111,22 @@ def test_predictions_under_a_prior_and_their_sets(held: Path, photos: Path, tmp_
     assert "1 class has too few of them" in out and ": in every set" in out
 
 
+def test_a_prior_that_was_measured_at_another_temperature_says_nothing(
+    held: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Flatter probabilities stand for flatter shares: the ones that cross-entropy leaves are what is known of them."""
+    images = ("--pretrained_pth", held, "--images", photos / "test", "--top", 3, "--temperature", 3)
+    usual, _ = predicted(tmp_path, *images)
+    flat, out = predicted(tmp_path, *images, "--test_prior", "balanced")
+    counts = dict(zip(COLOURS, load_checkpoint(held / "last.pth").config["class_counts"], strict=True))
+    ratio = {}
+    for row in flat:
+        (before,) = (one for one in usual if (one["file"], one["class"]) == (row["file"], row["class"]))
+        value = float(row["probability"]) / float(before["probability"]) * counts[row["class"]]
+        assert value == pytest.approx(ratio.setdefault(row["file"], value), rel=1e-4)
+    assert "that of the training images, as --loss ce leaves it; its own was measured at the temperature" in out
+
+
 def test_a_released_file_answers_too(held: Path, photos: Path, tmp_path: Path) -> None:
     release([str(held), str(tmp_path / "own.safetensors")])
     images = ("--images", photos / "test", "--coverage", 0.6)
@@ -251,6 +267,11 @@ def test_a_training_groups_as_asked_too(tmp_path: Path) -> None:
         assert all(groups[shots[str(label)]][label] for label in range(10))
         log = list(csv.DictReader((folder / "log.csv").open()))
         assert float(log[-1]["plain_few"]) == pytest.approx(report["few"])
+        again = tmp_path / "again.json"
+        for given, same in ((), True), (("--shots", "100,20"), False):  # as the run did, unless others are given
+            succeed("evaluate", "--pretrained_pth", folder, "--json", again, *given)
+            found = read(again)["checkpoints"]["last"]["plain"]
+            assert ([found[name] for name in groups] == [report[name] for name in groups]) is same
     assert "--shots" in refused("reproduce", "unified", "--dataset", "digits", "--shots", "thirds")
 
 

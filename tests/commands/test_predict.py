@@ -299,6 +299,13 @@ def test_images_that_cannot_be_read(runs: dict[str, Path], photos: Path, tmp_pat
     assert set(os.listdir(tmp_path)) == {"some", "predictions.csv"}
 
 
+def test_where_nothing_can_be_read_no_class_is_counted(runs: dict[str, Path]) -> None:
+    Path("1.jpg").write_bytes(b"no image")
+    outcome = run("predict", "--pretrained_pth", runs["stage1"], "--images", "1.jpg", "--workers", 0)
+    assert outcome.status == 1 and "1 of 1 images could not be read" in outcome.err
+    assert "mean probability" not in outcome.out and "predicted classes" not in outcome.out
+
+
 def test_a_file_that_is_there_stays(runs: dict[str, Path], photos: Path) -> None:
     both = ("--pretrained_pth", runs["stage1"], "--images", photos / "test" / "red")
     Path("predictions.csv").write_text("mine")

@@ -128,3 +128,4 @@ def test_a_re_training_that_forgets_its_training_images_says_so(before: float, a
     assert (line is not None) == warns
     if line is not None:
         assert "from 99.3 (stage 1) to 91.2" in line and "\n" not in line
+        assert "fewer epochs" in line and "epochs" not in str(collapse_line(before, after, trains=False))

@@ -15,9 +15,11 @@ from engine.choice.comparison import (
     OFFSETS,
     STAGE1,
     TRIED,
+    Comparison,
     choose_classifier,
     class_offsets,
     cross_fitted,
+    fit_all,
     name_of,
     pairs,
     put_in,
@@ -27,6 +29,7 @@ from engine.choice.comparison import (
 )
 from engine.many_heads import HeadTrainer
 from evaluation.intervals.criteria import CRITERIA, best_of, compare_classifiers
+from methods.priors import method_of
 from models.heads import HEADS, build_head
 from models.linear_cosine import empty_linear_cosine
 from models.linear_head import Linear
@@ -139,6 +142,28 @@ def test_the_interval_is_that_of_the_normal_approximation() -> None:
     assert one.high - one.difference == pytest.approx(1.96 * error, rel=0.15)
 
 
+def test_a_harmonic_mean_with_a_lost_class_has_no_interval() -> None:
+    """As in tables: of a class without a right image nobody knows how rarely it is right."""
+    correct, nll, labels = outcomes()
+    correct[0, labels == 3] = False
+    first, *others = compare_classifiers(correct, nll, labels, 4, "harmonic")
+    assert first[1:4] == (0, 0, 0)
+    for one in others:
+        assert one.difference > 0 and np.isnan([one.low, one.high]).all() and not one.apart
+    text = Comparison(["stage 1", "a", "b"], [first, *others], "harmonic", 1, len(labels)).text()
+    assert "[-, -]  a" in text and "nan" not in text and text.endswith("not told apart from stage 1 on these images")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_ends_are_differences_that_can_be(criterion: str) -> None:
+    labels = np.repeat(np.arange(4), 3)
+    correct = np.zeros((2, 12), dtype=bool)
+    correct[1] = True
+    correct[:, ::3] = [[True], [False]]
+    one = compare_classifiers(correct, 0.1 + ~correct, labels, 4, criterion)[1]
+    assert one.low <= one.difference <= one.high and (criterion == "nll" or -100 <= one.low <= one.high <= 100)
+
+
 def test_of_equal_ones_the_first_wins() -> None:
     correct = np.ones((3, 4), dtype=bool)
     assert best_of(compare_classifiers(correct, np.zeros((3, 4)), np.arange(4), 4, "balanced"), "balanced") == 0
@@ -203,6 +228,21 @@ def test_offsets_are_fitted_on_the_other_half() -> None:
 
 
 @pytest.mark.usefixtures("few")
+def test_a_candidate_that_diverges_in_one_fold_is_left_out(cpu: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def fit(fold: HeadTrainer, plans: Any) -> dict[str, nn.Linear]:
+        heads = fit_all(fold, plans)
+        made.append(list(heads)[-1])
+        return {name: head for name, head in heads.items() if len(made) != 2 or name != made[0]}
+
+    monkeypatch.setattr(engine.choice.comparison, "fit_all", fit)
+    _, comparison = choose_classifier(trainer_on(cpu, arrays(noise=1.5)), None, plan, "balanced")
+    assert len(made) == 2 and len(set(made)) == 1
+    assert STAGE1 in comparison.names and not any(made[0] in name for name in comparison.names)
+
+
+@pytest.mark.usefixtures("few")
 def test_nothing_helps_where_stage_1_is_right(cpu: Execution) -> None:
     own = arrays(noise=0.01)
     head, comparison = choose_classifier(trainer_on(cpu, own), None, plan, "balanced")
@@ -250,6 +290,36 @@ def test_a_run_is_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "not used" in succeed("main_stage2", "--features", "mine.npz", "--method", "tau_norm", "--criterion", "all").err
     )
     succeed(*line, "--overwrite")
+
+
+@pytest.mark.usefixtures("few")
+def test_a_run_stands_for_the_prior_of_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stage 1 stays, its probabilities follow the training images; they would be taken for balanced ones."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", **arrays(noise=0.01))
+    succeed("main_stage2", "--features", "mine.npz", "--method", "auto")
+    folder = next(Path("checkpoints").rglob("stage2_auto"))
+    assert read(folder / "config.json")["chosen"] == STAGE1
+    line = ("evaluate", "--features", "mine.npz", "--cur_stage", "stage2", "--method", "auto")
+    out = succeed(*line, "--test_prior", "balanced", "--json", "r.json").out
+    assert "that of the training images, as --loss ce leaves it" in out
+    shares = read(Path("r.json"))["checkpoints"]["last"]["test_prior"]["classifier_shares"]
+    assert shares == pytest.approx((np.array(COUNTS) / sum(COUNTS)).tolist())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "method"),
+    [
+        (None, "auto"),
+        (STAGE1, None),
+        (OFFSETS, "offsets"),
+        ("ncm", "ncm"),
+        ("los finetune_lr 0.002", "los"),
+        ("los finetune_lr 0.002 + cosine_los finetune_lr 0.02", "auto"),
+    ],
+)
+def test_the_method_of_what_was_chosen(chosen: str | None, method: str | None) -> None:
+    assert method_of("auto", chosen) == method
 
 
 def test_images_that_were_learned_from_cannot_choose(tmp_path: Path) -> None:

@@ -119,6 +119,18 @@ def test_other_arithmetic_and_other_pixels_have_features_of_their_own(
     assert computed == anew
 
 
+def test_features_of_other_code_are_computed_again(
+    begun: Path, out: Path, computed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrain(begun, out)
+    computed.clear()
+    monkeypatch.setattr("engine.cache.dependencies.FORMAT", 10**6)
+    (last,) = begun.rglob("stage1*/last.pth")
+    line = ("main_stage2", "--dataset", "digits", "--device", "cpu", "--pretrained_pth", last, "--method", "ce")
+    told = succeed(*line, "--out", out).out
+    assert computed >= SPLITS and "computed anew, since these are of another version of this project" in told
+
+
 def test_other_weights_have_features_of_their_own(begun: Path, out: Path, computed: set[str]) -> None:
     """Batch norm that moves makes another backbone, and so does one number of it."""
     retrain(begun, out)

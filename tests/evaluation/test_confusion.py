@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_score
 
 from datasets.long_tail import ShotBounds
-from evaluation.metrics import SHOTS, prediction_report, shot_groups, third_bounds
+from evaluation.metrics import SHOTS, prediction_report, shot_groups, third_bounds, thirds_fill
 from evaluation.per_class.confusion import (
     WORST_PAIRS,
     class_table,
@@ -23,6 +23,7 @@ from evaluation.per_class.confusion import (
 )
 from evaluation.per_class.page import Picture, Section, page_html
 from evaluation.per_class.texts import classes_text
+from evaluation.text_tables import rebalanced_table
 
 COUNTS = np.array([500, 300, 90, 60, 20, 10, 5])  # 2 many, 3 medium, 2 few
 NAMES = ["a" * 60, "<b>", "c", "d", "e", "f", "=g"]
@@ -129,6 +130,33 @@ def test_thirds_group_the_classes_by_their_sizes(counts: list[int], wanted: tupl
     groups = shot_groups(sizes, third_bounds(sizes))
     assert tuple(int(groups[name].sum()) for name in SHOTS) == wanted
     assert (np.stack(list(groups.values())).sum(axis=0) == 1).all()
+
+
+def test_re_balanced_predictions_fit_and_say_what_is_there(drawn: tuple[torch.Tensor, torch.Tensor]) -> None:
+    own = prediction_report(*drawn, COUNTS)
+    both = {"plain": own, "flip": own}
+    text = rebalanced_table({"tau": 1.0, "transductive": both, "inductive": both})
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("transductive") == 3 and text.count("inductive") == 3 and text.count("macro F1") == 2
+    once = {"plain": own, "flip": None}
+    text = rebalanced_table({"tau": 1.0, "transductive": once, "inductive": once})
+    assert max(map(len, text.splitlines())) <= 80 and text.count("macro F1") == 1
+    text = rebalanced_table({"tau": 1.0, "transductive": once, "inductive": None})
+    assert "inductive" not in text and text.endswith("supposed balanced)")
+
+
+@pytest.mark.parametrize(
+    ("counts", "helps"),
+    [
+        ([40, 15, 5], True),
+        ([20, 20, 20], False),  # all alike
+        ([40, 5], False),  # no third group
+        ([20, 20, 20, 5], False),
+        ([500, 50, 5], False),  # the field's bounds leave none empty
+    ],
+)
+def test_thirds_are_advised_where_they_leave_no_group_empty(counts: list[int], helps: bool) -> None:
+    assert thirds_fill(np.array(counts)) is helps
 
 
 def test_reports_group_by_the_bounds_that_they_are_given(drawn: tuple[torch.Tensor, torch.Tensor]) -> None:

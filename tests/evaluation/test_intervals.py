@@ -10,7 +10,7 @@ from evaluation.class_accuracies import ZERO_AS
 from evaluation.intervals.bootstrap import SCORES, bootstrap, class_accuracies, interval, resampled_accuracies, scores
 from evaluation.intervals.comparison import Resampled, Sample, differences, intervals, sample
 from evaluation.intervals.correct import pack_correct, unpack_correct
-from evaluation.intervals.findings import Group, compare_groups, headline_text
+from evaluation.intervals.findings import Group, compare_groups, headline_text, p_text
 from evaluation.intervals.paired import bootstrap_p, holm, mcnemar
 from utils.errors import UserError
 
@@ -270,3 +270,8 @@ def test_an_accuracy_has_no_interval_beyond_its_bounds() -> None:
     drawn = np.linspace(0, 12, 100)
     assert interval(1.0, drawn).low < 0
     assert interval(1.0, drawn, within=(0, 100)).low == 0
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0002, "< 0.001"), (0.001, "0.001"), (0.0996, "0.100"), (np.nan, "-")])
+def test_no_p_value_is_shown_as_0(p: float, text: str) -> None:
+    assert p_text(p) == text

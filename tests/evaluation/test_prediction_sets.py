@@ -131,6 +131,11 @@ def test_the_report_counts_by_group() -> None:
     assert marginal["size"]["all"] == 0.75 and marginal["empty"] == 25
     text = sets_text(report)
     assert "120 held-out images" in text and "as frequent as theirs" in text and "too few" not in text
+    assert [line.split() for line in text.splitlines()[2:5]] == [
+        ["covered,", name, *(f"{report[kind]['coverage'][name]:.2f}" for kind in KINDS)]
+        for name in ("all", "many", "medium")
+    ]
+    assert max(map(len, text.splitlines()[1:10])) <= 80 and text.splitlines()[9].split()[:2] == ["size,", "few"]
     assert "2 classes have too few" in sets_text(sets_report(logits, labels, counts, held_out, 0.98))
 
 

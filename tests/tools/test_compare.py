@@ -114,6 +114,22 @@ def test_test_images_that_are_not_balanced_are_said(
     assert len(notes) == 2 and "not balanced, 2 to 50 of a class" in notes[0] and "3 classes have no test" in notes[1]
 
 
+def test_groups_by_different_bounds_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same, other = varied(run, tmp_path / "same", 1), varied(run, tmp_path / "other", 2)
+    assert shown(capsys, run, same)[1] == ""
+    metrics = read(other / "metrics.json")
+    write_json(other / "metrics.json", {**metrics, "shot_bounds": {"many_above": 30, "few_below": 10}})
+    note = "many > 100, few < 20 in stage 1; many > 30, few < 10 in stage 1\n"
+    assert shown(capsys, run, other)[1].endswith(note)
+    for damaged in (None, {"many_above": 30}, {"many_above": "a", "few_below": 10}):
+        write_json(other / "metrics.json", {**metrics, "shot_bounds": damaged})
+        with pytest.raises(UserError, match="damaged"):
+            read_run(other)
+    del metrics["shot_bounds"]  # an earlier version's
+    write_json(other / "metrics.json", metrics)
+    assert shown(capsys, run, other)[1] == ""
+
+
 # Intervals and paired tests
 
 
@@ -134,12 +150,30 @@ def test_the_headline_has_its_interval_and_a_paired_test(
     text, rows = capsys.readouterr().out, pd.read_csv(file)
     assert (rows["headline_all"] == rows["last_plain_all"]).all()
     assert (rows["headline_all_low"] < rows["headline_all"]).all()
-    assert pd.isna(rows["reference"][0]) and rows["reference"][1] == "stage 1"
+    assert pd.isna(rows["reference"][0]) and rows["reference"][1] == "stage 1, epochs1 width4"
     assert rows["difference_all"][1] == pytest.approx(rows["headline_all"][1] - rows["headline_all"][0])
     assert rows["difference_all_low"][1] < rows["difference_all"][1] < rows["difference_all_high"][1]
-    assert "Accuracy, difference to stage 1 in points, headline:" in text and text.count("bootstrap over the test") == 1
+    assert (
+        "Accuracy, difference to stage 1, epochs1 width4 in points, headline:" in text
+        and text.count("bootstrap over the test") == 1
+    )
     compare.main([str(run), str(other), "--reference", str(other)])
-    assert "difference to stage 1, line 2 in points" in capsys.readouterr().out
+    assert "difference to stage 1, epochs2 in points" in capsys.readouterr().out
+
+
+def test_lines_of_one_name_say_how_they_differ(run: Path, tmp_path: Path) -> None:
+    tags = read(run / "config.json")["tags"]
+    held, small = varied(run, tmp_path / "a", tags=[*tags, "holdout0.2"]), varied(run, tmp_path / "b")
+    write_json(small / "metrics.json", {**read(small / "metrics.json"), "network": "resnet20"})
+    again = varied(run, tmp_path / "c", seed=1)
+
+    def names(*folders: Path) -> list[str]:
+        rows = pd.DataFrame([csv_row(*read_run(folder)) for folder in folders])
+        return compared_tables(rows)["Runs"]["run"].tolist()
+
+    assert names(run, again) == ["stage 1"]
+    assert names(run, held, again) == ["stage 1", "stage 1, holdout0.2"]
+    assert names(run, small) == ["stage 1, resnet8", "stage 1, resnet20"]
 
 
 def other_test_images(config: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tests.helpers import SCRIPTS, contents, folder_of, read, refused, run, stag
 from tools import compare, release
 from tools.export_features import export_features
 from utils.errors import UserError
-from utils.files import sha256_file
+from utils.files import sha256_file, write_json
 
 COUNTS = [40, 20, 10, 5, 3]
 EXPERIMENT = "own_mine_naturalIF13.33_features"
@@ -104,6 +104,24 @@ def test_stage_2_trains_the_missing_classifier_first_and_uses_it_again() -> None
     assert read(folder / "stage2_los_finetune_epoch2" / "config.json")["stage1"]["sha256"] == sha256_file(
         folder / "stage1" / "last.pth"
     )
+
+
+def test_the_record_names_the_precision_of_classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network runs on features, so bf16 units of the CPU have no part in any number, and `--amp` has no effect."""
+    monkeypatch.setattr("utils.device.has_bf16_units", lambda: True)
+    file = write(clusters())
+    for more in ((), ("--amp", "bf16", "--overwrite")):
+        outcome = succeed("main_stage2", "--features", file, *SHORT, *more)
+        assert ("not used by main_stage2 with features" in outcome.err) == bool(more)
+        assert "precision: fp32 (features are given: no network runs)" in outcome.out and "bf16" not in outcome.out
+        for stage in ("stage1", "stage2"):
+            config = read(made(stage) / "config.json")
+            assert config["precision"] == config["parts"][0]["precision"] == "fp32"
+    for stage in ("stage1", "stage2"):  # one of an earlier version is used, and gone on with, as it is
+        config = read(made(stage) / "config.json")
+        write_json(made(stage) / "config.json", {**config, "precision": "bf16"})
+    assert "training one" not in succeed("main_stage2", "--features", file, *SHORT, "--reuse").out
+    succeed("main_stage1", "--features", file, "--resume")
 
 
 def test_held_out_images_without_a_finite_temperature_are_named_as_the_reason() -> None:

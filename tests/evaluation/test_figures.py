@@ -1,0 +1,32 @@
+"""Figures: what is said where they cannot show a text, and that other warnings are not lost."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from evaluation.plots import save_figure
+
+
+def figure_of(text: str) -> Figure:
+    figure = Figure()
+    figure.subplots().set_title(text)
+    return figure
+
+
+def test_signs_that_no_font_has_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_figure(tmp_path / "a.png", figure_of("Löwenzahn"))
+        assert capsys.readouterr().err == ""
+        save_figure(tmp_path / "b.png", figure_of("\U0001321f\U00013220"))  # Egyptian hieroglyphs
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "b.png: no font here has 2 signs" in line
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_warnings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: warnings.warn("something else", UserWarning, stacklevel=1))
+    with pytest.warns(UserWarning, match="something else"):
+        save_figure(tmp_path / "a.png", figure_of("a"))

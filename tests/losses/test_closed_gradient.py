@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import LOSSES, CrossEntropy, LogitAdjustment, build_loss
-from losses.closed_gradient import logit_gradient_of
+from losses.closed_gradient import NATS, ClosedGradient, softmax_form_of, step_losses
 from losses.los import torch_target
 
 COUNTS = [50, 20, 9, 4, 1, 1]
@@ -36,14 +36,17 @@ def batch(spread: float) -> tuple[Tensor, Tensor]:
 
 def closed(losses: list[nn.Module], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean losses (H,) and their gradient (B, H, K) by the closed form."""
-    gradient = logit_gradient_of(losses[0])
-    assert gradient is not None
+    form_of = softmax_form_of(losses[0])
+    assert form_of is not None
     constants = {
         name: torch.stack([loss.get_buffer(name).to(logits.dtype) for loss in losses])
         for name, _ in losses[0].named_buffers()
     }
-    found = gradient(constants, logits.clone(), labels)
-    return found[0] / len(labels), found[1] / len(labels)
+    form = form_of(constants)
+    gradient = logits / NATS
+    terms = ClosedGradient(form)(gradient, labels)
+    total, _ = step_losses(form, [terms], CLASSES)
+    return total[0] / len(labels), gradient / len(labels)
 
 
 def by_autograd(losses: list[nn.Module], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,9 +98,9 @@ def test_a_logit_that_is_not_a_number_spoils_its_own_head_alone() -> None:
 
 
 def test_which_losses_have_one() -> None:
-    known = {name for name, kind in LOSSES.items() if logit_gradient_of(build_loss(name, COUNTS)) is not None}
+    known = {name for name, kind in LOSSES.items() if softmax_form_of(build_loss(name, COUNTS)) is not None}
     assert known == {"ce", "logit_adjust", "balanced_softmax", "vs", "cb_ce"}
-    assert logit_gradient_of(torch.nn.functional.cross_entropy) is None
+    assert softmax_form_of(torch.nn.functional.cross_entropy) is None
 
 
 def test_a_loss_that_computes_something_else_does_not_inherit_it() -> None:
@@ -108,5 +111,5 @@ def test_a_loss_that_computes_something_else_does_not_inherit_it() -> None:
     class Renamed(LogitAdjustment):
         pass
 
-    assert logit_gradient_of(Halved()) is None
-    assert logit_gradient_of(Renamed(COUNTS)) is LogitAdjustment.logit_gradient
+    assert softmax_form_of(Halved()) is None
+    assert softmax_form_of(Renamed(COUNTS)) is LogitAdjustment.softmax_form

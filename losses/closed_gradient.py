@@ -133,7 +133,7 @@ def of_labels(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def sample_weights(form: SoftmaxForm, labels: Tensor) -> Tensor | None:
-    """Return the weights (B, H, 1) of the samples of a batch with labels (B,) in B times its loss, None where all are 1."""
+    """Return the weights (B, H, 1) of samples with labels (B,) in B times the loss of a batch, None where all are 1."""
     if form.weights is None:
         return None
     weights = of_labels(form.weights, labels)

@@ -1,10 +1,10 @@
-"""Training steps of linear heads by the closed gradient of their losses, without autograd.
+"""Training steps of heads by the closed gradient of their losses, those of linear heads without autograd.
 
-Of a loss that says which cross-entropy it is (`losses.closed_gradient`) the gradient in the weights of a linear head
-is that in the logits times the features. So a step is one product forward and one back, for one head or a stack of
-them, and the product back adds to the momentum in place. A stack is taken some heads at a time, whose logits stay in a
-core's cache. Weights, momentum and averages are those of the optimiser, and equal to those of its own steps but for
-rounding: a run may go on with either.
+Of a loss that says which cross-entropy it is (`losses.closed_gradient`) the gradient in the logits needs no autograd.
+Heads of all kinds are differentiated from there. For linear ones that is the gradient times the features: a step is
+one product forward and one back, for one head or a stack of them, and the product back adds to the momentum in place.
+A stack is taken some heads at a time, whose logits stay in a core's cache. Weights, momentum and averages are those of
+the optimiser, and equal to those of its own steps but for rounding: a run may go on with either.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from engine.averaging import update_averages
 from engine.stacked_heads import StackedModules, StackedSGD
@@ -21,7 +21,7 @@ from losses.closed_gradient import NATS, ClosedGradient, SoftmaxForm, Terms, sof
 from losses.functional import check_labels
 from models.linear_head import Linear
 
-BLOCK = 1 << 17  # logits that are computed at once: half a MiB in single precision
+BLOCK = 2048  # logits of a sample that are computed at once: of a batch of 64, half a MiB
 KEPT = 1 << 20  # samples times heads whose losses are still to be computed
 BITS = 1 / NATS  # in a nat
 
@@ -79,21 +79,39 @@ class HeadBlock:
         return terms
 
 
+class HeadStep:
+    """The step of heads of any kind, or a stack of them: the loss by its gradient, the heads by autograd."""
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, form: SoftmaxForm) -> None:
+        self.module, self.optimizer = module, optimizer
+        self.form, self.gradient = form, ClosedGradient(form)
+
+    def __call__(self, features: Tensor, labels: Tensor) -> Terms:
+        """Step on features (B, d) with labels (B,). RuntimeError, and no step, for one that is no class."""
+        with torch.enable_grad():
+            logits = self.module(features)
+        gradient = logits.detach() * BITS
+        terms = self.gradient(gradient.transpose(0, 1) if gradient.ndim == 3 else gradient[:, None], labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        logits.backward(gradient.div_(labels.shape[0]))
+        self.optimizer.step()
+        return terms
+
+
 class ClosedSteps(EagerSteps):
     """Runs the steps of an epoch by the closed gradient, with the rates that the optimiser has when it is made.
 
-    A batch with a sample to leave out is left to the step that it is given. Losses are computed many steps at once.
+    `blocks` step one after the other, each with heads of its own, `classes` is K. Of `averaged` the averages are
+    brought up to date after a step. A batch with a sample to leave out is left to the step that `run` is given. Losses
+    are computed many steps at once.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, form: SoftmaxForm) -> None:
+    def __init__(
+        self, blocks: Sequence[HeadBlock | HeadStep], classes: int, stacked: bool, averaged: Optimizer | None = None
+    ) -> None:
         super().__init__()
-        self.optimizer = optimizer
-        self.stacked = isinstance(module, StackedModules)
-        weight, bias = moved_parameters(optimizer, linear_parameters(module), self.stacked)
-        self.heads, self.classes, _ = weight.values.shape
-        self.average: float | Tensor | None = getattr(optimizer, "average", None)
-        self.parameters, self.form = (weight, bias), form
-        self.blocks: list[HeadBlock] = []
+        self.blocks, self.classes, self.stacked, self.averaged = blocks, classes, stacked, averaged
+        self._heads = sum(len(block.form.true) for block in blocks)
         self._kept: list[list[Terms]] = []
         self._size = self._room = 0  # of the batches whose terms are kept; how many more steps are
 
@@ -102,7 +120,7 @@ class ClosedSteps(EagerSteps):
         size = labels.shape[0]
         if size != self._size or self._room == 0:
             self._flush()
-            self._size, self._room = size, max(KEPT // max(size * self.heads, 1), 1)
+            self._size, self._room = size, max(KEPT // max(size * self._heads, 1), 1)
         try:
             self._kept.append(self.step(inputs, labels))
             self._room -= 1
@@ -115,24 +133,15 @@ class ClosedSteps(EagerSteps):
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor) -> list[Terms]:
         """Step on features (B, d) with labels (B,); return what the losses of each block are computed from."""
-        if not self.blocks:
-            self.blocks = self._blocks(len(labels))
         terms = [block(features, labels) for block in self.blocks]
-        if self.average is not None:
-            update_averages(self.optimizer, self.average)
+        if self.averaged is not None:
+            update_averages(self.averaged, self.averaged.average)  # type: ignore[attr-defined]
         return terms
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Return the losses (steps,) times their images and the right answers (); of H heads (steps, H) and (H,)."""
         self._flush()
         return super().totals()
-
-    def _blocks(self, size: int) -> list[HeadBlock]:
-        """Cut the heads into blocks for batches of a size."""
-        (weight, bias), keep = self.parameters, self.optimizer.param_groups[0]["momentum"]
-        count = max(BLOCK // max(size * self.classes, 1), 1)
-        cuts = [slice(start, start + count) for start in range(0, len(weight.values), count)]
-        return [HeadBlock(weight.of_heads(cut), bias.of_heads(cut), keep, self.form.of_heads(cut)) for cut in cuts]
 
     @torch.no_grad()
     def _flush(self) -> None:
@@ -152,36 +161,46 @@ class ClosedSteps(EagerSteps):
 
 
 def closed_steps(module: nn.Module, optimizer: Optimizer, loss: object) -> ClosedSteps | None:
-    """Return the steps of linear heads on the CPU whose loss says its gradient; None for all else.
+    """Return the steps of heads on the CPU whose loss says which cross-entropy it is; None for all else.
 
-    On a CUDA device the steps that can be captured stay as they are.
+    Linear heads go without autograd, others with it as far as their logits. On a CUDA device the steps that can be
+    captured stay as they are.
     """
-    own = loss.template[0] if isinstance(loss, StackedModules) else loss
-    form_of = softmax_form_of(own)
-    parameters = linear_parameters(module)
-    if form_of is None or not parameters or isinstance(loss, StackedModules) != isinstance(module, StackedModules):
+    stacked = isinstance(module, StackedModules)
+    form_of = softmax_form_of(loss.template[0] if isinstance(loss, StackedModules) else loss)
+    head = module.template[0] if isinstance(module, StackedModules) else module
+    if form_of is None or stacked != isinstance(loss, StackedModules) or not isinstance(head, nn.Linear):
         return None
-    if not all(p.requires_grad and p.is_contiguous() and p.device.type == "cpu" for p in parameters):
-        return None
-    groups = optimizer.param_groups
-    if not isinstance(optimizer, SGD | StackedSGD) or any(group.get("nesterov") for group in groups):
-        return None
-    if {id(p) for group in groups for p in group["params"]} != {id(p) for p in parameters}:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters or not all(parameter.device.type == "cpu" for parameter in module.parameters()):
         return None
     assert isinstance(loss, nn.Module)
-    buffers = (
-        loss.stacked_buffers if isinstance(loss, StackedModules) else {k: b[None] for k, b in loss.named_buffers()}
-    )
-    constants = {name: buffer.to(parameters[0].dtype) for name, buffer in buffers.items()}
-    return ClosedSteps(module, optimizer, form_of(constants))
+    buffers = loss.stacked_buffers if isinstance(loss, StackedModules) else dict(loss.named_buffers())
+    dtype = parameters[0].dtype
+    form = form_of({name: (buffer if stacked else buffer[None]).to(dtype) for name, buffer in buffers.items()})
+    if not takes_linear_steps(head, parameters, optimizer):
+        return ClosedSteps([HeadStep(module, optimizer, form)], head.out_features, stacked)
+    weight, bias = moved_parameters(optimizer, [module.get_parameter(name) for name in ("weight", "bias")], stacked)
+    count = max(BLOCK // head.out_features, 1)
+    cuts = [slice(start, start + count) for start in range(0, len(weight.values), count)]
+    keep = optimizer.param_groups[0]["momentum"]
+    blocks = [HeadBlock(weight.of_heads(cut), bias.of_heads(cut), keep, form.of_heads(cut)) for cut in cuts]
+    averaged = None if getattr(optimizer, "average", None) is None else optimizer
+    return ClosedSteps(blocks, head.out_features, stacked, averaged)
 
 
-def linear_parameters(module: nn.Module) -> Sequence[nn.Parameter]:
-    """Return weight and bias of a linear classifier, or of a stack of such; nothing of other modules."""
-    kind = type(module.template[0] if isinstance(module, StackedModules) else module)
-    if kind not in (nn.Linear, Linear) or len(list(module.parameters())) != 2:
-        return ()
-    return module.get_parameter("weight"), module.get_parameter("bias")
+def takes_linear_steps(head: nn.Linear, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> bool:
+    """Tell whether a head, alone or the first of a stack, is linear with a bias, all trained by plain momentum.
+
+    `parameters` are those that are trained, of the head or of the stack.
+    """
+    if type(head) not in (nn.Linear, Linear) or len(parameters) != 2 or head.bias is None:
+        return False
+    groups = optimizer.param_groups
+    if not isinstance(optimizer, torch.optim.SGD | StackedSGD) or any(group.get("nesterov") for group in groups):
+        return False
+    theirs = {id(parameter) for group in groups for parameter in group["params"]}
+    return theirs == {id(p) for p in parameters} and all(p.is_contiguous() for p in parameters)
 
 
 def moved_parameters(optimizer: Optimizer, parameters: Sequence[nn.Parameter], stacked: bool) -> list[Moved]:

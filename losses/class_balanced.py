@@ -95,6 +95,12 @@ class InverseFrequencyCrossEntropy(Loss):
         weights = self.weights.to(logits.dtype)
         return F.cross_entropy(logits, labels, weights, reduction="sum") / weight_of_batch(weights, labels)
 
+    @staticmethod
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        weights = constants["weights"]
+        return one_hot_form(weights, weights=weights, by_weights=weights.new_ones(len(weights), 1))
+
 
 class ClassBalancedBinary(Loss):
     """Weight Balancing's class-balanced loss, as its code computes it (Alshammari et al., CVPR 2022).

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import engine.closed_step
 import engine.epoch
-from engine.closed_step import ClosedSteps, closed_steps
+from engine.closed_step import ClosedSteps, HeadBlock, HeadStep, closed_steps
 from engine.epoch import EpochOptions, EpochResult, train_epoch
 from engine.fit import make_sgd, restore_optimizer
 from engine.frozen_features import feature_batches
@@ -41,6 +41,21 @@ METHODS = [
     "logit_adjust_los",
     "vs",
     "crt",
+]
+# Those of other heads, which are differentiated from their logits.
+OTHER_HEADS = [
+    "ldam",
+    "ldam_drw",
+    "las",
+    "lws",
+    "lws_los",
+    "disalign",
+    "disalign_los",
+    "marc",
+    "cosine",
+    "cosine_los",
+    "samn",
+    "samn_los",
 ]
 EXECUTION = Execution(torch.device("cpu"), bf16=False, compile=False, reasons=())
 
@@ -96,7 +111,7 @@ def without_closed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 # Against the general path and against a loop
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS + OTHER_HEADS)
 def test_a_bank_ends_where_the_general_path_ends(
     method: str, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +143,7 @@ def test_a_bank_ends_where_it_ends_whatever_is_computed_at_once(method: str, mon
     frozen: Any = Views()
     trainer = HeadTrainer(frozen, linear(), frozen.labels, COUNTS, BATCH, momentum=0.9, seed=3, quiet=True)
     whole = train_heads(trainer, plans)
-    for block, kept in ((2 * BATCH * CLASSES, 2 * 3 * BATCH), (1, 1)):
+    for block, kept in ((2 * CLASSES, 2 * 3 * BATCH), (1, 1)):
         monkeypatch.setattr(engine.closed_step, "BLOCK", block)
         monkeypatch.setattr(engine.closed_step, "KEPT", kept)
         for found, expected in zip(train_heads(trainer, plans), whole, strict=True):
@@ -221,17 +236,49 @@ def test_either_path_goes_on_where_the_other_stopped(monkeypatch: pytest.MonkeyP
 # What keeps the general path
 
 
-def test_what_is_not_linear_or_not_closed_keeps_the_general_path() -> None:
+def test_what_is_no_head_or_not_closed_keeps_the_general_path() -> None:
     head, loss = Linear(linear()), CrossEntropy()
-    assert isinstance(closed_steps(head, make_sgd(head, 0.9, 0.0, False), loss), ClosedSteps)
-    assert closed_steps(head, make_sgd(head, 0.9, 0.0, True), loss) is None
-    assert closed_steps(head, torch.optim.Adam(head.parameters()), loss) is None
     assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), Focal()) is None
     assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), F.cross_entropy) is None
-    for other in (Cosine(linear()), nn.Linear(WIDTH, CLASSES, bias=False), nn.Sequential(Linear(linear()))):
-        assert closed_steps(other, make_sgd(other, 0.9, 0.0, False), loss) is None
-    head.bias.requires_grad_(False)
+    other = nn.Sequential(Linear(linear()))
+    assert closed_steps(other, make_sgd(other, 0.9, 0.0, False), loss) is None
+    head.requires_grad_(False)
     assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), loss) is None
+
+
+def test_what_is_not_linear_or_has_another_optimiser_goes_through_autograd() -> None:
+    head, loss = Linear(linear()), CrossEntropy()
+
+    def kinds(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[type]:
+        steps = closed_steps(module, optimizer, loss)
+        assert steps is not None
+        return [type(block) for block in steps.blocks]
+
+    assert kinds(head, make_sgd(head, 0.9, 0.0, False)) == [HeadBlock]
+    assert kinds(head, make_sgd(head, 0.9, 0.0, True)) == [HeadStep]
+    assert kinds(head, torch.optim.Adam(head.parameters())) == [HeadStep]
+    for other in (Cosine(linear()), nn.Linear(WIDTH, CLASSES, bias=False)):
+        assert kinds(other, make_sgd(other, 0.9, 0.0, False)) == [HeadStep]
+    head.bias.requires_grad_(False)
+    assert kinds(head, make_sgd(head, 0.9, 0.0, False)) == [HeadStep]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_cosine_head_ends_where_the_general_path_ends(
+    nesterov: bool, average: float | None, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = CrossEntropy(torch_target(0.9, CLASSES))
+    heads = [Cosine(linear()) for _ in range(2)]
+    found = epochs_of(heads[0], make_sgd(heads[0], 0.9, 1e-3, nesterov, average), loss, range(3))
+    assert len(counted) == 3 * 4
+    without_closed_steps(monkeypatch)
+    expected = epochs_of(heads[1], make_sgd(heads[1], 0.9, 1e-3, nesterov, average), loss, range(3))
+    assert len(counted) == 3 * 4
+    torch.testing.assert_close(heads[0].weight, heads[1].weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(heads[0].scale, heads[1].scale, rtol=1e-5, atol=1e-6)
+    for one, other in zip(found, expected, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5) and one.accuracy == other.accuracy
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,19 @@ STACKS: dict[str, list[nn.Module]] = {
 }
 
 
+STACKS |= {
+    "reweighted_ce": [build_loss("reweighted_ce", COUNTS, rho=rho) for rho in (0.0, 1.2, 2.0)],
+    "ldam": [
+        build_loss("ldam", COUNTS, max_margin=margin, scale=s) for margin, s in ((0.5, 30.0), (0.1, 4.0), (0.8, 1.0))
+    ],
+    "ldam_weighted": [build_loss("ldam_weighted", COUNTS, beta=beta, scale=4.0) for beta in (0.0, 0.9, 0.9999)],
+    "las": [
+        build_loss("las", COUNTS, smooth_head=head, las_target=target)
+        for head, target in ((0.4, "paper"), (0.2, "released"), (0.9, "paper"))
+    ],
+}
+
+
 def batch(spread: float) -> tuple[Tensor, Tensor]:
     """Logits (B, H, K) in double precision with gaps of about `spread`, and labels (B,) of every class."""
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +112,8 @@ def test_a_logit_that_is_not_a_number_spoils_its_own_head_alone() -> None:
 
 def test_which_losses_have_one() -> None:
     known = {name for name, kind in LOSSES.items() if softmax_form_of(build_loss(name, COUNTS)) is not None}
-    assert known == {"ce", "logit_adjust", "balanced_softmax", "vs", "cb_ce"}
+    weighted = {"cb_ce", "reweighted_ce", "ldam_weighted"}
+    assert known == {"ce", "logit_adjust", "balanced_softmax", "vs", "las", "ldam"} | weighted
     assert softmax_form_of(torch.nn.functional.cross_entropy) is None
 
 

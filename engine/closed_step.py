@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from engine.averaging import update_averages
 from engine.stacked_heads import StackedModules, StackedSGD
 from engine.steps import EagerSteps, Step
-from losses.closed_gradient import NATS, ClosedGradient, SoftmaxForm, Terms, softmax_form_of, step_losses
+from losses.closed_gradient import NATS, SoftmaxForm, Terms, gradient_of, softmax_form_of, step_losses
 from losses.functional import check_labels
 from models.linear_head import Linear
 
@@ -61,7 +61,7 @@ class HeadBlock:
         self.rows = weight.values.view(-1, width).T
         self.row_momentum = weight.momentum.view(-1, width)
         self.bias, self.bias_momentum = bias.values.view(-1), bias.momentum.view(-1)
-        self.form, self.gradient = form, ClosedGradient(form)
+        self.form, self.gradient = form, gradient_of(form)
         self.logits = self.ones = self.rows.new_empty(0)
 
     def __call__(self, features: Tensor, labels: Tensor) -> Terms:
@@ -84,7 +84,7 @@ class HeadStep:
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, form: SoftmaxForm) -> None:
         self.module, self.optimizer = module, optimizer
-        self.form, self.gradient = form, ClosedGradient(form)
+        self.form, self.gradient = form, gradient_of(form)
 
     def __call__(self, features: Tensor, labels: Tensor) -> Terms:
         """Step on features (B, d) with labels (B,). RuntimeError, and no step, for one that is no class."""

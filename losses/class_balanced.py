@@ -1,6 +1,7 @@
 """Class-balanced losses: samples weighted by the inverse of their class's effective number of images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -127,3 +128,8 @@ class ClassBalancedBinary(Loss):
         known, labels = known_labels(labels)
         weights = of_label(self.weights.to(logits.dtype), labels)
         return mean_of(-(weights * torch.where(true, log_probability, log_no)).mean(dim=1), known)
+
+    @staticmethod
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        return replace(one_hot_form(constants["weights"], weights=constants["weights"]), binary=True)

@@ -41,6 +41,10 @@ METHODS = [
     "logit_adjust_los",
     "vs",
     "crt",
+    "wb_cb",
+    "wb_wd",
+    "wb_maxnorm",
+    "wb",
 ]
 # Those of other heads, which are differentiated from their logits.
 OTHER_HEADS = [

@@ -10,7 +10,7 @@ Logits are in bits here, nats over ln 2: a product scales them at no cost, and o
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,11 +41,11 @@ class SoftmaxForm:
     def of_heads(self, heads: slice) -> "SoftmaxForm":
         """Return the form of some of the H losses."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        own = {name: value[heads] for name, value in values.items() if isinstance(value, Tensor)}
+        own: dict[str, Any] = {name: value[heads] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **own)
 
 
-def one_hot_form(like: Tensor, **numbers: Tensor) -> SoftmaxForm:
+def one_hot_form(like: Tensor, **numbers: Any) -> SoftmaxForm:
     """Return the form of losses (H, ...) whose targets are one-hot labels, in the dtype of `like` (H, K)."""
     return SoftmaxForm(like.new_ones(len(like), 1), like.new_zeros(len(like), 1), **numbers)
 

@@ -22,7 +22,9 @@ class Eager(Optimizer):
 
 
 class SGD(Eager, torch.optim.SGD):
-    """`torch.optim.SGD`."""
+    """`torch.optim.SGD`, whose steps are never differentiated."""
+
+    step: Any = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 class LBFGS(Eager, torch.optim.LBFGS):

@@ -95,6 +95,13 @@ def test_retraining_never_imports_the_compiler(tmp_path: Path) -> None:
     assert "torch" in modules and "torch._dynamo" not in modules
 
 
+def test_training_imports_the_compiler_where_it_is_asked_for_alone(tmp_path: Path) -> None:
+    line = "main_stage1.py --dataset digits --device cpu --network resnet8 --width 8 --epochs 1 --compile off"
+    ended, modules = imported(*line.split(), "--out", str(tmp_path))
+    assert ended == 0
+    assert "torch" in modules and "torch._dynamo" not in modules
+
+
 # What is read from text is what importing would say
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
+
+from methods.optimizers import SGD
 
 OTHER = "other"  # the key in the state of a parameter: what does not stand in the module
 

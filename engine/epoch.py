@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets.image_source import ImageSource
-from engine.closed_step import closed_step
+from engine.closed_step import closed_steps
 from engine.steps import EagerSteps, StepGraph
 from utils.device import Execution
 from utils.distributed import gather_rows, process_count, process_rank, sum_over_processes
@@ -79,13 +79,11 @@ def train_epoch(
     """
     shares = None if options.mixup is None else options.mixup.to(execution.device)
     images = 0
-    closed = None if execution.bf16 or is_unusual(options) else closed_step(module, optimizer, loss_function)
+    closed = None if execution.bf16 or is_unusual(options) else closed_steps(module, optimizer, loss_function)
 
     def train_step(
         inputs: Tensor, labels: Tensor, share: Tensor | None, weight: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        if closed is not None and closed.takes(labels):
-            return closed(inputs, labels)
         if share is not None:
             inputs = share * inputs + (1 - share) * inputs.roll(1, 0)
         with execution.autocast():
@@ -100,10 +98,10 @@ def train_epoch(
         optimizer.step()
         return loss.detach() * len(labels), (logits.detach().argmax(dim=-1) == labels).sum(dim=-1)
 
-    launcher = options.graph or EagerSteps()
+    launcher = options.graph or closed or EagerSteps()
     with launcher.epoch(steps):
         for step, (inputs, labels) in enumerate(show_progress(batches, options.message, steps)):
-            with memory_for(f"a training step on {shown_shape(inputs)} inputs", "--batch_size or --width"):
+            with memory_for(partial(shown_step, inputs), "--batch_size or --width"):
                 share = None if shares is None else shares[step]
                 # Averaged over the processes, these weights make the mean over the batch.
                 sizes = options.batch_sizes
@@ -124,6 +122,11 @@ def is_unusual(options: EpochOptions) -> bool:
 def shown_shape(tensor: Tensor) -> str:
     """Return a tensor's shape for a message, such as "64 x 3 x 224 x 224"."""
     return " x ".join(map(str, tensor.shape))
+
+
+def shown_step(inputs: Tensor) -> str:
+    """Return what a training step is called in a message."""
+    return f"a training step on {shown_shape(inputs)} inputs"
 
 
 def batch_loss(logits: Tensor, labels: Tensor, loss_function: LossFunction, share: Tensor | None) -> Tensor:
@@ -150,8 +153,10 @@ def epoch_result(module: nn.Module, total: Tensor, correct: Tensor, images: int)
 
 
 def _finite(parameter: Tensor, stacked_dims: int) -> Tensor:
-    """Tell whether a parameter is finite, for each of stacked heads."""
-    return parameter.detach().reshape(*parameter.shape[:stacked_dims], -1).isfinite().all(dim=-1)
+    """Tell whether a parameter is finite, for each of stacked heads: whether its smallest and largest values are."""
+    values = parameter.detach().reshape(*parameter.shape[:stacked_dims], -1)
+    low, high = values.aminmax(dim=-1)
+    return low.isfinite() & high.isfinite()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from engine.averaging import AveragedSGD
 from engine.epoch import EpochResult
@@ -35,6 +35,7 @@ from evaluation.measure import (
 )
 from evaluation.prediction_sets.held_out import find_held_out
 from evaluation.prediction_sets.record import KEY, pack_held_out
+from methods.optimizers import SGD
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights
 from runs.held_out import assumed_of
 from runs.run_folder import Run, other_part

@@ -219,8 +219,9 @@ def feature_batches(
     """
     placed = order.to(labels.device)
     if features.device == labels.device:
-        for rows in placed.split(batch_size):
-            yield full(features.index_select(0, rows)), labels.index_select(0, rows)
+        visited = labels.index_select(0, placed)
+        for rows, of_rows in zip(placed.split(batch_size), visited.split(batch_size), strict=True):
+            yield full(features.index_select(0, rows)), of_rows
         return
     size = max(FETCHED // batch_size, 1) * batch_size
     for group, there in zip(order.split(size), placed.split(size), strict=True):

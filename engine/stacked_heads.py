@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.optim import Optimizer
 
 from engine.averaging import update_averages
+from methods.optimizers import Eager
 
 
 class StackedModules(nn.Module):
@@ -64,7 +64,7 @@ def stack_losses(losses: Sequence[nn.Module]) -> StackedModules:
     return StackedModules(losses, (0, None))
 
 
-class StackedSGD(Optimizer):
+class StackedSGD(Eager):
     """`torch.optim.SGD` with momentum for stacked parameters, with a learning rate and a weight decay (H,) a head.
 
     A group of parameters trains at `rate_factor` times the rate and decays `decay_factor` times as fast. With `average`

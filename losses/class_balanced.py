@@ -1,13 +1,14 @@
 """Class-balanced losses: samples weighted by the inverse of their class's effective number of images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.closed_gradient import soft_target_gradient
+from losses.closed_gradient import SoftmaxForm, one_hot_form
 from losses.functional import IGNORED, Loss, add_constants, known_labels, log_rest, mean_of, of_label, true_class
 from utils.distributed import process_count, sum_over_processes
 
@@ -62,13 +63,10 @@ class ClassBalancedCrossEntropy(Loss):
         return losses.sum() / torch.where(self.by_weights > 0, weight, (labels != IGNORED).sum())
 
     @staticmethod
-    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
-        weights = constants["weights"][:, labels].T
-        weights = torch.where(constants["by_weights"] > 0, len(labels) * weights / weights.sum(dim=0), weights)
-        one, nothing = weights.new_ones(()), weights.new_zeros(())
-        losses, gradient = soft_target_gradient(logits, labels, one, nothing)
-        return (weights * losses).sum(dim=0), gradient.mul_(weights[..., None])
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        weights, by_weights = constants["weights"], constants["by_weights"][:, None]
+        return one_hot_form(weights, weights=weights, by_weights=by_weights)
 
 
 def inverse_frequency_weights(class_counts: Sequence[int], rho: float) -> Tensor:
@@ -98,6 +96,12 @@ class InverseFrequencyCrossEntropy(Loss):
         weights = self.weights.to(logits.dtype)
         return F.cross_entropy(logits, labels, weights, reduction="sum") / weight_of_batch(weights, labels)
 
+    @staticmethod
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        weights = constants["weights"]
+        return one_hot_form(weights, weights=weights, by_weights=weights.new_ones(len(weights), 1))
+
 
 class ClassBalancedBinary(Loss):
     """Weight Balancing's class-balanced loss, as its code computes it (Alshammari et al., CVPR 2022).
@@ -124,3 +128,8 @@ class ClassBalancedBinary(Loss):
         known, labels = known_labels(labels)
         weights = of_label(self.weights.to(logits.dtype), labels)
         return mean_of(-(weights * torch.where(true, log_probability, log_no)).mean(dim=1), known)
+
+    @staticmethod
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        return replace(one_hot_form(constants["weights"], weights=constants["weights"]), binary=True)

@@ -1,12 +1,13 @@
 """Label-aware smoothing: labels of large classes are smoothed more, for their predictions are too sure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from losses.closed_gradient import SoftmaxForm
 from losses.functional import Loss, add_constants, known_labels, mean_of, of_label, true_class
 
 
@@ -49,3 +50,10 @@ class LabelAwareSmoothing(Loss):
         other = smoothing / (classes - 1 + released)
         target = torch.where(true_class(logits, labels), 1 - smoothing + released * other, other)
         return mean_of(-(target * logits.log_softmax(dim=1)).sum(dim=1), known)
+
+    @staticmethod
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        smoothing, released = constants["smoothing"], constants["released"][:, None]
+        other = smoothing / (smoothing.shape[1] - 1 + released)
+        return SoftmaxForm(1 - smoothing + released * other, other)

@@ -1,6 +1,6 @@
 """Label-distribution-aware margins: the rarer the class, the larger the margin its samples must keep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.class_balanced import effective_number_weights
+from losses.closed_gradient import SoftmaxForm, one_hot_form
 from losses.functional import Loss, add_constants, true_class
 
 
@@ -35,6 +36,11 @@ class LDAM(Loss):
         """Map logits (B, K) and labels (B,) to a scalar in nats."""
         return F.cross_entropy(self.with_margin(logits, labels), labels)
 
+    @staticmethod
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        return one_hot_form(constants["margins"], margin=constants["margins"])
+
 
 class WeightedLDAM(LDAM):
     """LDAM in its phase of deferred re-weighting (DRW): sum w_y l / sum w_y over the batch, w from
@@ -51,3 +57,9 @@ class WeightedLDAM(LDAM):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Map logits (B, K) and labels (B,) to a scalar in nats."""
         return F.cross_entropy(self.with_margin(logits, labels), labels, self.weights.to(logits.dtype))
+
+    @staticmethod
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        margins, weights = constants["margins"], constants["weights"]
+        return one_hot_form(margins, margin=margins, weights=weights, by_weights=weights.new_ones(len(weights), 1))

@@ -1,10 +1,12 @@
 """Logit adjustment: cross-entropy that adds the log of the class prior to the logits while training."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from losses.closed_gradient import SoftmaxForm
 from losses.functional import add_constants
 from losses.los import ONE_HOT, CrossEntropy, Target
 
@@ -30,9 +32,9 @@ class LogitAdjustment(CrossEntropy):
         return super().forward(logits + self.shift.to(logits.dtype), labels)
 
     @staticmethod
-    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
-        return CrossEntropy.logit_gradient(constants, logits.add_(constants["shift"]), labels)
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        return replace(CrossEntropy.softmax_form(constants), shift=constants["shift"])
 
 
 class BalancedSoftmax(CrossEntropy):
@@ -50,6 +52,6 @@ class BalancedSoftmax(CrossEntropy):
         return super().forward(logits + self.shift.to(logits.dtype), labels)
 
     @staticmethod
-    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
-        return CrossEntropy.logit_gradient(constants, logits.add_(constants["shift"]), labels)
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        return replace(CrossEntropy.softmax_form(constants), shift=constants["shift"])

@@ -49,7 +49,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from losses.closed_gradient import soft_target_gradient
+from losses.closed_gradient import SoftmaxForm
 from losses.functional import Loss, add_constants, known_labels, mean_of
 from utils.errors import UserError
 from utils.parameters import GAP, SMOOTHING
@@ -140,7 +140,6 @@ class CrossEntropy(Loss):
         return mean_of((other - true) * log_true - other * everything, known)
 
     @staticmethod
-    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
-        losses, gradient = soft_target_gradient(logits, labels, constants["true"], constants["other"])
-        return losses.sum(dim=0), gradient
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        return SoftmaxForm(constants["true"][:, None], constants["other"][:, None])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.closed_gradient import soft_target_gradient
+from losses.closed_gradient import SoftmaxForm, one_hot_form
 from losses.functional import Loss, add_constants
 from losses.logit_adjustment import class_prior
 
@@ -34,9 +34,6 @@ class VectorScaling(Loss):
         return F.cross_entropy(self.factor.to(logits.dtype) * logits + self.shift.to(logits.dtype), labels)
 
     @staticmethod
-    def logit_gradient(constants: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B times the losses (H,) and their gradient (B, H, K) (`losses.closed_gradient`)."""
-        factor = constants["factor"]
-        one, nothing = factor.new_ones(()), factor.new_zeros(())
-        losses, gradient = soft_target_gradient(logits.mul_(factor).add_(constants["shift"]), labels, one, nothing)
-        return losses.sum(dim=0), gradient.mul_(factor)
+    def softmax_form(constants: Mapping[str, Tensor]) -> SoftmaxForm:
+        """Return which cross-entropies H losses are, of their buffers (H, ...) (`losses.closed_gradient`)."""
+        return one_hot_form(constants["factor"], factor=constants["factor"], shift=constants["shift"])

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.optimizers import LBFGS
+
 CHUNK = 1 << 24  # logits that are held at once
 PART = 4096  # rows of features that are brought to double precision at once
 Watch = Callable[[int, Tensor | float], None]  # is told the evaluations of an objective so far, and its value
@@ -111,7 +113,7 @@ def minimise(
     L-BFGS stops after `steps`, or where no entry of the gradient is above `tolerance`. `watch` is told the number of
     evaluations and the objective after each of them.
     """
-    optimizer = torch.optim.LBFGS(
+    optimizer = LBFGS(
         parameters,
         max_iter=steps,
         max_eval=2 * steps,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.class_sums import BLOCK
+from methods.optimizers import LBFGS
 from models.heads import Linear
 from utils.errors import UserError
 
@@ -94,7 +95,7 @@ def offsets(
 def fit_offsets(logits: Tensor, labels: Tensor, class_weights: Tensor, anchor: float) -> Tensor:
     """Return a (K,): sum_i w_{y_i} CE(z_i + a, y_i) + anchor / 2 mean_k a_k^2 is smallest, for logits (M, K)."""
     found = torch.zeros_like(class_weights, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
+    optimizer = LBFGS(
         [found], max_iter=STEPS, line_search_fn="strong_wolfe", tolerance_grad=GRADIENT, tolerance_change=0
     )
 

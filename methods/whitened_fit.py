@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from methods.convex_fit import Fit, Standardised, Watch
+from methods.optimizers import LBFGS
 
 BLOCK = 1 << 20  # logits that are held at once
 RIDGE = 0.1  # added to the variances, whose sum is 1, in all: directions without spread are left as they are
@@ -63,7 +64,7 @@ def fit_whitened(
     whiten = whitening(data)
     inner = torch.zeros(num_classes, len(whiten), device=whiten.device, requires_grad=True)
     bias = torch.zeros(num_classes, device=whiten.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
+    optimizer = LBFGS(
         [inner, bias],
         max_iter=steps,
         max_eval=2 * steps,

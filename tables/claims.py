@@ -31,14 +31,14 @@ def last_plain(metrics: Metrics) -> Report | None:
 def with_ends(rows: pd.DataFrame, metrics: Sequence[Metrics | None]) -> pd.DataFrame:
     """Return the rows of a table with the ends of the intervals of each, of the two ways of testing that are shown;
     `metrics` are those of each row, None where it failed."""
+    ways = (("last", "plain"), best_column(rows))
+    reports = [None if own is None else own[checkpoint][way] for checkpoint, way in ways for own in metrics]
+    counts = [[] if own is None else own["class_counts"] for own in metrics] * len(ways)
+    ends = interval_columns(reports, counts)
     found = [rows]
-    for checkpoint, way in (("last", "plain"), best_column(rows)):
-        of_row = []
-        for own in metrics:
-            report = None if own is None else own[checkpoint][way]
-            counts = [] if own is None else own["class_counts"]
-            of_row.append(interval_columns([report], counts, f"{checkpoint}_{way}"))
-        found.append(pd.concat(of_row).set_axis(rows.index))
+    for place, (checkpoint, way) in enumerate(ways):
+        own_rows = ends.iloc[place * len(rows) : (place + 1) * len(rows)]
+        found.append(own_rows.set_axis(rows.index).add_prefix(f"{checkpoint}_{way}_"))
     return pd.concat(found, axis=1)
 
 

@@ -23,6 +23,7 @@ from evaluation.measure import SplitLogits, logits_by_way, training_fit
 from evaluation.metrics import classification_report, feature_variance_ratio
 from evaluation.text_tables import MEASURES
 from losses.los import ONE_HOT
+from methods.optimizers import LBFGS
 from methods.plan import build_losses, start_head
 from methods.recipes import Recipe, find_recipe
 from runs.run_record import git_revision
@@ -214,7 +215,7 @@ def end_point(context: TableContext, method: str, *, collapsed: bool) -> dict[st
     head = start_head(plan, context.trainer.linear, context.trainer.seed, context.trainer.class_counts).double()
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     loss = build_losses(plan, context.trainer.class_counts)[0].to(labels.device)
-    optimizer = torch.optim.LBFGS(
+    optimizer = LBFGS(
         trained,
         max_iter=LBFGS_STEPS,
         max_eval=2 * LBFGS_STEPS,

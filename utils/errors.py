@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from utils.text import one_line
 
@@ -50,14 +50,14 @@ def no_memory(what: str, lower: str) -> UserError:
 
 
 @contextlib.contextmanager
-def memory_for(what: str, lower: str) -> Iterator[None]:
+def memory_for(what: str | Callable[[], str], lower: str) -> Iterator[None]:
     """Raise UserError where what happens inside needs more memory than there is, of the host or of a device.
 
-    The innermost of these says most, and is believed.
+    The innermost of these says most, and is believed. A `what` that takes time to say may be a function.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or not is_out_of_memory(error):
             raise
-        raise no_memory(what, lower) from error
+        raise no_memory(what if isinstance(what, str) else what(), lower) from error

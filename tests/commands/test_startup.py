@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from methods.declared import Unclear, losses, names_of, read_table, table_of
@@ -21,7 +22,7 @@ SHARE = 1.3  # of the modules of PyTorch and numpy
 # Runs a command in a process of its own, and says afterwards what it has imported.
 SCRIPT = """
 import json, runpy, sys
-sys.argv = sys.argv[1:]
+sys.argv, status = sys.argv[1:], 0
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as stop:
@@ -77,6 +78,28 @@ def test_reports_and_predictions_import_little_beside_pytorch() -> None:
         assert not modules & {"torchvision", "pandas", "scipy", "sklearn", "matplotlib", "torch._dynamo"}, name
         of_others = {module for module in modules if module.partition(".")[0] not in own}
         assert len(of_others) <= SHARE * len(base), name
+
+
+def test_retraining_never_imports_the_compiler(tmp_path: Path) -> None:
+    """A table of LOS on given features: the linear probe by L-BFGS, a stack of heads, its reports."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, counts in (("train", [40, 12, 4]), ("test", [6, 6, 6])):
+        labels = np.repeat(np.arange(3), counts)
+        features = generator.normal(0, 1, (3, 5))[labels] + generator.normal(0, 1, (len(labels), 5))
+        arrays |= {f"{split}_features": features.astype(np.float32), f"{split}_labels": labels}
+    np.savez(tmp_path / "features.npz", **arrays)
+    places = ("--features", str(tmp_path / "features.npz"), "--out", str(tmp_path), "--results", str(tmp_path / "r"))
+    ended, modules = imported("reproduce.py", "delta", *places, "--device", "cpu", "--finetune_epoch", "2")
+    assert ended == 0
+    assert "torch" in modules and "torch._dynamo" not in modules
+
+
+def test_training_imports_the_compiler_where_it_is_asked_for_alone(tmp_path: Path) -> None:
+    line = "main_stage1.py --dataset digits --device cpu --network resnet8 --width 8 --epochs 1 --compile off"
+    ended, modules = imported(*line.split(), "--out", str(tmp_path))
+    assert ended == 0
+    assert "torch" in modules and "torch._dynamo" not in modules
 
 
 # What is read from text is what importing would say

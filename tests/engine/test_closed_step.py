@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import engine.closed_step
 import engine.epoch
-from engine.closed_step import ClosedStep, closed_step
+from engine.closed_step import ClosedSteps, HeadBlock, HeadStep, closed_steps
 from engine.epoch import EpochOptions, EpochResult, train_epoch
 from engine.fit import make_sgd, restore_optimizer
 from engine.frozen_features import feature_batches
 from engine.many_heads import HeadTrainer, train_heads
 from engine.stacked_heads import StackedSGD, stack_heads, stack_losses
 from losses import CrossEntropy, Focal, build_loss
+from losses.closed_gradient import Terms
 from losses.functional import LabelError
 from losses.los import torch_target
 from methods.plan import Plan, visiting_order
@@ -39,6 +41,25 @@ METHODS = [
     "logit_adjust_los",
     "vs",
     "crt",
+    "wb_cb",
+    "wb_wd",
+    "wb_maxnorm",
+    "wb",
+]
+# Those of other heads, which are differentiated from their logits.
+OTHER_HEADS = [
+    "ldam",
+    "ldam_drw",
+    "las",
+    "lws",
+    "lws_los",
+    "disalign",
+    "disalign_los",
+    "marc",
+    "cosine",
+    "cosine_los",
+    "samn",
+    "samn_los",
 ]
 EXECUTION = Execution(torch.device("cpu"), bf16=False, compile=False, reasons=())
 
@@ -76,24 +97,25 @@ def plan(method: str, **changes: Any) -> Plan:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that gets a 1 for every step by the closed gradient."""
     steps: list[int] = []
-    original = ClosedStep.__call__
+    original = ClosedSteps.step
 
-    def counting(self: ClosedStep, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def counting(self: ClosedSteps, features: Tensor, labels: Tensor) -> list[Terms]:
+        terms = original(self, features, labels)
         steps.append(1)
-        return original(self, features, labels)
+        return terms
 
-    monkeypatch.setattr(ClosedStep, "__call__", counting)
+    monkeypatch.setattr(ClosedSteps, "step", counting)
     return steps
 
 
 def without_closed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.epoch, "closed_step", lambda *_: None)
+    monkeypatch.setattr(engine.epoch, "closed_steps", lambda *_: None)
 
 
 # Against the general path and against a loop
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS + OTHER_HEADS)
 def test_a_bank_ends_where_the_general_path_ends(
     method: str, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +138,22 @@ def test_a_bank_ends_where_the_general_path_ends(
             torch.testing.assert_close(found.head.state_dict()[name], value, rtol=1e-5, atol=1e-6)
         assert found.loss == pytest.approx(expected.loss, rel=1e-5)
         assert (found.accuracy, found.images, found.diverged) == (expected.accuracy, expected.images, None)
+
+
+@pytest.mark.parametrize("method", ["los", "logit_adjust", "cb_ce"])
+def test_a_bank_ends_where_it_ends_whatever_is_computed_at_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All heads at once, two and then one, each alone; losses of the epoch, of two steps, of each step."""
+    plans = [plan(method, lr=0.05 * (i + 1), weight_decay=0.02 * i) for i in range(3)]
+    frozen: Any = Views()
+    trainer = HeadTrainer(frozen, linear(), frozen.labels, COUNTS, BATCH, momentum=0.9, seed=3, quiet=True)
+    whole = train_heads(trainer, plans)
+    for block, kept in ((2 * CLASSES, 2 * 3 * BATCH), (1, 1)):
+        monkeypatch.setattr(engine.closed_step, "BLOCK", block)
+        monkeypatch.setattr(engine.closed_step, "KEPT", kept)
+        for found, expected in zip(train_heads(trainer, plans), whole, strict=True):
+            torch.testing.assert_close(found.head.weight, expected.head.weight, rtol=1e-5, atol=1e-6)
+            assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+            assert found.accuracy == expected.accuracy
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -202,17 +240,49 @@ def test_either_path_goes_on_where_the_other_stopped(monkeypatch: pytest.MonkeyP
 # What keeps the general path
 
 
-def test_what_is_not_linear_or_not_closed_keeps_the_general_path() -> None:
+def test_what_is_no_head_or_not_closed_keeps_the_general_path() -> None:
     head, loss = Linear(linear()), CrossEntropy()
-    assert isinstance(closed_step(head, make_sgd(head, 0.9, 0.0, False), loss), ClosedStep)
-    assert closed_step(head, make_sgd(head, 0.9, 0.0, True), loss) is None
-    assert closed_step(head, torch.optim.Adam(head.parameters()), loss) is None
-    assert closed_step(head, make_sgd(head, 0.9, 0.0, False), Focal()) is None
-    assert closed_step(head, make_sgd(head, 0.9, 0.0, False), F.cross_entropy) is None
-    for other in (Cosine(linear()), nn.Linear(WIDTH, CLASSES, bias=False), nn.Sequential(Linear(linear()))):
-        assert closed_step(other, make_sgd(other, 0.9, 0.0, False), loss) is None
+    assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), Focal()) is None
+    assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), F.cross_entropy) is None
+    other = nn.Sequential(Linear(linear()))
+    assert closed_steps(other, make_sgd(other, 0.9, 0.0, False), loss) is None
+    head.requires_grad_(False)
+    assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), loss) is None
+
+
+def test_what_is_not_linear_or_has_another_optimiser_goes_through_autograd() -> None:
+    head, loss = Linear(linear()), CrossEntropy()
+
+    def kinds(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[type]:
+        steps = closed_steps(module, optimizer, loss)
+        assert steps is not None
+        return [type(block) for block in steps.blocks]
+
+    assert kinds(head, make_sgd(head, 0.9, 0.0, False)) == [HeadBlock]
+    assert kinds(head, make_sgd(head, 0.9, 0.0, True)) == [HeadStep]
+    assert kinds(head, torch.optim.Adam(head.parameters())) == [HeadStep]
+    for other in (Cosine(linear()), nn.Linear(WIDTH, CLASSES, bias=False)):
+        assert kinds(other, make_sgd(other, 0.9, 0.0, False)) == [HeadStep]
     head.bias.requires_grad_(False)
-    assert closed_step(head, make_sgd(head, 0.9, 0.0, False), loss) is None
+    assert kinds(head, make_sgd(head, 0.9, 0.0, False)) == [HeadStep]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_cosine_head_ends_where_the_general_path_ends(
+    nesterov: bool, average: float | None, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = CrossEntropy(torch_target(0.9, CLASSES))
+    heads = [Cosine(linear()) for _ in range(2)]
+    found = epochs_of(heads[0], make_sgd(heads[0], 0.9, 1e-3, nesterov, average), loss, range(3))
+    assert len(counted) == 3 * 4
+    without_closed_steps(monkeypatch)
+    expected = epochs_of(heads[1], make_sgd(heads[1], 0.9, 1e-3, nesterov, average), loss, range(3))
+    assert len(counted) == 3 * 4
+    torch.testing.assert_close(heads[0].weight, heads[1].weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(heads[0].scale, heads[1].scale, rtol=1e-5, atol=1e-6)
+    for one, other in zip(found, expected, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5) and one.accuracy == other.accuracy
 
 
 @pytest.mark.parametrize(

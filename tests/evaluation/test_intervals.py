@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from evaluation.class_accuracies import ZERO_AS
+from evaluation.intervals import findings
 from evaluation.intervals.bootstrap import SCORES, bootstrap, class_accuracies, interval, resampled_accuracies, scores
 from evaluation.intervals.comparison import Resampled, Sample, differences, intervals, sample
 from evaluation.intervals.correct import pack_correct, unpack_correct
@@ -275,3 +276,22 @@ def test_an_accuracy_has_no_interval_beyond_its_bounds() -> None:
 @pytest.mark.parametrize(("p", "text"), [(0.0002, "< 0.001"), (0.001, "0.001"), (0.0996, "0.100"), (np.nan, "-")])
 def test_no_p_value_is_shown_as_0(p: float, text: str) -> None:
     assert p_text(p) == text
+
+
+def test_rows_of_a_table_have_the_intervals_that_each_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two test sets, of other training images, of a class that is never right, and without a record."""
+    other, shots = np.array([4, 9, 7, 5, 5]), [COUNTS.tolist(), COUNTS[::-1].tolist()]
+    rights = [draw_correct([0.2 * i, 0.5, 0.9, 0.4, 0.7], i) for i in range(3)] + [draw_correct([0.5] * 5, 9, other)]
+    reports = [report(right, images) for right, images in zip(rights, [IMAGES] * 3 + [other], strict=True)]
+    every, counts = [reports[0], {}, reports[3], *reports[1:3]], [shots[0], [], shots[0], shots[1], shots[0]]
+    for at_once in (64, 2, 1):
+        monkeypatch.setattr(findings, "DRAWN_AT_ONCE", at_once)
+        found = findings.interval_columns(every, counts)
+        assert list(found) == ["all_low", "all_high", "harmonic_low", "harmonic_high"]
+        assert found.iloc[1].isna().all() and np.isnan(found.loc[0, "harmonic_low"])
+        for place in (0, 2, 3, 4):
+            one = sample({"": ""}, [every[place]], counts[place], [""])
+            assert one is not None
+            for _, alone in intervals(Resampled([one]), [one]).iterrows():
+                ends = [found.loc[place, f"{alone['measure']}_{end}"] for end in ("low", "high")]
+                np.testing.assert_array_equal(ends, [alone["low"], alone["high"]])

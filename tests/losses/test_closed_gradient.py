@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import LOSSES, CrossEntropy, LogitAdjustment, build_loss
-from losses.closed_gradient import logit_gradient_of
+from losses.closed_gradient import NATS, gradient_of, softmax_form_of, step_losses
 from losses.los import torch_target
 
 COUNTS = [50, 20, 9, 4, 1, 1]
@@ -27,6 +27,20 @@ STACKS: dict[str, list[nn.Module]] = {
 }
 
 
+STACKS |= {
+    "reweighted_ce": [build_loss("reweighted_ce", COUNTS, rho=rho) for rho in (0.0, 1.2, 2.0)],
+    "ldam": [
+        build_loss("ldam", COUNTS, max_margin=margin, scale=s) for margin, s in ((0.5, 30.0), (0.1, 4.0), (0.8, 1.0))
+    ],
+    "ldam_weighted": [build_loss("ldam_weighted", COUNTS, beta=beta, scale=4.0) for beta in (0.0, 0.9, 0.9999)],
+    "wb_cb": [build_loss("wb_cb", COUNTS, beta=beta) for beta in (0.0, 0.9, 0.9999)],
+    "las": [
+        build_loss("las", COUNTS, smooth_head=head, las_target=target)
+        for head, target in ((0.4, "paper"), (0.2, "released"), (0.9, "paper"))
+    ],
+}
+
+
 def batch(spread: float) -> tuple[Tensor, Tensor]:
     """Logits (B, H, K) in double precision with gaps of about `spread`, and labels (B,) of every class."""
     generator = torch.Generator().manual_seed(0)
@@ -36,14 +50,17 @@ def batch(spread: float) -> tuple[Tensor, Tensor]:
 
 def closed(losses: list[nn.Module], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean losses (H,) and their gradient (B, H, K) by the closed form."""
-    gradient = logit_gradient_of(losses[0])
-    assert gradient is not None
+    form_of = softmax_form_of(losses[0])
+    assert form_of is not None
     constants = {
         name: torch.stack([loss.get_buffer(name).to(logits.dtype) for loss in losses])
         for name, _ in losses[0].named_buffers()
     }
-    found = gradient(constants, logits.clone(), labels)
-    return found[0] / len(labels), found[1] / len(labels)
+    form = form_of(constants)
+    gradient = logits / NATS
+    terms = gradient_of(form)(gradient, labels)
+    total, _ = step_losses(form, [terms], CLASSES)
+    return total[0] / len(labels), gradient / len(labels)
 
 
 def by_autograd(losses: list[nn.Module], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +93,18 @@ def test_single_precision_keeps_its_digits(kind: str) -> None:
             torch.testing.assert_close(value.double(), expected, rtol=2e-5, atol=2e-6)
 
 
+def test_equal_largest_logits_are_told_from_one_another() -> None:
+    """Two and three largest ones, the true class among them or not; a true class far above and far below the others."""
+    logits, labels = torch.zeros(6, 3, CLASSES, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 0])
+    logits[:, :, 3:] = -torch.arange(1.0, CLASSES - 2, dtype=torch.float64)
+    logits[0, :, 2] = logits[1, :, 2] = -0.3
+    logits[4, :, 0], logits[5, :, 0] = 40, -40
+    for found, expected in zip(
+        closed(STACKS["wb_cb"], logits, labels), by_autograd(STACKS["wb_cb"], logits, labels), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
 def test_a_logit_of_minus_infinity_is_no_class_of_one_hot_labels() -> None:
     logits, labels = batch(1.0)
     logits[labels != 2, :, 2] = -torch.inf
@@ -95,9 +124,10 @@ def test_a_logit_that_is_not_a_number_spoils_its_own_head_alone() -> None:
 
 
 def test_which_losses_have_one() -> None:
-    known = {name for name, kind in LOSSES.items() if logit_gradient_of(build_loss(name, COUNTS)) is not None}
-    assert known == {"ce", "logit_adjust", "balanced_softmax", "vs", "cb_ce"}
-    assert logit_gradient_of(torch.nn.functional.cross_entropy) is None
+    known = {name for name, kind in LOSSES.items() if softmax_form_of(build_loss(name, COUNTS)) is not None}
+    weighted = {"cb_ce", "reweighted_ce", "ldam_weighted"}
+    assert known == {"ce", "logit_adjust", "balanced_softmax", "vs", "las", "ldam", "wb_cb"} | weighted
+    assert softmax_form_of(torch.nn.functional.cross_entropy) is None
 
 
 def test_a_loss_that_computes_something_else_does_not_inherit_it() -> None:
@@ -108,5 +138,5 @@ def test_a_loss_that_computes_something_else_does_not_inherit_it() -> None:
     class Renamed(LogitAdjustment):
         pass
 
-    assert logit_gradient_of(Halved()) is None
-    assert logit_gradient_of(Renamed(COUNTS)) is LogitAdjustment.logit_gradient
+    assert softmax_form_of(Halved()) is None
+    assert softmax_form_of(Renamed(COUNTS)) is LogitAdjustment.softmax_form

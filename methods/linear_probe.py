@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets.features import Features
 from methods.convex_fit import CHUNK, Standardised, minimise_cross_entropy
 from methods.whitened_fit import fit_whitened
 from utils.progress import LineAMinute
@@ -26,7 +27,7 @@ class Probe:
 
 
 def fit_probe(
-    features: Tensor, labels: Tensor, num_classes: int, decay: float, steps: int = STEPS, message: str = ""
+    features: Features, labels: Tensor, num_classes: int, decay: float, steps: int = STEPS, message: str = ""
 ) -> Probe:
     """Minimise cross-entropy + decay / 2 * |weight|^2 over features (N, d) and labels (N,), by L-BFGS from zero.
 

@@ -31,6 +31,7 @@ def command(script: str, *words: str) -> dict[str, Any]:
     import matplotlib.figure  # noqa: F401
     import pandas as pd
     import torch
+    import torch._dynamo  # which optimisers import when they are made
 
     torch.set_num_threads(1)
     import engine.finish

@@ -101,8 +101,8 @@ class FileRows:
         flat = torch.empty(len(places) * size, dtype=torch.uint8)
         buffer = memoryview(flat.numpy().data)
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-        ends = [*starts[1:].tolist(), len(places)]
-        for start, end, row in zip(starts.tolist(), ends, places[starts].tolist(), strict=True):
+        edges = [*starts.tolist(), len(places)]
+        for start, end, row in zip(edges, edges[1:], places[starts].tolist(), strict=False):
             self.file.read_into(buffer[start * size : end * size], self.place + row * size)
         self.file.refuse_changed()
         return flat.view(self.stored).view(len(places), *self.shape[1:])

@@ -20,6 +20,7 @@ from utils.text import counted, shown
 IMB_TYPES = ["exp", "step"]
 SUBSETS = ["first", "shuffle"]
 DIGEST = 32  # bytes of a sha256
+LINES = 1 << 14  # of what is hashed, that are written together
 
 
 class ShotBounds(NamedTuple):
@@ -226,12 +227,14 @@ def subset_identity(*splits: Split) -> dict[str, str]:
     digests = np.concatenate([split.digests for split in splits])
     parts = digests.view(">u8").astype(np.uint64)  # in the order of their hexadecimal digits
     order = np.lexsort((*parts.T[::-1], labels))
-    size = 2 * DIGEST
-    text = digests[order].tobytes().hex()
-    content = "".join(f"{label} {text[i * size : (i + 1) * size]}\n" for i, label in enumerate(labels[order].tolist()))
+    content = hashlib.sha256()
+    for start in range(0, len(order), LINES):
+        rows = order[start : start + LINES]
+        pairs = zip(labels[rows].tolist(), digests[rows], strict=True)
+        content.update("".join(f"{label} {digest.tobytes().hex()}\n" for label, digest in pairs).encode())
     return {
         "index_sha256": index_sha256(np.concatenate([split.ids for split in splits])),
-        "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "content_sha256": content.hexdigest(),
     }
 
 

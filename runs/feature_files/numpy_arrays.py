@@ -61,7 +61,7 @@ def packed(opened: Mapping[str, np.ndarray], name: str, held: HeldFile | None) -
     One that is not compressed can stay in the file where it is `held` open.
     """
     archive: zipfile.ZipFile = opened.zip  # type: ignore[attr-defined]
-    words, text, lacking, array = "(no array)", False, "", None
+    words, text, lacking, compressed, array = "(no array)", False, "", False, None
     try:
         info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
         with archive.open(info) as entry:
@@ -73,7 +73,8 @@ def packed(opened: Mapping[str, np.ndarray], name: str, held: HeldFile | None) -
         words, text = f"{shape} in {words_of(dtype)}", dtype.kind in "US"
         needed = math.prod(shape) * (0 if dtype.hasobject else dtype.itemsize)
         lacking = too_few_words(info.file_size, needed, name) if needed > info.file_size else ""
-        if held is not None and not lacking and not columns_first and info.compress_type == zipfile.ZIP_STORED:
+        compressed = info.compress_type != zipfile.ZIP_STORED
+        if held is not None and not lacking and not columns_first and not compressed:
             array = rows_in(held, entry_place(held, info) + start, shape, STORED.get(dtype.str))
 
     def read(role: str) -> Values:
@@ -89,7 +90,7 @@ def packed(opened: Mapping[str, np.ndarray], name: str, held: HeldFile | None) -
         return array()
 
     if array is None:
-        moved = "compressed" if words != "(no array)" and info.compress_type != zipfile.ZIP_STORED else words
+        moved = "compressed" if compressed else words
         return Array(words, text, read, moved=moved)
     return Array(words, text, read, stay)
 

@@ -149,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = pd.DataFrame([{**row, **made} for row in process_rows(networks, *counts)])
     notes = (
         f"CPU seconds in fp32, one thread of {made['device']}; torch {made['torch']}; medians of {counts[0]} processes "
-        f"of {counts[1]} rounds each. `ratio_low` and `ratio_high` are the lowest and the highest process, `within_one` "
-        f"the widest range of the rounds of one. Features differ by {table['difference'].max():.1e} of their largest "
+        f"of {counts[1]} rounds each. `ratio_low` and `ratio_high` are the lowest and the highest process, `within_one`"
+        f" the widest range of the rounds of one. Features differ by {table['difference'].max():.1e} of their largest "
         "number at most."
     )
     write_record(own.results, "folding", table, network_lines(table).round(3), notes)

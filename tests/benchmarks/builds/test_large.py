@@ -69,8 +69,8 @@ def test_a_rehearsal_writes_table_and_figure(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(large, "measured", pretended)
     monkeypatch.setattr(large, "revision_of", lambda folder: "abc")
-    large.main(["--base", str(tmp_path), "--quick", "--results", str(tmp_path)])
-    table = pd.read_csv(tmp_path / "large_files.csv")
-    assert set(table["part"]) == {"load", "report", "parts", "probe"}
-    assert (tmp_path / "large_files.png").stat().st_size > 0
-    assert "temperature_seconds" in (tmp_path / "large_files.md").read_text()
+    large.main(["--base", str(tmp_path), "--quick", "--results", str(tmp_path / "results")])
+    table = pd.read_csv(tmp_path / "results" / "large_files.csv")
+    assert set(table["part"]) == {"load", "command", "report", "parts", "probe"}
+    assert (tmp_path / "results" / "large_files.png").stat().st_size > 0
+    assert "temperature_seconds" in (tmp_path / "results" / "large_files.md").read_text()

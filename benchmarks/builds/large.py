@@ -239,7 +239,9 @@ def target_table(rows: pd.DataFrame) -> pd.DataFrame:
         pairs = own.pivot(index="round", columns="build", values="value")
         ratios = pairs[target.build] / pairs[EARLIER]
         now = float(pairs[target.build].median())
-        counted = {"ratio": float(ratios.median()), "MB": now, "files": now / float(own["file_mb"].iloc[0])}
+        counted = float(ratios.median()) if target.unit == "ratio" else now
+        if target.unit == "files":
+            counted /= float(own["file_mb"].iloc[0])
         lines.append(
             {
                 "what": f"{target.part}: {target.what}" + target.build.removeprefix(NOW),
@@ -250,9 +252,9 @@ def target_table(rows: pd.DataFrame) -> pd.DataFrame:
                 "ratio": ratios.median(),
                 "lowest": ratios.min(),
                 "highest": ratios.max(),
-                "counted": counted[target.unit],
+                "counted": counted,
                 "target": f"{target.most:.3g} {target.unit}",
-                "reached": counted[target.unit] <= target.most,
+                "reached": counted <= target.most,
             }
         )
     return pd.DataFrame([*lines, *probe_lines(rows)])

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import runs.feature_files.source
+import tables.path
+import tables.request
 from tests.helpers import refused, run, succeed, weights, without_clocks
 
 METHODS = ("los", "ncm", "offsets", "knn", "auto")
@@ -86,3 +90,22 @@ def test_it_is_of_features_alone() -> None:
     assert not Path("checkpoints").exists()
     result = run("main_stage1", "--dataset", "digits", "--network", "resnet8", "--epochs", 1, "--mmap", "on")
     assert "--mmap" in result.err
+
+
+def test_tables_leave_large_features_in_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.request, "save_figure", lambda *_: None)
+    monkeypatch.setattr(tables.path, "EPOCHS", 2)
+    monkeypatch.setattr(tables.path, "LBFGS_STEPS", 2)
+    write(classifier=True)
+    size, found = runs.feature_files.source.memory_size, {}
+    for where, memory in (("disk", lambda: 1.0), ("memory", size)):
+        monkeypatch.setattr(runs.feature_files.source, "memory_size", memory)
+        for table, more in (("path", ()), ("unified", ("--methods", "los", "ncm"))):
+            flags = ("--features", "mine.npz", "--out", where, "--results", f"{where}_results", *more)
+            out = succeed("reproduce", table, *flags).out
+            assert ("features stay in the file" in out) == (where == "disk")
+        found[where] = {file.name: pd.read_csv(file) for file in Path(f"{where}_results").glob("*.csv")}
+    assert found["disk"].keys() == found["memory"].keys() and len(found["disk"]) > 1
+    for name, rows in found["disk"].items():
+        clocks = [column for column in rows if "second" in column or column == "command"]
+        pd.testing.assert_frame_equal(rows.drop(columns=clocks), found["memory"][name].drop(columns=clocks))

@@ -5,15 +5,28 @@ A split's `images` are then (N, 1, d) or, with the mirrored images' features beh
 but the network, whose `features` are what it is given (`models.given_features`).
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.device_images import DeviceImages
-from datasets.long_tail import Augmentation, LongTailedData, Split, index_sha256, refuse_equal_names, subset_identity
+from datasets.long_tail import (
+    DIGEST,
+    Augmentation,
+    LongTailedData,
+    Split,
+    index_sha256,
+    refuse_equal_names,
+    subset_identity,
+)
 from utils.errors import UserError
+from utils.outside import HeldFile
 
 CHUNK = 1 << 18  # numbers that are looked at in one go: they stay in a CPU's cache
 # Floating-point numbers as whole ones of their size, and the bits of their exponent.
@@ -25,9 +38,114 @@ EXPONENTS = {
 }
 
 
+@dataclass(frozen=True)
+class FileRows:
+    """Features (N, d) that stay in their file: rows are read when they are asked for, as a tensor of their own.
+
+    It is indexed, split and asked for its shape as the tensor on the CPU that it stands for. `place` is where the first
+    row lies in the file, in bytes, `stored` how numbers are written there, `dtype` what they become, and `rows` (N,)
+    which rows of the file these are, None for all in order.
+    """
+
+    file: HeldFile
+    place: int
+    shape: tuple[int, ...]
+    stored: torch.dtype
+    dtype: torch.dtype
+    rows: np.ndarray | None = None
+
+    device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Return how many numbers there are."""
+        return math.prod(self.shape)
+
+    def take(self, rows: np.ndarray | slice) -> "FileRows":
+        """Return the rows at positions (n,), in that order, without reading them."""
+        own = (np.arange(len(self)) if self.rows is None else self.rows)[rows]
+        return replace(self, shape=(len(own), *self.shape[1:]), rows=own)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """Return the rows of a slice, at positions (n,), or where a mask (N,) is true; UserError for a changed file."""
+        if isinstance(rows, slice):
+            places = np.arange(*rows.indices(len(self)))
+        else:
+            places = (rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows).cpu().numpy()
+        return self._read(places if self.rows is None else self.rows[places]).to(self.dtype)
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        """Return the rows at positions (n,); `dim` is 0."""
+        assert dim == 0
+        return self[rows]
+
+    def split(self, count: int) -> Iterator[Tensor]:
+        """Yield the rows in order, `count` at a time."""
+        for start in range(0, len(self), count):
+            yield self[start : start + count]
+
+    def whole(self) -> Tensor:
+        """Return all rows, which are then in memory."""
+        return self[:]
+
+    def _read(self, places: np.ndarray) -> Tensor:
+        """Return rows (n, d) of the file as they are written; rows that follow one another are read together."""
+        size = self.stored.itemsize * math.prod(self.shape[1:])
+        flat = torch.empty(len(places) * size, dtype=torch.uint8)
+        buffer = memoryview(flat.numpy().data)
+        starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+        edges = [*starts.tolist(), len(places)]
+        for start, end, row in zip(edges, edges[1:], places[starts].tolist(), strict=False):
+            self.file.read_into(buffer[start * size : end * size], self.place + row * size)
+        self.file.refuse_changed()
+        return flat.view(self.stored).view(len(places), *self.shape[1:])
+
+
+Features = Tensor | FileRows  # (N, d), in memory or in the file that they are from
+
+
+@dataclass(frozen=True)
+class FileSplit(Split):
+    """Features that stay in their file: those of the images as they are and, where there are any, of the mirrored ones.
+
+    `images` (0, 1 or 2, d) has none of them.
+    """
+
+    ways: tuple[FileRows, ...]
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """The sha256 (N, 32) uint8 of each row, as of features in memory; computed once."""
+        count, found = max(1, CHUNK // math.prod(self.images.shape[1:])), bytearray()
+        for parts in zip(*(way.split(count) for way in self.ways), strict=True):
+            for row in torch.stack(parts, dim=1).numpy():
+                found += hashlib.sha256(row.data).digest()
+        return np.frombuffer(bytes(found), np.uint8).reshape(-1, DIGEST)
+
+    def take(self, rows: np.ndarray) -> "FileSplit":
+        """Return the rows at integer positions (n,), in that order, with their digests where known."""
+        ways = tuple(way.take(rows) for way in self.ways)
+        taken = FileSplit(self.images, self.labels[rows], self.ids[rows], ways)
+        if "digests" in vars(self):
+            vars(taken)["digests"] = self.digests[rows]
+        return taken
+
+
+def in_memory(features: Features) -> Tensor:
+    """Return features (N, d) as a tensor: for what needs all of them at once."""
+    return features.whole() if isinstance(features, FileRows) else features
+
+
 def features_data(
     name: str,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Features],
     class_names: Sequence[str],
     mirror: bool,
     subset: dict[str, str] | None = None,
@@ -69,19 +187,19 @@ def features_data(
     )
 
 
-def require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return a tensor; a UserError names it where it is missing."""
+def require(tensors: Mapping[str, Features], name: str) -> Features:
+    """Return a tensor, or rows in a file; a UserError names it where it is missing."""
     if name not in tensors:
         raise UserError(f"'{name}' is missing")
     return tensors[name]
 
 
 def read_split(
-    tensors: Mapping[str, Tensor], split: str, mirrored: bool, num_classes: int, width: int, finite: bool
+    tensors: Mapping[str, Features], split: str, mirrored: bool, num_classes: int, width: int, finite: bool
 ) -> Split:
     """Check the tensors of one split and return them, the features as (N, 1, d) or, with mirrored ones, (N, 2, d)."""
     ways = [f"{split}_features", *([f"{split}_features_mirrored"] if mirrored else [])]
-    labels, ids = (require(tensors, f"{split}_{kind}") for kind in ("labels", "ids"))
+    labels, ids = (in_memory(require(tensors, f"{split}_{kind}")) for kind in ("labels", "ids"))
     for name, values in ((f"{split}_labels", labels), (f"{split}_ids", ids)):
         if values.dtype != torch.int64 or values.ndim != 1 or values.shape != labels.shape:
             words = f"{tuple(values.shape)} in {str(values.dtype).removeprefix('torch.')}"
@@ -97,12 +215,16 @@ def read_split(
             raise UserError(f"'{name}' has {features.shape[1]} features an image, 'train_features' {width}")
         if len(features) != len(labels) or len(features) == 0:
             raise UserError(f"'{name}' has {len(features)} rows and '{split}_labels' {len(labels)}")
-        if not finite and not is_finite(features):
+        if not finite and not is_finite(in_memory(features)):
             raise UserError(f"'{name}' holds numbers that are not finite")
     if not bool(((labels >= 0) & (labels < num_classes)).all()):
         raise UserError(f"'{split}_labels' holds something else than classes 0 to {num_classes - 1}")
     found = [tensors[name] for name in ways]
-    views = found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, dim=1)  # one alone is not copied
+    in_files = tuple(rows for rows in found if isinstance(rows, FileRows))
+    if len(in_files) == len(found):
+        return FileSplit(np.empty((0, len(found), width), np.float16), labels.numpy(), ids.numpy(), in_files)
+    whole = [in_memory(rows) for rows in found]
+    views = whole[0].unsqueeze(1) if len(whole) == 1 else torch.stack(whole, dim=1)  # one alone is not copied
     return Split(views.numpy(), labels.numpy(), ids.numpy())
 
 
@@ -123,22 +245,23 @@ def holds_features(data: LongTailedData) -> bool:
 
 
 class DeviceFeatures(DeviceImages):
-    """The features of one split on a device, in the place of its images: `images` (N, 1 or 2, d)."""
+    """The features of one split on a device, in the place of its images: `images` (N, 1 or 2, d), or in their file."""
 
     size = 1  # as cheap to hand on as images of a single pixel
 
     def __init__(self, split: Split, device: torch.device) -> None:
+        self.ways = split.ways if isinstance(split, FileSplit) else ()
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.ids = torch.from_numpy(split.ids).to(device)
 
-    def whole(self, mirrored: bool = False) -> Tensor:
+    def whole(self, mirrored: bool = False) -> Features:
         """Return the features (N, d) of all images, in the precision in which they are given, without a copy."""
-        return self.images[:, int(mirrored)]
+        return self.ways[int(mirrored)] if self.ways else self.images[:, int(mirrored)]
 
     def plain(self, rows: Tensor | slice, mirrored: bool = False) -> Tensor:
         """Return the features (B, d) of the images at `rows` as they are, or mirrored, in float32."""
-        return self.images[rows, int(mirrored)].float()
+        return self.whole(mirrored)[rows].float().to(self.labels.device)
 
     def augmented(self, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """Raise UserError: from features an image cannot be augmented."""

@@ -20,6 +20,7 @@ from utils.text import counted, shown
 IMB_TYPES = ["exp", "step"]
 SUBSETS = ["first", "shuffle"]
 DIGEST = 32  # bytes of a sha256
+LINES = 1 << 14  # of what is hashed, that are written together
 
 
 class ShotBounds(NamedTuple):
@@ -226,12 +227,15 @@ def subset_identity(*splits: Split) -> dict[str, str]:
     digests = np.concatenate([split.digests for split in splits])
     parts = digests.view(">u8").astype(np.uint64)  # in the order of their hexadecimal digits
     order = np.lexsort((*parts.T[::-1], labels))
-    size = 2 * DIGEST
-    text = digests[order].tobytes().hex()
-    content = "".join(f"{label} {text[i * size : (i + 1) * size]}\n" for i, label in enumerate(labels[order].tolist()))
+    content, size = hashlib.sha256(), 2 * DIGEST
+    for start in range(0, len(order), LINES):
+        rows = order[start : start + LINES]
+        text, own = digests[rows].tobytes().hex(), enumerate(labels[rows].tolist())
+        lines = (f"{label} {text[i * size : (i + 1) * size]}\n" for i, label in own)
+        content.update("".join(lines).encode())
     return {
         "index_sha256": index_sha256(np.concatenate([split.ids for split in splits])),
-        "content_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "content_sha256": content.hexdigest(),
     }
 
 

@@ -7,20 +7,19 @@ their mean squared norm is `REFERENCE_NORM`. No feature is touched: for SGD the 
 fast; biases and scales, which know no unit, at the rate itself. Features times any number give the same logits.
 """
 
-from torch import Tensor
-
+from datasets.features import Features
 from evaluation.blocks import row_blocks
 
 REFERENCE_NORM = 100.0  # mean squared norm of the features that the published rates are for, in round numbers
 FEATURES, PUBLISHED = "features", "published"  # the values of --rate_scale
 
 
-def mean_squared_norm(features: Tensor) -> float:
+def mean_squared_norm(features: Features) -> float:
     """Return the mean over the rows of features (N, d) of their squared norm, in double precision."""
     return sum(float(features[rows].double().square().sum()) for rows in row_blocks(features)) / len(features)
 
 
-def feature_unit(features: Tensor, rate_scale: str) -> float:
+def feature_unit(features: Features, rate_scale: str) -> float:
     """Return the number that features (N, d) divided by have the norm of published rates; 1 for `rate_scale` published,
     and for features that are all 0."""
     norm = mean_squared_norm(features) if rate_scale == FEATURES else 0.0

@@ -84,7 +84,9 @@ def balanced_training_accuracy(logits_of: SplitLogits, images: Images) -> float:
     """Return the mean over the classes of the accuracy on their training images as they are, in percent."""
     labels = images["train"].labels.cpu()
     with memory_for("logits of training images", "--width where stage 1 is trained"):
-        hits = torch.cat([logits.argmax(dim=1).cpu() == labels[rows] for rows, logits in logits_of.blocks("train")])
+        hits = torch.empty(len(labels), dtype=torch.bool)  # in place, as in `evaluation.probabilities.score_logits`
+        for rows, logits in logits_of.blocks("train"):
+            hits[rows] = logits.argmax(dim=1).cpu() == labels[rows]
     counts = torch.bincount(labels)
     right = torch.bincount(labels[hits], minlength=len(counts))
     return 100 * float((right[counts > 0].double() / counts[counts > 0]).mean())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.features import DeviceFeatures
+from datasets.features import DeviceFeatures, Features, in_memory
 from datasets.image_source import ImageSource
 from datasets.on_disk.listed_split import ListedSplit
 from engine.cache.dependencies import backbone_sha256, split_dependencies
@@ -59,13 +59,13 @@ class FrozenFeatures:
         self.seed = seed
         self.views = views
         self.store = store
-        self._plain: dict[tuple[str, bool], Tensor] = {}
-        self._augmented: dict[int, Tensor] = {}
+        self._plain: dict[tuple[str, bool], Features] = {}
+        self._augmented: dict[int, Features] = {}
         self._seconds = 0.0
         self._seconds_of_view = 0.0
         self._function: Callable[[Tensor], Tensor] | None = None
 
-    def plain(self, split: str, mirrored: bool = False) -> Tensor:
+    def plain(self, split: str, mirrored: bool = False) -> Features:
         """Return the features of a split's images as they are, or mirrored."""
         if (split, mirrored) not in self._plain:
             self._plain[split, mirrored] = self._timed(split, mirrored=mirrored)
@@ -74,9 +74,9 @@ class FrozenFeatures:
     def held_out(self) -> tuple[Tensor, Tensor] | None:
         """Return the features (M, d) and labels (M,) of the held-out images as they are, None where there are none."""
         images = self.images.get("holdout")
-        return None if images is None or len(images) == 0 else (self.plain("holdout"), images.labels)
+        return None if images is None or len(images) == 0 else (in_memory(self.plain("holdout")), images.labels)
 
-    def training_view(self, epoch: int) -> Tensor:
+    def training_view(self, epoch: int) -> Features:
         """Return the features of the training images (N, d) under the view that `epoch` (from 0) trains on."""
         if self.views == "plain":
             return self.plain("train")
@@ -90,7 +90,7 @@ class FrozenFeatures:
         self._seconds_of_view = self._seconds - before
         return self._augmented[view]
 
-    def rows_to_fit(self, labels: Tensor, views: bool) -> tuple[Tensor, Tensor]:
+    def rows_to_fit(self, labels: Tensor, views: bool) -> tuple[Features, Tensor]:
         """Return the features (M, d) and labels (M,) of what a computed classifier is fitted on, for those of the
         training images (N,): the images as they are or, with `views`, all cached views of them, one after the other.
 
@@ -100,7 +100,7 @@ class FrozenFeatures:
             return self.plain("train"), labels
         if self.views == "fresh":
             raise UserError("--fit_on views: give their number with --views; fresh ones have no end")
-        every = [self.training_view(view) for view in range(int(self.views))]
+        every = [in_memory(self.training_view(view)) for view in range(int(self.views))]
         return torch.cat(every), labels.repeat(len(every))
 
     def seconds_once(self, epochs: int) -> tuple[float, float]:
@@ -108,14 +108,14 @@ class FrozenFeatures:
         views = min(int(self.views), epochs) if self.views.isdecimal() else 0
         return self._seconds, max(views - len(self._augmented), 0) * self._seconds_of_view
 
-    def _timed(self, split: str, *, mirrored: bool = False, view: int | None = None) -> Tensor:
+    def _timed(self, split: str, *, mirrored: bool = False, view: int | None = None) -> Features:
         """Compute features, or read them, and add the time to what they took so far."""
         started = time.perf_counter()
         features = self._features(split, mirrored=mirrored, view=view)
         self._seconds += time.perf_counter() - started
         return features
 
-    def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Tensor:
+    def _features(self, split: str, *, mirrored: bool = False, view: int | None = None, keep: bool = True) -> Features:
         """Compute features, or read them from the folder."""
         images = self.images[split]
         if isinstance(images, DeviceFeatures) and view is None and isinstance(self.model, GivenFeatures):
@@ -199,7 +199,7 @@ def make_store(loaded: LoadedModel, folder: Path, backbone: str) -> FeatureStore
 def network_features(loaded: LoadedModel) -> SplitFeatures:
     """Return what computes the features (N, d) of a split's images, as they are or mirrored, anew at every call."""
 
-    def features_of(split: str, mirrored: bool) -> Tensor:
+    def features_of(split: str, mirrored: bool) -> Features:
         images = loaded.images[split]
         if isinstance(images, DeviceFeatures) and isinstance(loaded.model, GivenFeatures):
             return images.whole(mirrored)
@@ -209,7 +209,7 @@ def network_features(loaded: LoadedModel) -> SplitFeatures:
 
 
 def feature_batches(
-    features: Tensor, labels: Tensor, order: Tensor, batch_size: int
+    features: Features, labels: Tensor, order: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of cached features (N, d) and labels (N,) in the `order` (M,) given on the CPU, on the labels'
     device.

@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from datasets.features import Features
 from datasets.image_source import steps_per_epoch
 from engine.averaging import swap_averages
 from engine.epoch import EpochOptions, EpochResult, train_epoch
@@ -34,27 +35,27 @@ class TrainingFeatures(Protocol):
     def execution(self) -> Execution:
         """Where and how the features were computed."""
 
-    def plain(self, split: str, mirrored: bool = False) -> Tensor:
+    def plain(self, split: str, mirrored: bool = False) -> Features:
         """Return the features (N, d) of a split's images as they are, or mirrored."""
 
     def held_out(self) -> HeldOut | None:
         """Return the features (M, d) and labels (M,) of held-out images, None where there are none."""
 
-    def training_view(self, epoch: int) -> Tensor:
+    def training_view(self, epoch: int) -> Features:
         """Return the features (N, d) of the training images that `epoch` (from 0) trains on."""
 
 
-Features = TypeVar("Features", bound=TrainingFeatures)
+Frozen = TypeVar("Frozen", bound=TrainingFeatures)
 
 
 @dataclass(frozen=True)
-class HeadTrainer(Generic[Features]):
+class HeadTrainer(Generic[Frozen]):
     """What all classifiers of a table share: the frozen features, stage 1's classifier `linear`, how steps are made.
 
     `labels` (N,) are those of the training images, `seed` that of stage 2. A `quiet` training shows no progress.
     """
 
-    frozen: Features
+    frozen: Frozen
     linear: nn.Linear
     labels: Tensor
     class_counts: list[int]

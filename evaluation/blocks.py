@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from datasets.features import FileRows
+
 # Numbers that are handled together in float64. On a CPU, temporaries of more than a few MB leave the cache and are
 # mapped anew, page by page, at every use, which takes several times as long; a GPU wants work enough for each kernel.
 CPU_BLOCK, GPU_BLOCK = 1 << 18, 1 << 24
@@ -80,7 +82,7 @@ def block_rows(width: int, device: torch.device, least: int = 1) -> int:
     return max(block // max(width, 1), least)
 
 
-def row_blocks(values: Rows, device: torch.device | None = None, least: int = 1) -> Iterator[slice]:
+def row_blocks(values: Rows | FileRows, device: torch.device | None = None, least: int = 1) -> Iterator[slice]:
     """Yield the rows of `values` (N, K), in order, in blocks of at most `CPU_BLOCK` numbers, `least` rows or more, or
     `GPU_BLOCK` where the `device` that computes, that of `values` if not given, is no CPU."""
     rows = block_rows(values.shape[1], device or values.device, least)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.features import Features
 from datasets.image_source import ImageSource
 from datasets.long_tail import LongTailedData, ShotBounds
 from evaluation.blocks import ComputedRows, block_rows
@@ -30,11 +31,11 @@ from evaluation.probabilities import SCORES, Scored, probability_scores, score_l
 from utils.errors import DivergedError, memory_for
 
 # Features (N, d) of a split ("train", "holdout" or "test"), of its images as they are or mirrored; on any device, the
-# CPU's may be mapped from a file.
-SplitFeatures = Callable[[str, bool], Tensor]
+# CPU's may be mapped from a file or left in it.
+SplitFeatures = Callable[[str, bool], Features]
 Images = dict[str, ImageSource]
-# Logits, or features that they are made of, that are handled together: 64 MiB in float32.
-BLOCK = 1 << 24
+# Logits, or features that they are made of, that are computed together: 16 MiB in float32, on a GPU 64.
+CPU_CHUNK, GPU_CHUNK = 1 << 22, 1 << 24
 
 
 class SplitLogits:
@@ -51,12 +52,12 @@ class SplitLogits:
     def __init__(self, features_of: SplitFeatures, classifier: nn.Module) -> None:
         self.features_of = features_of
         self.classifier = classifier
-        self._features: dict[tuple[str, bool], Tensor] = {}
+        self._features: dict[tuple[str, bool], Features] = {}
         self._rows: dict[tuple[str, bool], ComputedRows] = {}
         self._flip: ComputedRows | None = None
         self._scored: dict[str, Scored] = {}
 
-    def features(self, split: str, mirrored: bool = False) -> Tensor:
+    def features(self, split: str, mirrored: bool = False) -> Features:
         """Return the features (N, d) that the logits are computed from."""
         if (split, mirrored) not in self._features:
             self._features[split, mirrored] = self.features_of(split, mirrored)
@@ -106,7 +107,7 @@ class SplitLogits:
 
 
 @torch.no_grad()
-def compute_logits(classifier: nn.Module, features: Tensor, split: str, rows: slice) -> Tensor:
+def compute_logits(classifier: nn.Module, features: Features, split: str, rows: slice) -> Tensor:
     """Return the logits (B, K) of `rows` of a split's features (N, d)."""
     weight = classifier.get_parameter("weight")
     with memory_for(f"logits of {split}: {rows.stop - rows.start} images by all classes", "--num_class"):
@@ -115,7 +116,8 @@ def compute_logits(classifier: nn.Module, features: Tensor, split: str, rows: sl
 
 def chunk_rows(weight: Tensor) -> int:
     """Return how many rows of logits are computed together by a classifier of `weight` (K, d): whole blocks."""
-    most, block = max(BLOCK // max(weight.shape), 1), block_rows(len(weight), weight.device)
+    chunk = CPU_CHUNK if weight.device.type == "cpu" else GPU_CHUNK
+    most, block = max(chunk // max(weight.shape), 1), block_rows(len(weight), weight.device)
     return most // block * block or most
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.features import Features
 from datasets.long_tail import FIELD_BOUNDS, ShotBounds
 from evaluation.blocks import Rows, row_blocks
 from evaluation.class_accuracies import class_measures, describe_test_images
@@ -279,7 +280,7 @@ def finite_or_none(value: float) -> float | None:
 
 
 @torch.no_grad()
-def feature_variance_ratio(features: Tensor, labels: Tensor) -> float | None:
+def feature_variance_ratio(features: Features, labels: Tensor) -> float | None:
     """Return within-class over between-class variance of features (N, d), every class weighing the same.
 
     Within: mean over classes of the mean squared distance to the class mean. Between: mean squared distance of the

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from datasets.features import Features
 from utils.errors import UserError
 
 BLOCK = 8192  # feature vectors that are added up together: all of them may not fit into memory
 
 
-def class_sums(name: str, features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def class_sums(name: str, features: Features, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Return the sums (K, d) of the features (N, d) of each class, in float64 where the labels (N,) are, and the images
     (K,) of each.
 
@@ -29,7 +30,7 @@ def class_sums(name: str, features: Tensor, labels: Tensor, classes: int) -> tup
     return sums, present
 
 
-def class_means(name: str, features: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_means(name: str, features: Features, labels: Tensor, classes: int) -> Tensor:
     """Return the mean features (K, d) of each class, in float64; UserError as `class_sums`."""
     sums, present = class_sums(name, features, labels, classes)
     return sums / present[:, None]

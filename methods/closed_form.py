@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from datasets.features import Features, in_memory
 from losses.los import ONE_HOT, Target
 from methods.class_sums import class_means
 from methods.convex_fit import centre_and_scale
@@ -23,7 +24,7 @@ from utils.parameters import check_counts, check_given, constructor_parameters, 
 
 def tau_norm(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
@@ -54,7 +55,7 @@ def tau_norm(
 
 def l2_norm(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
@@ -67,7 +68,7 @@ def l2_norm(
 
 
 def tau_norm_centred(
-    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
+    linear: nn.Linear, features: Features, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
 ) -> Linear:
     """Return the linear head (K, d) of rows w_k / ||w_k||^tau for features that are centred on the mean m of the
     training images: its bias is minus their products with m, and stage 1's is left out (Kang et al., ICLR 2020, whose
@@ -85,7 +86,7 @@ def tau_norm_centred(
 
 def ncm(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
@@ -102,7 +103,7 @@ def ncm(
 
 
 def logit_adjust_posthoc(
-    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
+    linear: nn.Linear, features: Features, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
 ) -> Linear:
     """Return the linear head (K, d) with b_k - tau log pi_k, pi the share of each class in the training set (Menon et
     al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, equation 9)."""
@@ -114,7 +115,7 @@ def logit_adjust_posthoc(
 
 
 def samn_start(
-    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]
+    linear: nn.Linear, features: Features, labels: Tensor, class_counts: Tensor | Sequence[int]
 ) -> MonotoneNorms:
     """Return the `samn` head (K, d) as its training starts: the directions of the linear classifier's rows, of lengths
     that fall with class size (Zhang et al., CVPR 2026, arXiv 2606.02526)."""
@@ -123,7 +124,7 @@ def samn_start(
 
 def knn(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
@@ -132,7 +133,7 @@ def knn(
     """Return the `neighbours` head (K, d) that keeps the features (N, d) with their labels (N,): votes of the nearest
     ones over the class counts (Wu et al., CVPR 2018, arXiv 1805.01978). UserError where they are too many to keep."""
     head = Neighbours(linear, scale=scale)
-    head.keep(features, labels, class_counts)
+    head.keep(in_memory(features), labels, class_counts)
     return head
 
 
@@ -157,7 +158,7 @@ CLOSED_FORM: dict[str, Callable[..., Linear]] = {
 def build_closed_form(
     name: str,
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     target: Target = ONE_HOT,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.features import Features
 from methods.optimizers import LBFGS
 
 CHUNK = 1 << 24  # logits that are held at once
@@ -22,7 +23,7 @@ def unwatched(evaluations: int, objective: Tensor | float) -> None:
     """Watch nothing."""
 
 
-def centre_and_scale(features: Tensor) -> tuple[Tensor, float]:
+def centre_and_scale(features: Features) -> tuple[Tensor, float]:
     """Return the mean (d,) of features (N, d), in double precision, and what makes their mean squared distance to it 1.
 
     In double precision, in which the squares of no float32 overflow, a part at a time.
@@ -36,13 +37,13 @@ def centre_and_scale(features: Tensor) -> tuple[Tensor, float]:
 class Standardised:
     """Features (N, d) with their mean (d,) and scale; `blocks` brings them to a device and dtype a part at a time."""
 
-    features: Tensor
+    features: Features
     labels: Tensor
     mean: Tensor
     scale: float
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor, dtype: torch.dtype) -> "Standardised":
+    def of(cls, features: Features, labels: Tensor, dtype: torch.dtype) -> "Standardised":
         """Return features with what standardises them, for arithmetic of `dtype` where the labels (N,) are."""
         mean, scale = centre_and_scale(features)
         return cls(features, labels, mean.to(labels.device, dtype), scale)

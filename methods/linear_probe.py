@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets.features import Features
 from methods.convex_fit import CHUNK, Standardised, minimise_cross_entropy
-from methods.whitened_fit import fit_whitened
+from methods.whitened_fit import CHANGE, fit_whitened
 from utils.progress import LineAMinute
 
 STEPS = 500  # of L-BFGS at most
 GRADIENT = 1e-6  # the largest entry of the gradient at which it stops
+WORK = 1 << 30  # products of a pass over the images, from which on whitening costs less than it saves
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Probe:
 
 
 def fit_probe(
-    features: Tensor, labels: Tensor, num_classes: int, decay: float, steps: int = STEPS, message: str = ""
+    features: Features, labels: Tensor, num_classes: int, decay: float, steps: int = STEPS, message: str = ""
 ) -> Probe:
     """Minimise cross-entropy + decay / 2 * |weight|^2 over features (N, d) and labels (N,), by L-BFGS from zero.
 
@@ -35,8 +37,9 @@ def fit_probe(
     scale, and so does the result: that of features times 1000 plus 5 predicts the same. Nothing is random. It computes
     where the labels are; features that lie elsewhere, in a mapped file, are fetched a part at a time.
 
-    With more logits than are held at once it is solved in whitened coordinates (`methods.whitened_fit`), to the same
-    minimum but for steps that gain next to nothing. With a `message` a line a minute says how far it is.
+    Where a pass over the images is much work it is solved in whitened coordinates (`methods.whitened_fit`), to the same
+    gradient in fewer passes; with more logits than are held at once a step that gains next to nothing is the last. With
+    a `message` a line a minute says how far it is.
     """
     started = time.perf_counter()
     data, line = Standardised.of(features, labels, torch.float32), LineAMinute()
@@ -45,8 +48,12 @@ def fit_probe(
         if message:
             line(lambda: f"{message}: {evaluations} evaluations of at most {2 * steps}, loss {float(objective):.5f}")
 
-    if len(labels) * num_classes > CHUNK:
-        weight, bias, fit = fit_whitened(data, num_classes, decay, steps=steps, tolerance=GRADIENT, watch=watch)
+    many = len(labels) * num_classes > CHUNK
+    if many or features.numel() * num_classes > WORK:
+        change = CHANGE if many else 0.0
+        weight, bias, fit = fit_whitened(
+            data, num_classes, decay, steps=steps, tolerance=GRADIENT, watch=watch, change=change
+        )
         return Probe(*data.carry_out(weight, bias), fit.loss, fit.evaluations, time.perf_counter() - started)
     weight = torch.zeros(num_classes, features.shape[1], device=labels.device, requires_grad=True)
     bias = torch.zeros(num_classes, device=labels.device, requires_grad=True)

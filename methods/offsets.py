@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.features import Features
 from methods.class_sums import BLOCK
 from methods.optimizers import LBFGS
 from models.heads import Linear
@@ -22,7 +23,7 @@ ADVICE = (
 
 
 def prior2posterior(
-    linear: nn.Linear, features: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
+    linear: nn.Linear, features: Features, labels: Tensor, class_counts: Tensor | Sequence[int], *, tau: float = 1.0
 ) -> Linear:
     """Return the linear head (K, d) with b_k - tau log p_k, p (K,) the effective prior: the mean over the training
     images of the probabilities that the classifier gives (Bhat et al., "Prior2Posterior", WACV 2025, arXiv 2412.16540).
@@ -37,7 +38,7 @@ def prior2posterior(
     return head
 
 
-def log_mean_posterior(head: nn.Linear, features: Tensor) -> Tensor:
+def log_mean_posterior(head: nn.Linear, features: Features) -> Tensor:
     """Return log mean_i softmax(z_i) (K,) over features (N, d), in float64, without a probability that underflows."""
     weight, bias = head.weight.double(), head.bias.double()
     total = torch.full_like(bias, -torch.inf)
@@ -61,7 +62,7 @@ def check_held_out(name: str, labels: Tensor | None, num_classes: int) -> None:
 
 def offsets(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     held_out: HeldOut | None,

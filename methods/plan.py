@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datasets.features import Features
 from datasets.sampling import sampled_order
 from losses import build_loss, loss_parameters
 from losses.los import ONE_HOT, TARGETS, Target, smoothing_for_gap
@@ -123,7 +124,7 @@ def in_unit(plan: Plan, head: nn.Linear) -> nn.Linear:
 def compute_head(
     plan: Plan,
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: list[int],
     held_out: HeldOut | None = None,

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.features import Features
 from losses.logit_adjustment import class_prior
 from losses.los import Target
 from methods.convex_fit import CHUNK, PART, Standardised, minimise
@@ -121,7 +122,7 @@ class Anchored:
     def of(
         cls,
         linear: nn.Linear,
-        rows: tuple[Tensor, Tensor],
+        rows: tuple[Features, Tensor],
         class_counts: Tensor | Sequence[int],
         target: Target,
         parts: Parts = Parts(),
@@ -198,7 +199,7 @@ class Anchored:
 
 def proximal_los(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     target: Target,

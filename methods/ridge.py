@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.features import Features
 from methods.class_sums import class_means, class_sums
 from methods.convex_fit import PART, Standardised
 from models.heads import Linear
@@ -13,7 +14,7 @@ from models.heads import Linear
 
 def ridge(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,
@@ -46,7 +47,7 @@ def ridge(
 
 def simplex(
     linear: nn.Linear,
-    features: Tensor,
+    features: Features,
     labels: Tensor,
     class_counts: Tensor | Sequence[int],
     *,

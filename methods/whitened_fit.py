@@ -55,11 +55,12 @@ def fit_whitened(
     steps: int,
     tolerance: float,
     watch: Watch,
+    change: float = CHANGE,
 ) -> tuple[Tensor, Tensor, Fit]:
     """Return weight (K, d) and bias (K,) of least cross-entropy + decay / 2 * |weight|^2, from zero, and how it went.
 
-    It stops after `steps`, where no entry of the gradient is above `tolerance`, or where a step gains next to nothing.
-    `watch` is told the number of evaluations and the objective after each of them.
+    It stops after `steps`, where no entry of the gradient is above `tolerance`, or where a step gains less than
+    `change`. `watch` is told the number of evaluations and the objective after each of them.
     """
     whiten = whitening(data)
     inner = torch.zeros(num_classes, len(whiten), device=whiten.device, requires_grad=True)
@@ -71,7 +72,7 @@ def fit_whitened(
         history_size=10,
         line_search_fn="strong_wolfe",
         tolerance_grad=tolerance,
-        tolerance_change=CHANGE,
+        tolerance_change=change,
     )
     evaluations = 0
 

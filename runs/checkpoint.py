@@ -221,10 +221,11 @@ def read_released(path: Path) -> tuple[str, dict[str, Any]]:
     return digest, {**header, "model": state, "features": {key: tensors[key] for key in tensors.keys() - state.keys()}}
 
 
-def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
+def with_backbone(checkpoint: Checkpoint, mmap: str = "auto") -> Checkpoint:
     """Return a classifier with the backbone, or the features, that it names; any other checkpoint as it is.
 
-    Raises UserError where that file is missing or is another one.
+    `mmap` says whether features stay in their file (`--mmap`). Raises UserError where the named file is missing or is
+    another one.
     """
     named = checkpoint.config.get("backbone")
     if checkpoint.content is None or named is None:
@@ -241,7 +242,7 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
         raise UserError(
             f"{checkpoint.path} is a classifier alone, and what it was trained on is not at {path}; put that file there"
         )
-    backbone = load_backbone(path, checkpoint)
+    backbone = load_backbone(path, checkpoint, mmap)
     if backbone.sha256 != named["sha256"]:
         raise UserError(
             f"{path} is not the backbone of {checkpoint.path}: its sha256 is {backbone.sha256[:16]}..., that of the "
@@ -250,11 +251,11 @@ def with_backbone(checkpoint: Checkpoint) -> Checkpoint:
     return joined(checkpoint, backbone)
 
 
-def load_backbone(path: Path, classifier: Checkpoint) -> Checkpoint:
+def load_backbone(path: Path, classifier: Checkpoint, mmap: str = "auto") -> Checkpoint:
     """Read what a classifier of ours was trained on: a checkpoint, or anyone's features, in whatever form these are."""
     if not on_user_features(classifier):
         return load_checkpoint(path)
-    digest, content = read_features(path, quiet=True)  # what there is to say was said when it was trained
+    digest, content = read_features(path, quiet=True, mmap=mmap)  # what there is to say was said when it was trained
     return Checkpoint(path, digest, USER_FEATURES, content["model"], content)
 
 

@@ -302,6 +302,13 @@ class Settings(_Hyperparameters):
         bounds=Range(0, 1e9),
         metavar="SECONDS",
     )
+    mmap: str = option(
+        "auto",
+        Group.MACHINE,
+        "leave the rows of --features in their file [where memory is short]",
+        facets=Facet.RARE,
+        choices=["auto", "on", "off"],
+    )
 
 
 FLAGS: dict[str, Flag] = {field.name: flag_of(field) for field in dataclasses.fields(Settings)}

@@ -142,7 +142,7 @@ def open_features(command: Command) -> tuple[Command, Checkpoint]:
     With `--holdout` a share of its training rows are held-out ones.
     """
     path = Path(str(command.settings.features))
-    digest, content = read_features(path)
+    digest, content = read_features(path, mmap=command.settings.mmap)
     if command.settings.holdout:
         try:
             content = hold_out(content, command.settings.holdout, stage1_seed(command.settings))
@@ -169,7 +169,7 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
     stage = checkpoint.config.get("stage", "stage1")
     if stage != "stage1":
         raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
-    checkpoint = with_backbone(checkpoint)
+    checkpoint = with_backbone(checkpoint, settings.mmap)
     if not checkpoint.state:
         raise UserError(f"{path} holds features and no classifier; with --features {path} one is trained first")
     command = adopt_checkpoint(command, checkpoint)
@@ -232,7 +232,7 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
     paths = checkpoint_files(path)
     ema = settings.ema and settings.pretrained_pth is not None  # else it is part of what the run is found by
     read = {name: load_checkpoint(file, settings.trust_pickle, ema) for name, file in paths.items()}
-    checkpoints = {name: with_backbone(checkpoint) for name, checkpoint in read.items()}
+    checkpoints = {name: with_backbone(checkpoint, settings.mmap) for name, checkpoint in read.items()}
     first = next(iter(checkpoints.values()))
     report_idle_folder(command, first)
     return adopt_report(command, first), checkpoints

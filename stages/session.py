@@ -147,6 +147,8 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
         execution = execution.without_network()
     if command.script != EVALUATE:
         report_overlaps(data)
+    if "mmap" in command.given and not holds_features(data):
+        report_unused(command.script, ["--mmap"], " without features in a file")
     data = grouped_as_asked(data, settings.shots)
     augment = settings.augment if command.script == STAGE1 else "crop"
     images = device_images(data, execution, settings, augment)

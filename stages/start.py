@@ -120,7 +120,7 @@ def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     runs = map(read_config, seed_folder(command.settings, seed).glob("stage1*/config.json"))
     same = (config.get("settings", {}).get("holdout", 0) == command.settings.holdout for config in runs)
     if not from_main(any(same) if is_main() else False):  # a slower process would see what the first has begun
-        names = ("features", "holdout", "out", "device", "gpu", "workers", "shots")
+        names = ("features", "holdout", "out", "device", "gpu", "workers", "mmap", "shots")
         flags = flag_words(STAGE1, {name: command.given[name] for name in names if name in command.given})
         tell(f"{given.path} has no classifier: training one on it first (main_stage1.py --features)", flush=True)
         train_probe(parse_command(STAGE1, "", [*flags, "--seed", str(seed)]), given)

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from datasets.features import in_memory
 from datasets.image_source import steps_per_epoch
 from engine.epoch import EpochOptions, train_epoch
 from engine.fit import rate_groups
@@ -188,7 +189,8 @@ def walk(context: TableContext, method: str) -> list[dict[str, Any]]:
 
 def all_views(context: TableContext) -> tuple[Tensor, Tensor]:
     """Return the features (V N, d) of all cached views of the training images, and their labels (V N,)."""
-    return context.trainer.frozen.rows_to_fit(context.trainer.labels, views=True)
+    features, labels = context.trainer.frozen.rows_to_fit(context.trainer.labels, views=True)
+    return in_memory(features), labels
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:

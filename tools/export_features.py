@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.features import in_memory
 from engine.frozen_features import network_features
 from runs.checkpoint import CLASSIFIER, load_checkpoint
 from runs.session import LoadedModel
@@ -73,7 +74,7 @@ def feature_tensors(loaded: LoadedModel, mirror: bool) -> dict[str, Tensor]:
             continue
         for mirrored in (False, True) if mirror and split == "test" else (False,):
             name = f"{split}_features" + "_mirrored" * mirrored
-            tensors[name] = features_of(split, mirrored).half().cpu()
+            tensors[name] = in_memory(features_of(split, mirrored)).half().cpu()
             if not bool(tensors[name].isfinite().all()):
                 largest = torch.finfo(torch.float16).max
                 raise UserError(f"{name} are not finite, or above {largest:g}, the largest number in half precision")

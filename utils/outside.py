@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ from utils.errors import UserError
 
 LONGEST_NAME = 200  # characters; file systems take 255 bytes, of which the rest of a folder's name needs some
 NAME = re.compile(rf"\w[\w.+-]{{0,{LONGEST_NAME - 1}}}")
+MOST_READ = 1 << 30  # bytes that the system is asked for at once
 # A pipe that nobody writes to is opened at once, and a terminal never becomes ours.
 WITHOUT_WAITING = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
 
@@ -66,6 +68,44 @@ def plain_path(path: Path, what: str = "") -> Iterator[Path]:
     with open_plain(path, what) as file:
         held = Path(f"/dev/fd/{file.fileno()}")
         yield held if os.path.exists(held) else path
+
+
+class HeldFile:
+    """A regular file that stays open for as long as this object lives, of which parts are read when they are needed.
+
+    What was read from a file that changes meanwhile may be of both: a UserError says so. One that is replaced under its
+    name goes on being read as it was.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        """Hold what is opened as `file` from `path`; its state now is the one that it must stay in."""
+        self.path = path
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._state = self._look()
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    def refuse_changed(self) -> None:
+        """Raise UserError where the file has been written to since it was opened."""
+        if self._look() != self._state:
+            raise UserError(f"{self.path} was changed while it was in use, so its numbers cannot be trusted; run again")
+
+    def refuse_replaced(self) -> None:
+        """Raise UserError where another file stands at the path."""
+        if not os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
+            raise UserError(f"{self.path} was replaced while it was read; run again")
+
+    def read_into(self, buffer: memoryview, place: int) -> None:
+        """Fill a buffer of bytes with those of the file from `place` on."""
+        while len(buffer):
+            count = os.preadv(self._descriptor, [buffer[:MOST_READ]], place)
+            if count == 0:
+                self.refuse_changed()
+                raise UserError(f"{self.path} ends before its arrays do: it is damaged")
+            buffer, place = buffer[count:], place + count
 
 
 def read_plain(path: Path | str, what: str = "") -> bytes:

@@ -6,16 +6,21 @@
     python -m benchmarks.builds.large --base ../earlier --quick
 
 Every measurement is a process of its own with one thread, on drawn features; builds alternate, `--rounds` times over,
-and a ratio is the median of the rounds' ratios. Four parts, chosen by `--only`:
+and a ratio is the median of the rounds' ratios. Five parts, chosen by `--only`; all of them take about 25 minutes:
 
-- `load`: `main_stage2.py --features` on `--images` rows in half precision: CPU of loading, its peak and that of the
-  command, an epoch. A peak is that of the resident set above imports; its target is a multiple of the file.
+- `load`: what `main_stage2.py --features` needs to load `--images` rows of `--classes` classes in half precision: CPU
+  and peak, and the peak's curve over the rows. A peak is that of the resident set above imports; its target is a
+  multiple of the file.
+- `command`: the same command as a whole, once on these rows with `FEW` classes, for its peak, and once on a sixteenth
+  of them with all classes, for the speed of an epoch. All rows with all classes are an hour a round.
 - `report`: `evaluate.py` where images and classes are `--report` each, and its curves over images and over classes.
 - `parts`: a temperature, and re-balanced predictions.
 - `probe`: a linear classifier by this build, the earlier one and scikit-learn's lbfgs after different numbers of steps;
-  the time is that until the loss on held-out rows is within `NEAR` of the best of all.
+  the time is that until the loss on held-out rows is within `NEAR` of the best of all. Once, unless `--probe_rounds`
+  says otherwise. `--probe 100000 768 1000` takes hours.
 
-Writes `results/large_files.csv`, `.md` and `.png`.
+This build loads and trains with `--mmap off` and, as a third one, with `--mmap on`. Writes `results/large_files.csv`,
+`.md` and `.png`.
 """
 
 import argparse
@@ -23,10 +28,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,23 +44,43 @@ from benchmarks.record import provenance, write_record
 from evaluation.plots import save_figure
 from utils.command import run_command
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import make_folder, read_json
 
 CHILD = Path(__file__).with_name("large_child.py")
-PARTS = ("load", "report", "parts", "probe")
+PARTS = ("load", "command", "report", "parts", "probe")
+FEW = 100  # classes
 NEAR = 1e-3  # of the lowest held-out loss, relative
-STEPS = (15, 25, 50, 100, 200, 500)  # of a linear classifier
+STEPS = (15, 25, 50, 100, 200)  # of a linear classifier
 BLOCK = 10_000  # rows that are drawn together
-# Of each number: its part, and what is to be at most how much: the ratio to the earlier build, MB, or files of MB.
-TARGETS: dict[str, tuple[str, str, float]] = {
-    "load_cpu_seconds": ("load", "ratio", 0.5),
-    "load_peak_mb": ("load", "files", 1.5),
-    "peak_mb, stage 2": ("load", "files", 1.5),
-    "epoch_seconds": ("load", "ratio", 1 / 0.95),
-    "peak_mb, report": ("report", "MB", 1000),
-    "temperature_seconds": ("parts", "ratio", 1 / 6),
-    "rebalanced_seconds": ("parts", "ratio", 1 / 3),
-}
+EARLIER, NOW, ON_DISK = "earlier", "now", "now, --mmap on"
+Ways = Mapping[str, tuple[Path, Sequence[str]]]  # the folder of a build and the flags that it is run with
+
+
+class Target(NamedTuple):
+    """A number of a part by a build, and what it is to be at most: a `ratio` to the earlier build, `MB`, or `files`,
+    multiples of the file's MB; at the largest of the sizes, of `by` first."""
+
+    part: str
+    what: str
+    unit: str
+    most: float
+    build: str = NOW
+    by: str = "images"
+
+
+TARGETS = (
+    Target("load", "load_cpu_seconds", "ratio", 0.5),
+    Target("load", "load_peak_mb", "files", 1.5),
+    Target("load", "load_peak_mb", "files", 0.3, ON_DISK),
+    Target("command", "peak_mb", "files", 1.5),
+    Target("command", "peak_mb", "files", 0.3, ON_DISK),
+    Target("command", "epoch_seconds", "ratio", 1 / 0.95),
+    Target("command", "epoch_seconds", "ratio", 1 / 0.95, by="classes"),
+    Target("command", "epoch_seconds", "ratio", 1 / 0.95, ON_DISK, "classes"),
+    Target("report", "peak_mb", "MB", 1000),
+    Target("parts", "temperature_seconds", "ratio", 1 / 6),
+    Target("parts", "rebalanced_seconds", "ratio", 1 / 3),
+)
 
 
 @dataclass(frozen=True)
@@ -69,8 +94,9 @@ class Sizes:
     probe: tuple[int, int, int]
 
 
-FULL = Sizes(400_000, 768, 8142, 20_000, (100_000, 768, 1000))
+FULL = Sizes(400_000, 768, 8142, 20_000, (20_000, 128, 1000))
 QUICK = Sizes(3_000, 16, 20, 60, (900, 8, 12))
+PART_OF = 16  # of the rows, on which an epoch with all classes is timed
 
 
 def write_features(path: Path, rows: tuple[int, int], width: int, classes: int, *, classifier: bool) -> None:
@@ -113,28 +139,50 @@ def measured(build: Path, *words: object) -> dict[str, Any]:
         return read_json(answer)
 
 
-def alternate(builds: dict[str, Path], rounds: int, case: dict[str, object], words: Sequence[object]) -> list[dict]:
+def alternate(builds: Ways, rounds: int, case: dict[str, object], words: Sequence[object]) -> list[dict]:
     """Return a row for each number, build and round of one measurement; the builds take turns."""
     rows = []
     for number in range(rounds):
-        for name, build in builds.items():
-            for what, value in measured(build, *words).items():
+        for name, (build, flags) in builds.items():
+            for what, value in measured(build, *words, *flags).items():
                 rows.append({**case, "build": name, "round": number, "what": what, "value": value})
             print(f"{case}, {name}, round {number + 1} of {rounds}", flush=True)
     return rows
 
 
-def load_rows(builds: dict[str, Path], sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
-    """Yield rows of a stage 2 of one epoch on a file of the full size, and once on a half and a quarter of it."""
+def with_mmap(builds: Ways) -> Ways:
+    """Return the builds with this one twice: with the features in memory and in their file."""
+    here = builds[NOW][0]
+    return {EARLIER: builds[EARLIER], NOW: (here, ("--mmap", "off")), ON_DISK: (here, ("--mmap", "on"))}
+
+
+def stage2_rows(
+    builds: Ways, task: str, rounds: int, file: Path, size: tuple[int, int, int], part: str
+) -> Iterator[dict]:
+    """Yield rows of a stage 2 of one epoch, or of its loading, on a file of so many images, features and classes."""
+    images, width, classes = size
+    write_features(file, (images, images // 10), width, classes, classifier=True)
+    case = {"part": part, "images": images, "classes": classes, "file_mb": file.stat().st_size / 1e6}
+    flags = ("--features", file, "--device", "cpu", "--finetune_epoch", 1, "--batch_size", 512)
+    yield from alternate(with_mmap(builds), rounds, case, (task, "main_stage2", *flags))
+
+
+def load_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
+    """Yield rows of loading a file of the full size, and once a half and a quarter of it."""
     for share, times in ((1, rounds), (2, 1), (4, 1)):
-        images, file = sizes.images // share, folder / "load.npz"
-        write_features(file, (images, images // 10), sizes.width, sizes.classes, classifier=True)
-        case = {"part": "load", "images": images, "classes": sizes.classes, "file_mb": file.stat().st_size / 1e6}
-        flags = ("--features", file, "--device", "cpu", "--finetune_epoch", 1, "--batch_size", 512)
-        yield from alternate(builds, times, case, ("command", "main_stage2", *flags))
+        size = (sizes.images // share, sizes.width, sizes.classes)
+        yield from stage2_rows(builds, "loading", times, folder / "load.npz", size, "load")
 
 
-def report_rows(builds: dict[str, Path], sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
+def command_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
+    """Yield rows of a whole stage 2 on all rows and few classes, and on few rows and all classes."""
+    few = max(sizes.images // PART_OF, 2 * sizes.classes)
+    for images, classes in ((sizes.images, min(FEW, sizes.classes // 2)), (few, sizes.classes)):
+        size = (images, sizes.width, classes)
+        yield from stage2_rows(builds, "command", rounds, folder / "command.npz", size, "command")
+
+
+def report_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
     """Yield rows of a report whose images and classes are as many, and once of fewer images and of fewer classes."""
     full = sizes.report
     grid = [(full, full, rounds), *((full // s, full, 1) for s in (2, 4)), *((full, full // s, 1) for s in (2, 4))]
@@ -145,7 +193,7 @@ def report_rows(builds: dict[str, Path], sizes: Sizes, rounds: int, folder: Path
         yield from alternate(builds, times, case, ("command", "evaluate", "--features", file, "--device", "cpu"))
 
 
-def part_rows(builds: dict[str, Path], sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
+def part_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
     """Yield rows of single parts of a report."""
     images, classes = min(sizes.images // 100, 4000), sizes.classes
     yield from alternate(
@@ -153,12 +201,13 @@ def part_rows(builds: dict[str, Path], sizes: Sizes, rounds: int, folder: Path) 
     )
 
 
-def probe_rows(builds: dict[str, Path], sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
+def probe_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
     """Yield rows of linear classifiers after different numbers of steps."""
     images, width, classes = sizes.probe
     file = folder / "probe.npz"
     write_features(file, (images, max(images // 10, classes)), width, classes, classifier=False)
-    solvers = {**{name: (build, "own") for name, build in builds.items()}, "scikit-learn": (ROOT, "scikit-learn")}
+    own = {name: (build, "own") for name, (build, _) in builds.items()}
+    solvers = {**own, "scikit-learn": (ROOT, "scikit-learn")}
     for number in range(rounds):
         for steps in STEPS:
             for name, (build, solver) in solvers.items():
@@ -168,33 +217,44 @@ def probe_rows(builds: dict[str, Path], sizes: Sizes, rounds: int, folder: Path)
             print(f"probe, {steps} steps, round {number + 1} of {rounds}", flush=True)
 
 
-ROWS = {"load": load_rows, "report": report_rows, "parts": part_rows, "probe": probe_rows}
+ROWS = {
+    "load": load_rows,
+    "command": command_rows,
+    "report": report_rows,
+    "parts": part_rows,
+    "probe": probe_rows,
+}
 
 
 def target_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a line a target: medians of both builds at the full size, the median ratio with its range, and whether the
     target is reached."""
     lines = []
-    for name, (part, unit, target) in TARGETS.items():
-        own = rows[(rows["part"] == part) & (rows["what"] == name.split(",")[0])]
-        if own.empty:
+    for target in TARGETS:
+        own = rows[(rows["part"] == target.part) & (rows["what"] == target.what)]
+        if own.empty or target.build not in set(own["build"]):
             continue
-        own = own[(own["images"] == own["images"].max()) & (own["classes"] == own["classes"].max())]
+        for size in sorted(("images", "classes"), key=lambda name: name != target.by):
+            own = own[own[size] == own[size].max()]
         pairs = own.pivot(index="round", columns="build", values="value")
-        ratios = pairs["now"] / pairs["earlier"]
-        now = float(pairs["now"].median())
-        counted = {"ratio": float(ratios.median()), "MB": now, "files": now / float(own["file_mb"].iloc[0])}[unit]
+        ratios = pairs[target.build] / pairs[EARLIER]
+        now = float(pairs[target.build].median())
+        counted = float(ratios.median()) if target.unit == "ratio" else now
+        if target.unit == "files":
+            counted /= float(own["file_mb"].iloc[0])
         lines.append(
             {
-                "what": f"{part}: {name.split(',')[0]}",
-                "earlier": pairs["earlier"].median(),
+                "what": f"{target.part}: {target.what}" + target.build.removeprefix(NOW),
+                "images": own["images"].iloc[0],
+                "classes": own["classes"].iloc[0],
+                "earlier": pairs[EARLIER].median(),
                 "now": now,
                 "ratio": ratios.median(),
                 "lowest": ratios.min(),
                 "highest": ratios.max(),
                 "counted": counted,
-                "target": f"{target:.3g} {unit}",
-                "reached": counted <= target,
+                "target": f"{target.most:.3g} {target.unit}",
+                "reached": counted <= target.most,
             }
         )
     return pd.DataFrame([*lines, *probe_lines(rows)])
@@ -225,11 +285,11 @@ def probe_lines(rows: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Return the curves of peak memory: of stage 2 over images, of a report over images and over classes."""
+    """Return the curves of peak memory: of loading over images, of a report over images and over classes."""
     figure = Figure(figsize=(13, 4), layout="constrained")
-    sweeps = (("load", "images", "stage 2"), ("report", "images", "report"), ("report", "classes", "report"))
+    sweeps = (("load", "images", "loading"), ("report", "images", "report"), ("report", "classes", "report"))
     for axes, (part, over, title) in zip(figure.subplots(1, 3), sweeps, strict=True):
-        own = rows[(rows["part"] == part) & (rows["what"] == "peak_mb")]
+        own = rows[(rows["part"] == part) & (rows["what"] == ("load_peak_mb" if part == "load" else "peak_mb"))]
         fixed = "classes" if over == "images" else "images"
         own = own[own[fixed] == own[fixed].max()]
         for build, line in own.groupby("build"):
@@ -248,7 +308,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this benchmark."""
     parser = make_own_parser("builds.large", __doc__, "one round of small sizes: a rehearsal")
     parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="checkout of the earlier build")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that each build runs [5]")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that each build runs [3]")
+    parser.add_argument("--probe_rounds", type=int, default=1, metavar="N", help="the same of the part probe [1]")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure [all]")
     parser.add_argument("--images", type=int, metavar="N", help=f"rows of the file that is loaded [{FULL.images}]")
     parser.add_argument("--width", type=int, metavar="D", help=f"features of a row [{FULL.width}]")
@@ -261,18 +322,21 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write what the command line asks for."""
     own = make_parser().parse_args(argv)
-    if own.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, not {own.rounds}")
-    builds, usual = {"earlier": own.base.resolve(), "now": ROOT}, QUICK if own.quick else FULL
+    if min(own.rounds, own.probe_rounds) < 1:
+        raise UserError(f"--rounds and --probe_rounds must be at least 1, not {own.rounds} and {own.probe_rounds}")
+    builds: Ways = {EARLIER: (own.base.resolve(), ()), NOW: (ROOT, ())}
+    usual = QUICK if own.quick else FULL
     earlier = revision_of(own.base)
     given = {name: getattr(own, name) for name in vars(usual) if getattr(own, name) is not None}
     sizes = Sizes(**{**vars(usual), **given})
     rounds = 1 if own.quick else own.rounds
+    times = dict.fromkeys(PARTS, rounds) | {"probe": 1 if own.quick else own.probe_rounds}
     with tempfile.TemporaryDirectory() as folder:
-        found = [row for part in own.only for row in ROWS[part](builds, sizes, rounds, Path(folder))]
+        found = [row for part in own.only for row in ROWS[part](builds, sizes, times[part], Path(folder))]
     made = {**provenance("builds.large", argv, torch.device("cpu")), "earlier_revision": earlier}
     rows = pd.DataFrame(found)
     table = target_table(rows)
+    make_folder(own.results)
     save_figure(own.results / "large_files.png", draw(rows))
     notes = (
         f"One thread of {made['device']}, torch {made['torch']}; {rounds} interleaved rounds; "

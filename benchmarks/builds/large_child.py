@@ -4,6 +4,7 @@ It runs in the folder of whichever build is measured, and uses of it only what a
 file that it writes. Memory is the peak of the resident set above what the imports need, in MB.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -24,13 +25,24 @@ def peak_mb() -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 
 
-def command(script: str, *words: str) -> dict[str, Any]:
+class Loaded(BaseException):
+    """A command has loaded what it works on, which is all that was asked for."""
+
+
+def loading(script: str, *words: str) -> dict[str, Any]:
+    """Return the CPU seconds and the peak of a command of the build until it has loaded what it works on."""
+    found = command(script, *words, only_load=True)
+    return {name: found[name] for name in ("load_cpu_seconds", "load_peak_mb")}
+
+
+def command(script: str, *words: str, only_load: bool = False) -> dict[str, Any]:
     """Run a command of the build; return its CPU seconds and peak, those of loading, and those of its epochs."""
     from importlib import import_module
 
     import matplotlib.figure  # noqa: F401
     import pandas as pd
     import torch
+    import torch._dynamo  # which optimisers import when they are made
 
     torch.set_num_threads(1)
     import engine.finish
@@ -45,11 +57,14 @@ def command(script: str, *words: str) -> dict[str, Any]:
         found = load(*arguments)
         loaded.setdefault("load_cpu_seconds", time.process_time() - started)
         loaded.setdefault("load_peak_mb", peak_mb() - at_start)
+        if only_load:
+            raise Loaded
         return found
 
     stages.session.load_model = load_and_look  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as out:
-        main([*words, "--out", out])
+        with contextlib.suppress(Loaded):
+            main([*words, "--out", out])
         logs = [pd.read_csv(path)["seconds"] for path in Path(out).rglob("stage2*/log.csv")]
     epochs = {"epoch_seconds": float(logs[0].min())} if logs else {}
     return {"cpu_seconds": time.process_time() - started, "peak_mb": peak_mb() - at_start, **loaded, **epochs}
@@ -110,7 +125,12 @@ def probe(file: str, solver: str, steps: str) -> dict[str, Any]:
     return {"probe_seconds": seconds, "held_out_loss": float(F.cross_entropy(logits, own))}
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"command": command, "parts": parts, "probe": probe}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "command": command,
+    "loading": loading,
+    "parts": parts,
+    "probe": probe,
+}
 
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()  # the build that is measured, not the folder of this file

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.features import in_memory
 from engine.choice.folds import fold_numbers
 from engine.frozen_features import FrozenFeatures
 from engine.many_heads import HeadTrainer, train_heads
@@ -172,7 +173,7 @@ def choose_classifier(
     out already.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
-    features = trainer.frozen.plain("train")
+    features = in_memory(trainer.frozen.plain("train"))
     base = replace(trainer, frozen=rows_of(trainer, features), batch_size=BATCH)
     plans = {line: make_plan(line) for line in TRIED}
     outcomes: dict[str, Outcomes] = {}
@@ -210,7 +211,7 @@ def splits(base: HeadTrainer, held_out: tuple[Tensor, Tensor] | None) -> list[tu
     many folds as `FOLD_SIZE` allows."""
     if held_out is not None:
         return [(base, *held_out)]
-    features, labels = base.frozen.plain("train"), base.labels
+    features, labels = in_memory(base.frozen.plain("train")), base.labels
     numbers = torch.from_numpy(fold_numbers(labels.cpu().numpy(), FOLDS, SEED)).to(labels.device)
     count = min(max(int(FOLD_SIZE / (features.numel() * base.num_classes)), 1), FOLDS)
     return [one_fold(base, features, numbers == number) for number in range(count)]
@@ -272,7 +273,7 @@ def measure_fold(
     fold: HeadTrainer, heads: dict[str, nn.Linear], rows: Tensor, labels: Tensor, outcomes: dict[str, Outcomes]
 ) -> None:
     """Add to `outcomes` what every candidate predicts of held-out features (M, d) with their labels (M,)."""
-    features = fold.frozen.plain("train")
+    features = in_memory(fold.frozen.plain("train"))
     found = {name: logits_of(head, rows) for name, head in heads.items()}
     spreads = {name: spread(heads[name], features) for both in pairs(heads).values() for name in both}
     for name, logits in found.items():
@@ -324,7 +325,7 @@ def refit(
         return head
     wanted = [line for line in plans if name_of(line) in winner.split(" + ")]
     members = [result.head for result in train_heads(base, [plans[line] for line in wanted])]
-    features = base.frozen.plain("train")
+    features = in_memory(base.frozen.plain("train"))
     spreads = [spread(member, features) if len(members) > 1 else 1.0 for member in members]
     for member, width in zip(members, spreads, strict=True):
         put_in(head, member, float(np.prod(spreads)) ** 0.5 / width / len(members))

@@ -17,11 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from datasets.features import FileRows
 from datasets.names import user_dataset_name
 from runs.feature_files.content import USER_FEATURES, USER_NETWORK, content_of
 from runs.feature_files.folder import READERS, SUFFIXES, read_folder
 from runs.feature_files.names import taken_words
-from runs.feature_files.source import Source
+from runs.feature_files.source import READS_PARTS, Source, Stay
+from runs.shards import find_shards
 from utils.errors import UserError, is_out_of_memory, no_memory
 from utils.text import shown, tell
 
@@ -38,14 +40,15 @@ ADVICE = {
 }
 
 
-def read_features(path: Path, quiet: bool = False) -> tuple[str, dict[str, Any]]:
+def read_features(path: Path, quiet: bool = False, mmap: str = "auto") -> tuple[str, dict[str, Any]]:
     """Return the sha256 of a file of anyone's features and what it holds, as the content of a stage-1 checkpoint.
 
-    Says what was taken for what and what was not used, unless `quiet`. Raises UserError, which names the file, for
+    `mmap` says whether the features stay in the file until their rows are needed (`--mmap`). Says what was taken for
+    what and what was not used, unless `quiet`. Raises UserError, which names the file, for
     whatever is wrong with it.
     """
     try:
-        source = read_source(path)
+        source = read_source(path, Stay(mmap))
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"--features {path}: {error}") from error
     except OSError as error:
@@ -64,23 +67,27 @@ def read_features(path: Path, quiet: bool = False) -> tuple[str, dict[str, Any]]
     return source.digest, content
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, stay: Stay = Stay.NEVER) -> Source:
     """Return what a file or a folder holds, by this project's names."""
+    if stay is Stay.ALWAYS and not READS_PARTS:
+        raise UserError("--mmap on: this system cannot read parts of a file; leave it out")
     if path.is_dir():
-        return read_folder(path)
+        return read_folder(path, asked=stay)
     if path.suffix not in SUFFIXES:
         advice = f"; {ADVICE[path.suffix.lower()]}" if path.suffix.lower() in ADVICE else ""
         raise UserError(f"the name must end in {', '.join(SUFFIXES)}, or be that of a folder{advice}")
     if path.suffix != ".npy":
-        return READERS[path.suffix](path, None)
+        return READERS[path.suffix](path, None, stay.settled(find_shards(path)))
     os.stat(path)  # says what is missing
-    return read_folder(path.parent, path)
+    return read_folder(path.parent, path, stay)
 
 
 def report(path: Path, source: Source, notes: list[str]) -> None:
     """Say which names were taken for which, what was done to arrays, and what was not used."""
     words = taken_words(source.taken)
-    for line in [*([f"taken: {words}"] if words else []), *notes]:
+    stay = any(isinstance(values, FileRows) for values in source.arrays.values())
+    there = ["features stay in the file, and are read batch by batch (--mmap)"] if stay else []
+    for line in [*([f"taken: {words}"] if words else []), *notes, *there]:
         tell(f"{path}: {line}")
     if source.unused:
         tell(f"not used of {path}: {shown(', '.join(sorted(source.unused)))}", file=sys.stderr)

@@ -4,24 +4,26 @@ Features are float16, bfloat16, float32 or float64. What stage 2, the tables and
 (`runs.checkpoint`) they can do with this.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from datasets.features import features_data, is_finite
+from datasets.features import Features, FileRows, FileSplit, features_data, is_finite
 from datasets.long_tail import LongTailedData
 from runs.feature_files.labels import map_labels
 from runs.feature_files.names import SPLITS
-from runs.feature_files.source import Source, Values, describe, divide, refuse_missing
+from runs.feature_files.source import FLOATS, Source, Stored, describe, divide, refuse_missing
 from utils.errors import UserError
 
 USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 USER_NETWORK = "features"  # what such a checkpoint has in the place of a network's name
 CLASSIFIER = ("fc.weight", "fc.bias")
+BLOCK = 1 << 20  # numbers of a file that are looked at together
 BOTH_WAYS = ("test_features", "test_features_mirrored")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
@@ -31,18 +33,24 @@ def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
     refuse_missing(source)
     arrays = source.arrays
     notes: list[str] = []
-    tensors = {key: as_float(key, values, notes) for key, values in arrays.items() if "_features" in key}
+    tensors: dict[str, Features] = {
+        key: left_in_file(key, values, notes) if isinstance(values, FileRows) else as_float(key, values, notes)
+        for key, values in arrays.items()
+        if "_features" in key
+    }
     labels, names, lines = map_labels(
-        {split: arrays[f"{split}_labels"] for split in SPLITS if f"{split}_labels" in arrays}, source.class_names
+        {split: values for split in SPLITS if not isinstance(values := arrays.get(f"{split}_labels"), FileRows | None)},
+        source.class_names,
     )
-    for split, values in labels.items():
-        tensors[f"{split}_labels"] = values
-        tensors[f"{split}_ids"] = torch.arange(len(values))  # rows are their own names
-        refuse_transposed(f"{split}_features", tensors[f"{split}_features"], len(values))
+    for split, own in labels.items():
+        tensors[f"{split}_labels"] = own
+        tensors[f"{split}_ids"] = torch.arange(len(own))  # rows are their own names
+        refuse_transposed(f"{split}_features", tensors[f"{split}_features"], len(own))
     classes = len(names)
     mirror = "test_features_mirrored" in tensors
     data = features_data(name, tensors, names, mirror, finite=True)
-    if mirror:  # both ways lie together in the data: what the record holds is the same memory
+    tensors = {key: values for key, values in tensors.items() if isinstance(values, Tensor)}
+    if mirror and not isinstance(data.test, FileSplit):  # both ways lie together: what the record holds is that memory
         tensors |= {name: torch.from_numpy(data.test.images[:, way]) for way, name in enumerate(BOTH_WAYS)}
     content = {
         "format": 1,
@@ -79,7 +87,7 @@ def config_of(data: LongTailedData) -> dict[str, Any]:
     return {"stage": "stage1", "settings": settings, **record}
 
 
-def as_float(name: str, values: Values, notes: list[str]) -> Tensor:
+def as_float(name: str, values: Stored, notes: list[str]) -> Tensor:
     """Return features (N, d) in float16 where they are, else in float32, which is what classifiers are trained in.
 
     Maps of one pixel, (N, d, 1, 1) or (N, 1, 1, d), become (N, d). Raises UserError for larger ones, and for what is
@@ -96,19 +104,37 @@ def as_float(name: str, values: Values, notes: list[str]) -> Tensor:
     return converted
 
 
+def left_in_file(name: str, values: FileRows, notes: list[str]) -> FileRows:
+    """Return features that stay in their file as (N, d), after they were looked at; raises as `as_float` does."""
+    if values.ndim > 2:
+        flat = flat_shape(name, values)
+        notes.append(f"{name}: {values.shape} as {flat}")
+        values = replace(values, shape=flat)
+    count = max(1, BLOCK // max(1, values.shape[1]))
+    if not all(map(is_finite, values.split(count))):
+        beyond = all(map(is_finite, replace(values, dtype=values.stored).split(count)))
+        raise UserError(f"'{name}' holds numbers that are {'too large for float32' if beyond else 'not finite'}")
+    return values
+
+
 def flatten_maps(name: str, values: Tensor, notes: list[str]) -> Tensor:
     """Return maps of one pixel as (N, d); a UserError says that they have more."""
+    flat = values.view(flat_shape(name, values))
+    notes.append(f"{name}: {tuple(values.shape)} as {tuple(flat.shape)}")
+    return flat
+
+
+def flat_shape(name: str, values: Features) -> tuple[int, int]:
+    """Return the shape of maps (N, d, 1, 1) as (N, d); a UserError says that they have more pixels."""
     if sum(size > 1 for size in values.shape[1:]) > 1:
         raise UserError(
             f"'{name}' must be (images, features), not {describe(values)}; average maps over their pixels, and tokens "
             "over their places, or take the class token"
         )
-    flat = values.flatten(1)
-    notes.append(f"{name}: {tuple(values.shape)} as {tuple(flat.shape)}")
-    return flat
+    return len(values), math.prod(values.shape[1:])
 
 
-def refuse_transposed(name: str, features: Tensor, rows: int) -> None:
+def refuse_transposed(name: str, features: Features, rows: int) -> None:
     """Raise UserError for features (d, N), which MATLAB and others that count columns write."""
     if features.ndim == 2 and features.shape[1] == rows != features.shape[0]:
         raise UserError(
@@ -117,7 +143,7 @@ def refuse_transposed(name: str, features: Tensor, rows: int) -> None:
         )
 
 
-def classifier_of(arrays: Mapping[str, Values], classes: int, width: int) -> dict[str, Tensor]:
+def classifier_of(arrays: Mapping[str, Stored], classes: int, width: int) -> dict[str, Tensor]:
     """Return the classifier that a file brings, in float32 with a bias, or nothing where it brings none."""
     given = {name: arrays[name] for name in CLASSIFIER if name in arrays}
     if not given:

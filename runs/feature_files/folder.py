@@ -15,21 +15,21 @@ import numpy as np
 from runs.feature_files.names import assign, listed, role_in, split_in
 from runs.feature_files.numpy_arrays import list_npy, read_npy, read_npz
 from runs.feature_files.parquet import Part, read_parquet
-from runs.feature_files.source import Source, Values, describe, holdings
+from runs.feature_files.source import Source, Stay, Stored, Values, describe, holdings
 from runs.feature_files.tensors import read_dictionary, read_tensors
-from runs.shards import SHARD_NAME, joint_sha256
+from runs.shards import SHARD_NAME, find_shards, joint_sha256
 from utils.errors import UserError
 from utils.outside import read_plain
 from utils.text import shown
 
-Reader = Callable[[Path, str | None], Source]
+Reader = Callable[[Path, str | None, Stay], Source]
 # Files of many arrays, by the ends of their names.
 READERS: dict[str, Reader] = {
     ".npz": read_npz,
     ".safetensors": read_tensors,
     ".pt": read_dictionary,
     ".pth": read_dictionary,
-    ".parquet": lambda path, split: read_parquet([Part(path, path.name, split)]),
+    ".parquet": lambda path, split, stay: read_table([Part(path, path.name, split)], stay),
 }
 SUFFIXES = (*READERS, ".npy")
 CLASS_NAMES = ("class_names.txt", "classes.txt")  # a name a line
@@ -49,7 +49,7 @@ class Group:
         return set(self.arrays.values())
 
 
-def read_folder(folder: Path, named: Path | None = None) -> Source:
+def read_folder(folder: Path, named: Path | None = None, asked: Stay = Stay.NEVER) -> Source:
     """Read the features of a folder; of several sets that lie there, the one that the file `named` belongs to.
 
     The sha256 is that over the parts' own and over what each of them is, whatever their names are. Raises UserError
@@ -58,16 +58,17 @@ def read_folder(folder: Path, named: Path | None = None) -> Source:
     files = find_files(folder)
     if not files:
         raise UserError(f"no features in this folder; looked for {', '.join(SUFFIXES)}")
+    stay = asked.settled([part for path in files.values() for part in find_shards(path)])
     groups, parts = grouped(files)
     here = None if named is None else named.relative_to(folder).as_posix()
     if parts and not any(group.splits or group.roles() - {"class_names"} for group in groups.values()):
-        source = read_parquet(parts)
+        source = read_table(parts, stay)
         source.unused += sorted(files.keys() - {part.name for part in parts})
         return source
     alone = [path for path in files.values() if path.suffix in READERS]
     if not groups and len(alone) == len(files) == 1:
-        return READERS[alone[0].suffix](alone[0], None)
-    return read_group(chosen(groups, here, files), files)
+        return READERS[alone[0].suffix](alone[0], None, stay)
+    return read_group(chosen(groups, here, files), files, stay)
 
 
 def find_files(folder: Path) -> dict[str, Path]:
@@ -137,21 +138,32 @@ def chosen(groups: Mapping[str, Group], named: str | None, files: Iterable[str])
     return Group({**names, **group.arrays}, group.splits)
 
 
-def read_group(group: Group, files: Mapping[str, Path]) -> Source:
+def read_table(parts: list[Part], stay: Stay) -> Source:
+    """Read a table in parquet; a UserError refuses to leave its features in the file."""
+    if stay is Stay.ALWAYS:
+        raise UserError(
+            "--mmap on: the features of a parquet table are packed and cannot stay in it; numpy.save, numpy.savez and "
+            "safetensors write what can"
+        )
+    return read_parquet(parts)
+
+
+def read_group(group: Group, files: Mapping[str, Path], stay: Stay) -> Source:
     """Read a set of files as one; a UserError names two that hold the same."""
     roles = {name: role for role, name in assign(group.arrays).items()}
-    arrays: dict[str, Values] = {}
+    arrays: dict[str, Stored] = {}
     parts: list[str] = []
     names: list[str] | None = None
     taken: dict[str, str] = {}
     for name, role in roles.items():
-        digest, values = read_class_names(files[name]) if name in CLASS_NAMES else read_npy(files[name], name)
+        is_list = name in CLASS_NAMES
+        digest, values = read_class_names(files[name]) if is_list else read_npy(files[name], name, role, stay)
         parts.append(f"{role} {digest}\n")
         arrays[role], taken[role] = values, name.removesuffix(".npy")
     words = {name: words_of(path) for name, path in files.items() if path.suffix == ".npy"}
     unused = files.keys() - roles.keys() - group.splits.keys()
     for name, split in group.splits.items():
-        source = READERS[files[name].suffix](files[name], split)
+        source = READERS[files[name].suffix](files[name], split, stay)
         parts.append(f"{split} {source.digest}\n")
         unused |= {f"{name}: {one}" for one in source.unused}
         words |= {name: f"({source.holds})"}
@@ -187,7 +199,7 @@ def read_class_names(path: Path) -> tuple[str, Values]:
     return hashlib.sha256(content).hexdigest(), np.array([line.strip() for line in lines if line.strip()], dtype=str)
 
 
-def class_names(values: Values) -> list[str]:
+def class_names(values: Stored) -> list[str]:
     """Return an array of names of classes as a list; a UserError says what else it is."""
     if not isinstance(values, np.ndarray) or values.ndim != 1:
         raise UserError(f"'class_names' must be one text a class, not {describe(values)}")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets.features import FileSplit
 from datasets.long_tail import split_holdout
 from utils.errors import UserError
 
@@ -17,7 +18,7 @@ def hold_out(content: dict[str, Any], share: float, seed: int) -> dict[str, Any]
     held out and one kept. Raises UserError for a file with held-out rows of its own, and where no class has two rows.
     """
     tensors, config = dict(content["features"]), content["config"]
-    if "holdout_features" in tensors:
+    if "holdout_labels" in tensors:
         raise UserError("--holdout: the file has held-out rows of its own; leave --holdout out")
     kept, out = split_holdout(tensors["train_labels"].numpy(), share, seed)
     if len(out) == 0:
@@ -25,7 +26,8 @@ def hold_out(content: dict[str, Any], share: float, seed: int) -> dict[str, Any]
     before = content["data"]
     train, holdout = before.train.take(kept), before.train.take(out)
     for name, split in (("train", train), ("holdout", holdout)):
-        arrays = {"features": split.images[:, 0], "labels": split.labels, "ids": split.ids}
+        stays = isinstance(split, FileSplit)
+        arrays = {"labels": split.labels, "ids": split.ids, **({} if stays else {"features": split.images[:, 0]})}
         tensors |= {f"{name}_{part}": torch.from_numpy(array) for part, array in arrays.items()}
     counts = np.bincount(train.labels, minlength=before.num_classes)
     data = replace(before, train=train, holdout=holdout, class_counts=counts)

@@ -2,28 +2,46 @@
 
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
 
+from datasets.features import FileRows
 from runs.archives import refuse_zip_bomb
-from runs.feature_files.source import Array, Source, Values, read_arrays, too_few_words
+from runs.feature_files.source import (
+    Array,
+    Source,
+    Stay,
+    Stored,
+    Values,
+    read_array,
+    read_arrays,
+    rows_in,
+    too_few_words,
+)
 from utils.errors import UserError
 from utils.files import sha256_of
-from utils.outside import open_plain
+from utils.outside import HeldFile, open_plain
 from utils.text import shown
 
 START = b"\x93NUMPY"  # how a file of a single array begins
 MAPPED = 1 << 26  # bytes from which on an array stays on disk until its rows are used
+PART = 1 << 20  # bytes of an entry that are looked at together
+LOCAL = struct.Struct("<26xHH")  # what stands before an entry of a zip archive: at its end the lengths of two texts
+# Numbers in this machine's byte order that rows of a file can be.
+STORED = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
 
 
-def read_npz(path: Path, split: str | None = None) -> Source:
+def read_npz(path: Path, split: str | None = None, stay: Stay = Stay.NEVER) -> Source:
     """Read an npz file; what it holds beside the known arrays is not even read."""
     with open_plain(path, "the features") as file:
+        held = None if stay is Stay.NEVER else HeldFile(file, path)
         digest = sha256_of(file)
         start = file.read(len(START))
         if not zipfile.is_zipfile(file) and start != START:
@@ -34,30 +52,54 @@ def read_npz(path: Path, split: str | None = None) -> Source:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise UserError("this is a single array, not an archive of named ones; write it with numpy.savez")
         with archive as opened:
-            return read_arrays(digest, {name: packed(opened, name) for name in opened.files}, split)
+            return read_arrays(digest, {name: packed(opened, name, held) for name in opened.files}, split, stay)
 
 
-def packed(opened: Mapping[str, np.ndarray], name: str) -> Array:
-    """Return an array of an archive, described by its header alone; what cannot be described may not be needed."""
+def packed(opened: Mapping[str, np.ndarray], name: str, held: HeldFile | None) -> Array:
+    """Return an array of an archive, described by its header alone; what cannot be described may not be needed.
+
+    One that is not compressed can stay in the file where it is `held` open.
+    """
     archive: zipfile.ZipFile = opened.zip  # type: ignore[attr-defined]
-    words, text, lacking = "(no array)", False, ""
+    words, text, lacking, compressed, array = "(no array)", False, "", False, None
     try:
         info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
         with archive.open(info) as entry:
-            shape, _, dtype = read_header(entry)
+            shape, columns_first, dtype = read_header(entry)
+            start = entry.tell()
     except Exception:  # of a damaged archive, nearly anything
         pass
     else:
         words, text = f"{shape} in {words_of(dtype)}", dtype.kind in "US"
         needed = math.prod(shape) * (0 if dtype.hasobject else dtype.itemsize)
         lacking = too_few_words(info.file_size, needed, name) if needed > info.file_size else ""
+        compressed = info.compress_type != zipfile.ZIP_STORED
+        if held is not None and not lacking and not columns_first and not compressed:
+            array = rows_in(held, entry_place(held, info) + start, shape, STORED.get(dtype.str))
 
     def read(role: str) -> Values:
         if lacking:  # numpy would first make room for all of it
             raise UserError(f"damaged: {lacking}")
         return from_numpy(load(opened, name), role)
 
-    return Array(words, text, read)
+    def stay() -> FileRows:
+        assert array is not None
+        with archive.open(info) as entry:
+            while entry.read(PART):  # raises BadZipFile at the end of an entry that is not what its checksum says
+                pass
+        return array()
+
+    if array is None:
+        moved = "compressed" if compressed else words
+        return Array(words, text, read, moved=moved)
+    return Array(words, text, read, stay)
+
+
+def entry_place(held: HeldFile, info: zipfile.ZipInfo) -> int:
+    """Return where the bytes of an entry begin in its archive."""
+    found = memoryview(bytearray(LOCAL.size))
+    held.read_into(found, info.header_offset)
+    return info.header_offset + LOCAL.size + sum(LOCAL.unpack(found))
 
 
 def load(opened: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -117,15 +159,23 @@ def list_npy(path: Path) -> Array:
     """Return the array of a `.npy` file, described by its header; a UserError says that it is none."""
     with open_plain(path, "the features") as file:
         shape, _, dtype = header_of(file, path)
-    return Array(f"{shape} in {words_of(dtype)}", dtype.kind in "US", lambda role: read_npy(path, role)[1])
+    return Array(f"{shape} in {words_of(dtype)}", dtype.kind in "US", partial(read_numbers, path))
 
 
-def read_npy(path: Path, name: str) -> tuple[str, Values]:
+def read_numbers(path: Path, name: str) -> Values:
+    """Return the array of a `.npy` file, in memory or mapped; raises as `read_npy` does."""
+    values = read_npy(path, name)[1]
+    assert not isinstance(values, FileRows)
+    return values
+
+
+def read_npy(path: Path, name: str, role: str = "", stay: Stay = Stay.NEVER) -> tuple[str, Stored]:
     """Return the sha256 of a `.npy` file and its array, which stays on disk where it is large.
 
     Raises UserError where it would have to be unpickled, or has fewer numbers than it says.
     """
     with open_plain(path, "the features") as file:
+        held = None if stay is Stay.NEVER else HeldFile(file, path)
         digest = sha256_of(file)
         file.seek(0)
         shape, columns_first, dtype = header_of(file, path)
@@ -134,6 +184,10 @@ def read_npy(path: Path, name: str) -> tuple[str, Values]:
         needed, there = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
         if min(shape, default=0) < 0 or needed > there:
             raise UserError(f"{path} is damaged: {too_few_words(there, needed, name)}")
+        if held is not None and "features" in role:
+            own = None if columns_first else rows_in(held, file.tell(), shape, STORED.get(dtype.str))
+            moved = f"{shape} in {words_of(dtype)}" + ", a column after the other" * columns_first
+            return digest, read_array(Array(moved, False, partial(read_numbers, path), own, moved), name, role, stay)
         if needed < MAPPED:
             flat = np.frombuffer(bytearray(file.read(needed)), dtype) if needed else np.empty(0, dtype)
             array = flat.reshape(shape, order="F" if columns_first else "C")

@@ -17,7 +17,7 @@ import torch
 from runs.archives import refuse_unpacked
 from runs.feature_files.names import SPLITS, assign, listed, role_of, split_of
 from runs.feature_files.numpy_arrays import from_numpy
-from runs.feature_files.source import Source, Values, holdings
+from runs.feature_files.source import Source, Stored, Values, holdings
 from runs.shards import joint_sha256
 from utils.errors import UserError
 from utils.files import sha256_of
@@ -73,7 +73,7 @@ def read_parquet(parts: Sequence[Part]) -> Source:
         raise UserError("the labels of some files are texts and those of others numbers; write them alike")
     where = np.concatenate(numbers)
     together = np.concatenate([np.asarray(one) for one in labels])
-    arrays: dict[str, Values] = {}
+    arrays: dict[str, Stored] = {}
     for number, split in [(-1, ""), *enumerate(SPLITS)]:
         if number in features:
             name = f"{split}_" if split else ""

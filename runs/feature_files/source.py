@@ -1,28 +1,94 @@
 """What a file or a folder of features holds, before it is looked at as data: arrays that can be read, by names."""
 
-from collections.abc import Callable, Mapping
+import enum
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from datasets.features import FileRows
 from runs.feature_files.names import KINDS, SPLITS, assign, listed, role_of, split_of
 from utils.errors import UserError
+from utils.outside import HeldFile
 from utils.text import shown
 
 Values = Tensor | np.ndarray  # an array is one of texts
+Stored = Values | FileRows  # these are features
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SHARE = 0.5  # of the machine's memory: larger features stay in their file, unless the command says otherwise
+
+
+class Stay(enum.Enum):
+    """Which features stay in their file until their rows are needed; the value is that of `--mmap`."""
+
+    LARGE = "auto"  # those of files that are large beside the memory, where their form allows it
+    ALWAYS = "on"  # all; a form that does not allow it is refused
+    NEVER = "off"  # none
+
+    def settled(self, paths: Sequence[Path]) -> "Stay":
+        """Return `ALWAYS`, `NEVER` or, of files that are large together, `LARGE`: all whose form allows it."""
+        if self is not Stay.LARGE:
+            return self
+        size = sum(path.stat().st_size for path in paths if path.is_file())
+        return Stay.LARGE if READS_PARTS and size > SHARE * memory_size() else Stay.NEVER
+
+
+READS_PARTS = hasattr(os, "preadv")
+
+
+def memory_size() -> float:
+    """Return the memory of this machine or, where that is less, of this container, in bytes; infinity if unknown."""
+    sizes = [math.inf]
+    if hasattr(os, "sysconf"):
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+        sizes.append(int(text))
+    return min(sizes)
 
 
 @dataclass(frozen=True)
 class Array:
     """An array of a file that has not been read: shape and type in words, whether it holds texts, and how to read it.
 
-    `read` is given the name that a message has for it.
+    `read` is given the name that a message has for it. `rows` returns it as rows that stay in the file; where that
+    cannot be it is None, and `moved` says why not.
     """
 
     words: str
     text: bool
     read: Callable[[str], Values]
+    rows: Callable[[], FileRows] | None = None
+    moved: str = "in a form that must be read as a whole"
+
+
+def rows_in(
+    file: HeldFile, place: int, shape: tuple[int, ...], stored: torch.dtype | None
+) -> Callable[[], FileRows] | None:
+    """Return what makes rows (N, ...) that stay in a file from their `place`, None for what is no floating point."""
+    if stored not in FLOATS or len(shape) < 2:
+        return None
+    own: torch.dtype = torch.float16 if stored == torch.float16 else torch.float32
+    return lambda: FileRows(file, place, shape, stored, own)
+
+
+def read_array(array: Array, name: str, role: str, stay: Stay) -> Stored:
+    """Return an array of a file, which has this name there: features as rows of the file where they are to stay."""
+    if stay is Stay.NEVER or "features" not in role:
+        return array.read(name)
+    if array.rows is not None:
+        return array.rows()
+    if stay is Stay.ALWAYS:
+        raise UserError(
+            f"--mmap on: '{shown(name)}' cannot stay in its file, being {array.moved}; numpy.save, numpy.savez and "
+            "safetensors write what can, row by row in floating point"
+        )
+    return array.read(name)
 
 
 @dataclass
@@ -31,16 +97,17 @@ class Source:
     tell: `taken`, which names stood for which, `unused`, and all that there `is`, with shapes and types."""
 
     digest: str
-    arrays: dict[str, Values]
+    arrays: dict[str, Stored]
     class_names: list[str] | None = None
     taken: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     holds: str = ""
 
 
-def describe(values: Values) -> str:
+def describe(values: Stored) -> str:
     """Return shape and type of an array in words."""
     kind = "texts" if isinstance(values, np.ndarray) and values.dtype.kind in "US" else str(values.dtype)
+    kind = str(values.stored) if isinstance(values, FileRows) else kind
     return f"{tuple(values.shape)} in {kind.removeprefix('torch.')}"
 
 
@@ -49,18 +116,19 @@ def holdings(words: Mapping[str, str]) -> str:
     return listed([f"{name} {text}".strip() for name, text in words.items()])
 
 
-def read_arrays(digest: str, arrays: Mapping[str, Array], split: str | None = None) -> Source:
+def read_arrays(digest: str, arrays: Mapping[str, Array], split: str | None = None, stay: Stay = Stay.NEVER) -> Source:
     """Read of the arrays of a file those whose names say what they are; what else there is is not even read.
 
-    Features and labels without a split are those of `split`. Raises UserError for two names for one thing.
+    Features and labels without a split are those of `split`. Features may `stay` in the file. Raises UserError for two
+    names for one thing.
     """
     roles = {name: role_of(name, split) for name in arrays}
     # `classes` may be anything, while `class_names` must be names.
     roles = {n: r if r != "class_names" or n == r or arrays[n].text else None for n, r in roles.items()}
     taken = assign(roles)
-    read = {role: arrays[name].read(name) for role, name in taken.items()}
+    read = {role: read_array(arrays[name], name, role, stay) for role, name in taken.items()}
     names = read.pop("class_names", None)
-    if names is not None and names.ndim != 1:
+    if names is not None and (not isinstance(names, np.ndarray) or names.ndim != 1):
         raise UserError(f"'class_names' must be one text a class, not {describe(names)}")
     return Source(
         digest,
@@ -72,7 +140,7 @@ def read_arrays(digest: str, arrays: Mapping[str, Array], split: str | None = No
     )
 
 
-def divide(arrays: dict[str, Values]) -> dict[str, Values]:
+def divide(arrays: dict[str, Stored]) -> dict[str, Stored]:
     """Return arrays of all splits as arrays of one each, by the array `split` of a text a row; others as they are.
 
     Rows keep their order. Raises UserError where a text is no known split or the lengths differ.
@@ -97,8 +165,13 @@ def divide(arrays: dict[str, Values]) -> dict[str, Values]:
         if len(rows):
             together = rows[-1] - rows[0] + 1 == len(rows)  # then nothing is copied
             chosen = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
-            divided |= {f"{split}_{kind}": arrays[kind][chosen] for kind in KINDS}
+            divided |= {f"{split}_{kind}": chosen_rows(arrays[kind], chosen) for kind in KINDS}
     return divided
+
+
+def chosen_rows(values: Stored, rows: np.ndarray | slice) -> Stored:
+    """Return some rows of an array; of one that stays in its file they stay there."""
+    return values.take(rows) if isinstance(values, FileRows) else values[rows]
 
 
 def refuse_missing(source: Source) -> None:

@@ -6,7 +6,8 @@ No code of a file is run: `runs.weights.pickles` reads tensors, plain values and
 import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,18 @@ from torch import Tensor
 from runs.archives import refuse_flipped_bits, refuse_strange_tensors, refuse_zip_bomb
 from runs.feature_files.names import plain
 from runs.feature_files.numpy_arrays import from_numpy
-from runs.feature_files.source import Array, Source, Values, describe, read_arrays
-from runs.shards import read_safetensors
+from runs.feature_files.source import Array, Source, Stay, Values, describe, read_arrays, rows_in
+from runs.shards import find_shards, read_safetensors
 from runs.weights.pickles import find_stand_in, load_pickled
 from utils.errors import UserError
 from utils.files import sha256_of
-from utils.outside import open_plain
+from utils.outside import HeldFile, open_plain
 from utils.text import shown
 
 DEEPEST = 4  # dictionaries inside one another
 
 
-def read_dictionary(path: Path, split: str | None = None) -> Source:
+def read_dictionary(path: Path, split: str | None = None, stay: Stay = Stay.NEVER) -> Source:
     """Read a dictionary that torch.save wrote, flat (`train_features`) or of dictionaries (`train`: `features`, ...).
 
     It may hold tensors, numpy arrays, and lists of numbers or texts.
@@ -53,7 +54,7 @@ def read_dictionary(path: Path, split: str | None = None) -> Source:
         raise UserError(f"it must hold a dictionary of tensors by their names, not {shown(kind)}")
     if isinstance(content.get("stage"), str) and "config" in content:
         raise UserError("this project wrote this file itself; name it with --pretrained_pth")
-    return read_arrays(digest, dict(entries(content)), split)
+    return read_arrays(digest, dict(entries(content)), split, stay)
 
 
 def more_than_arrays(name: str = "") -> UserError:
@@ -106,9 +107,11 @@ def refuse_value(name: str, words: str) -> Values:
     raise UserError(f"'{shown(name)}' must be a tensor, an array, or a list of numbers or texts, not a {words}{more}")
 
 
-def read_tensors(path: Path, split: str | None = None) -> Source:
+def read_tensors(path: Path, split: str | None = None, stay: Stay = Stay.NEVER) -> Source:
     """Read a safetensors file, whole or in shards."""
+    held = [] if stay is Stay.NEVER else hold(find_shards(path))
     digest, tensors, metadata = read_safetensors(path)
+    places = {name: place for file in held for name, place in tensor_places(file).items()}
     if "checkpoint" in metadata:
         raise UserError("this project wrote this file itself; name it with --pretrained_pth")
     names = None
@@ -120,7 +123,35 @@ def read_tensors(path: Path, split: str | None = None) -> Source:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError("the metadata's 'class_names' must be a JSON list of strings")
     arrays = {name: stored(tensor) for name, tensor in tensors.items() if plain(name) != "classnames"}
-    source = read_arrays(digest, arrays, split)
+    for name in arrays.keys() & places.keys():
+        rows = rows_in(*places[name], tuple(tensors[name].shape), tensors[name].dtype)
+        arrays[name] = replace(arrays[name], rows=rows, moved=arrays[name].words)
+    source = read_arrays(digest, arrays, split, stay)
+    for file in held:
+        file.refuse_replaced()
     source.unused = sorted({*source.unused, *(tensors.keys() - arrays.keys())})
     source.class_names = names
     return source
+
+
+def hold(paths: Sequence[Path]) -> list[HeldFile]:
+    """Open files to read parts of them later."""
+    found = []
+    for path in paths:
+        with open_plain(path, "the features") as file:
+            found.append(HeldFile(file, path))
+    return found
+
+
+def tensor_places(file: HeldFile) -> dict[str, tuple[HeldFile, int]]:
+    """Return where the numbers of each tensor of a safetensors file begin, by names: the file and the byte.
+
+    The format: the length of a header in 8 bytes, the header in JSON, then the numbers of all tensors.
+    """
+    length = memoryview(bytearray(8))
+    file.read_into(length, 0)
+    header = memoryview(bytearray(int.from_bytes(length, "little")))
+    file.read_into(header, len(length))
+    entries = json.loads(bytes(header))
+    start = len(length) + len(header)
+    return {name: (file, start + own["data_offsets"][0]) for name, own in entries.items() if name != "__metadata__"}

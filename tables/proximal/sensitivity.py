@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from datasets.features import in_memory
 from engine.frozen_features import FrozenFeatures
 from engine.many_heads import HeadTrainer, train_heads
 from evaluation.measure import evaluate_test
@@ -58,16 +59,16 @@ class ScaledFeatures:
 
     def plain(self, split: str, mirrored: bool = False) -> Tensor:
         """Return the features (N, d) of a split, times the factor."""
-        return self.frozen.plain(split, mirrored).float() * self.factor
+        return in_memory(self.frozen.plain(split, mirrored)).float() * self.factor
 
     def training_view(self, epoch: int) -> Tensor:
         """Return the features (N, d) that an epoch trains on, times the factor."""
-        return self.frozen.training_view(epoch).float() * self.factor
+        return in_memory(self.frozen.training_view(epoch)).float() * self.factor
 
     def rows_to_fit(self, labels: Tensor, views: bool) -> tuple[Tensor, Tensor]:
         """Return the features (M, d) that a computed classifier is fitted on, times the factor, and labels (M,)."""
         features, own = self.frozen.rows_to_fit(labels, views)
-        return features.float() * self.factor, own
+        return in_memory(features).float() * self.factor, own
 
 
 def scaled(trainer: HeadTrainer, factor: float) -> HeadTrainer:

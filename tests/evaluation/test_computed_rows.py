@@ -217,7 +217,7 @@ def test_a_report_that_keeps_no_logits_is_the_report(kind: str, mirror: bool, mo
     expected = prediction_report(rebalance(logits, column_means(logits), 1.0).argmax(dim=1), labels, data.class_counts)
     assert whole["rebalanced"]["transductive"]["plain"] == expected
     keep_nothing(monkeypatch)
-    monkeypatch.setattr(measured, "BLOCK", 21 * CLASSES)
+    monkeypatch.setattr(measured, "CPU_CHUNK", 21 * CLASSES)
     assert_close(report(), whole)
 
 

@@ -274,7 +274,7 @@ SPLITS = {"train": 400, "holdout": 90, "test": 130}
 def test_no_pass_over_the_training_images_holds_many_of_their_logits(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "BLOCK", 16 * CLASSES)
+    monkeypatch.setattr(evaluation, "CPU_CHUNK", 16 * CLASSES)
     join = SplitLogits._whole
 
     def only_others(logits_of: SplitLogits, split: str, mirrored: bool) -> Tensor:
@@ -305,7 +305,7 @@ def test_all_logits_of_a_split_are_its_blocks_joined(setting: Setting, monkeypat
     with torch.no_grad():
         expected = {split: setting.classifier(own) for split, own in setting.features.items()}
     for block in (7 * CLASSES, 1 << 20):
-        monkeypatch.setattr(evaluation, "BLOCK", block)
+        monkeypatch.setattr(evaluation, "CPU_CHUNK", block)
         logits_of = setting.logits_of
         for split, values in expected.items():
             torch.testing.assert_close(logits_of(split), values)

@@ -66,6 +66,7 @@ def test_the_minimum_is_the_plain_solvers(decay: float, half: bool, monkeypatch:
     features, labels = drawn()
     features = features.half() if half else features
     plain = fit_probe(features, labels, CLASSES, decay)
+    monkeypatch.setattr(linear_probe, "WORK", COUNT * WIDTH * CLASSES - 1)
     monkeypatch.setattr(linear_probe, "CHUNK", COUNT * CLASSES - 1)
     found = fit_probe(features, labels, CLASSES, decay)
     assert found.loss <= plain.loss + 5e-5
@@ -73,6 +74,18 @@ def test_the_minimum_is_the_plain_solvers(decay: float, half: bool, monkeypatch:
     test, own = drawn(1)
     losses = [float(F.cross_entropy(test @ probe.weight.T + probe.bias, own)) for probe in (plain, found)]
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+
+
+def test_one_whose_logits_are_held_at_once_goes_on_to_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = drawn()
+    plain = fit_probe(features, labels, CLASSES, 1e-4)
+    monkeypatch.setattr(linear_probe, "WORK", COUNT * WIDTH * CLASSES - 1)
+    found = fit_probe(features, labels, CLASSES, 1e-4)
+    assert found.evaluations < plain.evaluations and found.loss == pytest.approx(plain.loss, abs=1e-6)
+    test, _ = drawn(1)
+    logits = [test @ probe.weight.T + probe.bias for probe in (plain, found)]
+    assert float((logits[0] - logits[1]).abs().max()) < 0.02
+    assert torch.equal(logits[0].argmax(dim=1), logits[1].argmax(dim=1))
 
 
 def test_scikit_learn_has_the_same_minimum() -> None:
@@ -108,7 +121,7 @@ def test_small_problems_keep_their_solver(monkeypatch: pytest.MonkeyPatch) -> No
     features, labels = drawn()
     fit_probe(features, labels, CLASSES, 1e-2)
     assert asked == []
-    monkeypatch.setattr(linear_probe, "CHUNK", 1)
+    monkeypatch.setattr(linear_probe, "WORK", 1)
     fit_probe(features, labels, CLASSES, 1e-2)
     assert asked == [len(labels)]
 
@@ -116,8 +129,8 @@ def test_small_problems_keep_their_solver(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_long_fit_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("utils.progress.SECONDS_BETWEEN_LINES", 0.0)
     features, labels = drawn()
-    for chunk in (1 << 24, 1):
-        monkeypatch.setattr(linear_probe, "CHUNK", chunk)
+    for work in (1 << 30, 1):
+        monkeypatch.setattr(linear_probe, "WORK", work)
         fit_probe(features, labels, CLASSES, 1e-2)
         assert capsys.readouterr().out == ""
         fit_probe(features, labels, CLASSES, 1e-2, message="classifier")

@@ -35,8 +35,9 @@ from utils.parameters import HYPERPARAMETERS, keyword_parameters
 # Hyper-parameters that stage 1 knows only in order to refuse them.
 NO_LOSS = set(HYPERPARAMETERS) - {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
 # Stage 1 refuses another --cur_stage; a report finds by --weights the run whose folder names them.
-# Stage 1 trusts the file of --weights, which these runs do without.
-OTHER_USES = {"main_stage1": NO_LOSS | {"cur_stage", "trust_pickle"}, "main_stage2": set(), "evaluate": {"weights"}}
+# Stage 1 trusts the file of --weights, and maps that of --features, which these runs do without.
+OF_FILES = {"trust_pickle", "mmap"}
+OTHER_USES = {"main_stage1": NO_LOSS | {"cur_stage"} | OF_FILES, "main_stage2": set(), "evaluate": {"weights"}}
 
 
 def is_use(file: Path) -> bool:

@@ -69,8 +69,15 @@ def test_a_rehearsal_writes_table_and_figure(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(large, "measured", pretended)
     monkeypatch.setattr(large, "revision_of", lambda folder: "abc")
-    large.main(["--base", str(tmp_path), "--quick", "--results", str(tmp_path)])
-    table = pd.read_csv(tmp_path / "large_files.csv")
-    assert set(table["part"]) == {"load", "report", "parts", "probe"}
-    assert (tmp_path / "large_files.png").stat().st_size > 0
-    assert "temperature_seconds" in (tmp_path / "large_files.md").read_text()
+    large.main(["--base", str(tmp_path), "--quick", "--results", str(tmp_path / "results")])
+    table = pd.read_csv(tmp_path / "results" / "large_files.csv")
+    assert set(table["part"]) == {"load", "command", "report", "parts", "probe"}
+    assert (tmp_path / "results" / "large_files.png").stat().st_size > 0
+    assert "temperature_seconds" in (tmp_path / "results" / "large_files.md").read_text()
+
+
+def test_parts_alone_need_no_file() -> None:
+    rows = [{"part": "parts", "images": 9, "classes": 4, "round": 0, "what": "temperature_seconds"}]
+    values = [{**rows[0], "build": build, "value": value} for build, value in (("earlier", 8.0), ("now", 1.0))]
+    (found,) = target_table(pd.DataFrame(values)).to_dict("records")
+    assert found["counted"] == 0.125 and found["reached"]

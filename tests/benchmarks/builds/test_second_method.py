@@ -31,6 +31,21 @@ def test_folding_is_measured_beside_the_network(tmp_path: Path) -> None:
     folding.main(["--quick", "--networks", "resnet8", "--results", str(tmp_path)])
     table = pd.read_csv(tmp_path / "folding.csv")
     assert table["network"].tolist() == ["resnet8"] and 0 < table["difference"][0] < 1e-5
-    assert table["ratio"][0] > 0 and table["batch"][0] == 128
+    assert table["ratio"][0] > 0 and table["batch"][0] == 128 and table["threads"][0] == 1
+    short = ["--processes", "2", "--rounds", "1", "--batches", "1"]
+    folding.main(["--networks", "resnet8", *short, "--results", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "folding.csv")
+    assert table["process"].tolist() == [0, 1] and len(set(table["ratio"])) == 2
+    with pytest.raises(UserError, match="--processes, --rounds and --batches must be at least 1"):
+        folding.main(["--processes", "0"])
     with pytest.raises(UserError, match="names are such as"):
         folding.main(["--networks", "resnet50@large"])
+
+
+def test_the_ratio_of_a_network_is_the_median_of_its_processes() -> None:
+    shared = {"network": "resnet8", "pixels": 32, "cpu_ms_an_image": 1.0}
+    ranges = [(0.8, 0.7, 0.9), (1.1, 1.05, 1.1), (0.85, 0.8, 0.9)]
+    rows = [{**shared, "ratio": middle, "ratio_low": low, "ratio_high": high} for middle, low, high in ranges]
+    (line,) = folding.network_lines(pd.DataFrame(rows)).to_dict("records")
+    assert (line["ratio"], line["ratio_low"], line["ratio_high"], line["reached"]) == (0.85, 0.8, 1.1, True)
+    assert line["within_one"] == pytest.approx(0.2) and line["below_target"] == "2 of 3"

@@ -55,11 +55,11 @@ def test_a_child_ends_when_the_time_is_up(
     text: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock stands still until the child has begun, however busy the machine is."""
-    log = tmp_path / "log"
+    log, times = tmp_path / "log", iter((99.9,))
 
     def nearly_over() -> float:
         wait_for(lambda: sign in log.read_text())
-        return 99.9
+        return next(times, 100.0)
 
     monkeypatch.setattr(paper_runs, "monotonic", nearly_over)
     with locked(tmp_path) as lock:

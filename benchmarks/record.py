@@ -50,7 +50,8 @@ def write_record(
     write_text(results / f"{name}.csv", csv_text(rows, "%.6g"))
     further = [f"{title}:\n\n{to_markdown(table)}" for title, table in (more or {}).items()]
     write_text(results / f"{name}.md", "\n".join([f"{notes}\n\n{to_markdown(shown)}", *further]))
-    print(f"\n{shown.fillna('-').to_string(index=False)}\n\n{notes}\nwritten to {results / name}.csv and .md")
+    cells = shown.astype(object).fillna("-")
+    print(f"\n{cells.to_string(index=False)}\n\n{notes}\nwritten to {results / name}.csv and .md")
 
 
 def network_name(settings: Settings, short: bool = False) -> str:

@@ -247,5 +247,6 @@ def mean_cell(values: pd.Series, digits: int) -> str:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Return a table as Markdown."""
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.fillna("-").astype(str).to_numpy().tolist()]
+    cells = table.astype(object).fillna("-").astype(str)  # a "-" has no place in a column of numbers
+    lines = [list(table.columns), ["---"] * len(table.columns), *cells.to_numpy().tolist()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -20,8 +20,10 @@ def assumed_of(config: dict[str, Any], class_counts: Sequence[int]) -> Prior:
     A checkpoint of another code base, whose configuration is empty, counts as plain cross-entropy.
     """
     settings, method = config.get("settings", {}), method_of(config.get("method"), config.get("chosen"))
-    loss = settings.get("loss")
-    kind = recipe_prior(method, loss, settings.get("sampler"))
+    loss, sampler = settings.get("loss"), settings.get("sampler")
+    if method is None and config.get("stage1"):  # `auto` kept the classifier of stage 1, and what trained it
+        loss, sampler = config["stage1"].get("loss", loss), None
+    kind = recipe_prior(method, loss, sampler)
     name = f"--method {method}" if method else f"--loss {loss}" if loss else "plain cross-entropy"
     return assumed_prior(kind, torch.tensor(class_counts), name)
 

@@ -131,6 +131,7 @@ def describe_stage1(checkpoint: Checkpoint) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "kind": checkpoint.kind,
         "seed": checkpoint.settings().get("seed"),
+        "loss": checkpoint.settings().get("loss"),
         "tags": inherited_tags(checkpoint),
     }
 

@@ -96,7 +96,7 @@ def make_parser(
             arguments["help"] = f"the same as --{flag.name}" if everything else argparse.SUPPRESS
             group.add_argument(flag.alias, **arguments)
     if seeds:
-        text = "several seeds in one command, each as if alone; on one GPU all at once"
+        text = "several seeds in one command, each as if alone, one after another"
         shown_text = text if everything or script == STAGE1 else argparse.SUPPRESS  # as of flags that are RARE
         arguments = {"nargs": "+", "type": int, "metavar": "N", "default": argparse.SUPPRESS, "help": shown_text}
         groups[Group.RUN].add_argument("--seeds", **arguments)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from datasets import ON_DISK
-from datasets.features import holds_features
+from datasets.features import FileSplit, holds_features
 from datasets.image_source import batch_sizes
 from datasets.long_tail import LongTailedData
 from datasets.on_disk.listed_split import ListedSplit
@@ -149,6 +149,8 @@ def load_model(command: Command, execution: Execution, find: Find) -> LoadedMode
         report_overlaps(data)
     if "mmap" in command.given and not holds_features(data):
         report_unused(command.script, ["--mmap"], " without features in a file")
+    elif settings.mmap == "on" and not isinstance(data.train, FileSplit):
+        report_unused(command.script, ["--mmap"], " on features in a checkpoint: name the file with --features")
     data = grouped_as_asked(data, settings.shots)
     augment = settings.augment if command.script == STAGE1 else "crop"
     images = device_images(data, execution, settings, augment)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.jobs.at_once --imb_ratio 10 + --imb_ratio 50 + --imb_ratio 100 --seed 1
 
-`+` stands between the flags of one main_stage1.py and of the next. Each run is what it is alone, with its own folder;
-a line begins with the name of the run that it is about. A run that fails stops no other. Ctrl-C ends all, which save
+`+` stands between the flags of one main_stage1.py and of the next. Each run has its own folder, and a line begins with
+the name of the run that it is about. That a run is what it is alone no GPU has shown yet (`docs/runs.md`), and nothing
+in its folder says that others were beside it. A run that fails stops no other. Ctrl-C ends all, which save
 what they have. On a CPU they follow one another.
 """
 

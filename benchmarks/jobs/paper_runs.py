@@ -131,18 +131,15 @@ def work(steps: Sequence[Step], call: Call, collect: Callable[[], object]) -> li
                 left = [other for other in steps if not other.is_finished() and other.can_begin()]
                 group = beside(step, [other for other in left if other not in tried], call.at_once)
                 tried |= set(group)
-                errors += complete_all(children_of(group), call)
+                complete_all(children_of(group), call, errors)
                 collect()
     except TimeUp as end:
         tell(str(end), flush=True)
     return errors
 
 
-def complete_all(children: Sequence[Sequence[Step]], call: Call) -> list[str]:
-    """Complete the steps of one child, or of several at once; return their errors. Raises what `complete` raises."""
-    if len(children) == 1:
-        error = complete(children[0], call)
-        return [error] if error else []
+def complete_all(children: Sequence[Sequence[Step]], call: Call, errors: list[str]) -> None:
+    """Complete the steps of one child, or of several at once, and add their errors; raises TimeUp after all of them."""
     with ThreadPoolExecutor(len(children)) as pool:
         waiting = [pool.submit(complete, group, call) for group in children]
         try:
@@ -151,7 +148,10 @@ def complete_all(children: Sequence[Sequence[Step]], call: Call) -> list[str]:
         except BaseException:
             call.ending.set()
             raise
-    return [error for future in waiting if (error := future.result())]
+    late = [error for future in waiting if isinstance(error := future.exception(), TimeUp)]
+    errors += [error for future in waiting if future.exception() not in late and (error := future.result())]
+    if late:
+        raise late[0]
 
 
 def complete(group: Sequence[Step], call: Call) -> str | None:

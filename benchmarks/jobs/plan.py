@@ -139,8 +139,10 @@ def work_on(
     wanted = {step: step.epochs - done[step] for step in group}
     needed = share * sum(epochs * pace.epoch[step] for step, epochs in wanted.items())
     room = left - limits.start
+    if room < 0:
+        return 0.0
     whole = room >= needed
-    possible = wanted if whole else {step: int(epochs * max(room, 0) / needed) for step, epochs in wanted.items()}
+    possible = wanted if whole else {step: int(epochs * room / needed) for step, epochs in wanted.items()}
     if not whole and not any(possible.values()):
         return 0.0
     seconds = limits.start + share * sum(epochs * pace.epoch[step] for step, epochs in possible.items())

@@ -191,9 +191,8 @@ class Trainer:
         self.model.train()
         synchronize(self.device)
         started = time.perf_counter()
-        result = train_epoch(
-            self.model, self.batches(steps), steps, self.optimizer, self.loss, self.execution, self.options
-        )
+        loss = self.loss_function()
+        result = train_epoch(self.model, self.batches(steps), steps, self.optimizer, loss, self.execution, self.options)
         synchronize(self.device)
         return result.images / (time.perf_counter() - started)
 

@@ -72,9 +72,9 @@ def note_dependencies(path: Path, name: str, depends: dict[str, Any]) -> None:
     before: list[list[str]] = []
     for file in path.parent.glob(f"{name}_????????????????.json") if path.parent.is_dir() else ():
         with contextlib.suppress(UserError):  # what cannot be read only explains
-            before.append(differences(read_json(file), depends))
-    if before:
-        closest = min(before, key=len)
+            before.append(differences({"format": 0, **read_json(file)}, depends))
+    closest = min(before, key=len, default=[])
+    if closest:  # else another process has just written the same
         tell(f"features of {name}: computed anew, since these are of {', '.join(closest)}")
     make_folder(path.parent)
     write_json(path.with_suffix(".json"), depends)

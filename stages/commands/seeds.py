@@ -77,6 +77,8 @@ def run_all(runs: Sequence[RunBeside], noun: str, doubt: str | None = None) -> N
     raised as it is.
     """
     reasons = [reason for run in runs if (reason := reason_against_threads(run.command)) is not None]
+    if len({run.command.settings.deterministic for run in runs}) > 1:
+        reasons.append("--deterministic is a switch of the whole process")
     reasons += [f"more than {MOST_AT_ONCE} share streams of the GPU"] if len(runs) > MOST_AT_ONCE else []
     reasons += [doubt] if doubt is not None else []
     if not reasons:

@@ -176,6 +176,20 @@ def test_optimisations_are_measured(tmp_path: Path) -> None:
     assert rows["lever"].nunique() == 6 and set(rows["kind"]) == {"alone", "last"}
 
 
+def test_a_way_that_waits_reads_its_loss_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_command(STAGE1, "", ["--network", "resnet8", "--width", "2", "--batch_size", "8"]).settings
+    reads: list[int] = []
+    item = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: (reads.append(1), item(tensor))[1])
+    for no_sync in (False, True):
+        trainer = ablation.Trainer(
+            ablation.Optimisations(resident=True, no_sync=no_sync), settings, noise_data(24), CPU, 0
+        )
+        reads.clear()
+        trainer(3)
+        assert (len(reads) >= 9) != no_sync  # the loss and two accuracies, of three steps
+
+
 def test_ways_with_other_optimisations_take_the_same_steps() -> None:
     """The ways differ in speed only: from the same images on the device they train to the same weights."""
     settings = parse_command(STAGE1, "", ["--network", "resnet8", "--width", "2", "--batch_size", "8"]).settings

@@ -40,6 +40,14 @@ def test_a_plan_computed_by_hand(tmp_path: Path) -> None:
     assert [str(step) for step in skipped] == ["b stage1", "b los", "b features"]
 
 
+def test_an_export_is_not_begun_without_the_seconds_of_a_start(tmp_path: Path) -> None:
+    """10 epochs of 10 s and a start of 20 s leave 10 s of 130 s; the next call exports."""
+    steps = [named("a", name, tmp_path) for name in ("stage1", "features")]
+    pace = Pace({steps[0]: 10.0, steps[1]: 0.0}, float)
+    calls, skipped = plan_calls(steps, pace, Limits(130, 260, 20))
+    assert [[str(step) for step in call.finished] for call in calls] == [["a stage1"], ["a features"]] and skipped == []
+
+
 def test_what_is_done_is_not_planned(tmp_path: Path) -> None:
     """A finished step is left out, and one that was begun goes on, at its own pace."""
     steps = [named("a", "stage1", tmp_path), named("a", "los", tmp_path), named("b", "stage1", tmp_path)]

@@ -406,10 +406,25 @@ def test_ctrl_c_ends_all_children_of_a_group(tmp_path: Path) -> None:
         threading.Thread(target=interrupt_when, args=(logs,), daemon=True).start()
         begun = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            paper_runs.complete_all(children_of(steps), call)
+            paper_runs.complete_all(children_of(steps), call, [])
     signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun < 20  # the children sleep as long
     assert all("KeyboardInterrupt" in log.read_text() for log in logs)
+
+
+def test_what_failed_is_told_beside_what_ran_out_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [Step("a", name, ("python",), tmp_path / name, 1, tmp_path) for name in ("late", "bad", "good")]
+
+    def outcome(group: list[Step], call: Call) -> str | None:
+        if group[0].name == "late":
+            raise paper_runs.TimeUp("a late: time is up")
+        return "a bad: no memory" if group[0].name == "bad" else None
+
+    monkeypatch.setattr(paper_runs, "complete", outcome)
+    errors: list[str] = []
+    with paper_runs.locked(tmp_path) as lock, pytest.raises(paper_runs.TimeUp, match="a late"):
+        paper_runs.complete_all(children_of(steps), Call(tmp_path, lock, 0.0, 0.0, 3), errors)
+    assert errors == ["a bad: no memory"]
 
 
 def interrupt_when(logs: list[Path]) -> None:

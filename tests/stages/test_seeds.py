@@ -17,7 +17,8 @@ from torch import nn
 import engine.fit
 import stages.commands.seeds
 import stages.session
-from settings.fields import STAGE2
+from settings.command_line import parse_command
+from settings.fields import STAGE1, STAGE2
 from settings.seeds import parse_commands
 from tests.helpers import ROOT, assert_same_run, is_refusal, read, run, stage1, stage2
 from tests.pretended_cuda import pretended_cuda
@@ -72,6 +73,17 @@ def test_all_at_once(tmp_path: Path, alone: Path, at_once: None) -> None:
         left, right = (read(folder / "config.json") for folder in (mine, its))
         assert {**left["settings"], "out": ""} == {**right["settings"], "out": ""}
         assert "--seeds" not in left["command"] and f"--seed {left['settings']['seed']}" in left["command"]
+
+
+def test_runs_that_differ_in_switches_of_the_process_follow_one_another() -> None:
+    flags = ["--dataset", "digits", "--device", "cuda"]
+    commands = [parse_command(STAGE1, "", [*flags, *more]) for more in (["--deterministic"], ["--seed", "1"])]
+    runs = [stages.commands.seeds.RunBeside(command, str(i)) for i, command in enumerate(commands)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.commands.seeds, "reason_against_threads", lambda command: None)
+        patch.setattr(stages.commands.seeds, "run_at_once", lambda *_: pytest.fail("trained at once"))
+        patch.setattr(stages.commands.seeds, "run_in_turn", lambda runs: None)
+        stages.commands.seeds.run_all(runs, "run")
 
 
 def test_gradients_are_computed_in_the_thread_of_each(

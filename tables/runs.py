@@ -28,6 +28,8 @@ from utils.errors import DivergedError, UserError
 from utils.text import tell
 
 PUBLISHED = "Published figures, all / many / medium / few in percent, not measured here"
+# Flags that make another subset of the same factor: a file of results has them in its name.
+OTHER_SUBSET = ("imb_type", "subset", "subset_seed")
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,9 @@ def run_table(request: Request, table: str, runs: Sequence[Run], *, rebalanced: 
     first = together.iloc[0]
     width = "" if pd.isna(first["width"]) else f"w{first['width']:.0f}"
     ratios = () if request.imb_ratios is None else ("IF" + "-".join(f"{ratio:g}" for ratio in request.imb_ratios),)
+    drawn = tuple(f"{name}{request.given[name]}" for name in OTHER_SUBSET if name in request.given)
     of = f"{table}_{first['dataset']}_{first['network']}{width}"
-    name = FileName(of, ratios, tuple(request.methods or ()))
+    name = FileName(of, (*drawn, *ratios), tuple(request.methods or ()))
     cited = sources([cell for cells in shown[PUBLISHED].drop(columns=["IF", "row"]).to_numpy() for cell in cells])
     runs_of = [[own for own in of_line if own is not None] for of_line in finished]
     claims = claims_of(lines, runs_of, "IF", [run.published for run in runs])

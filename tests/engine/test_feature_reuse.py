@@ -1,5 +1,6 @@
 """Features of one backbone serve every stage 2 on it and evaluate.py after it, and nothing else."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,21 @@ def test_features_of_other_code_are_computed_again(
     line = ("main_stage2", "--dataset", "digits", "--device", "cpu", "--pretrained_pth", last, "--method", "ce")
     told = succeed(*line, "--out", out).out
     assert computed >= SPLITS and "computed anew, since these are of another version of this project" in told
+
+
+def test_features_of_before_the_code_had_a_version_are_named_so(begun: Path, out: Path, computed: set[str]) -> None:
+    retrain(begun, out)
+    for path in (out / "features").rglob("test_*.json"):
+        record = read(path)
+        del record["format"]
+        path.with_name("test_" + "0" * 16 + ".json").write_text(json.dumps(record))
+        path.unlink()
+        path.with_suffix(".npy").unlink()
+    computed.clear()
+    (last,) = begun.rglob("stage1*/last.pth")
+    line = ("main_stage2", "--dataset", "digits", "--device", "cpu", "--pretrained_pth", last, "--method", "ce")
+    told = succeed(*line, "--out", out).out
+    assert "features of test: computed anew, since these are of another version of this project" in told
 
 
 def test_other_weights_have_features_of_their_own(begun: Path, out: Path, computed: set[str]) -> None:

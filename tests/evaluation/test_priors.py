@@ -19,6 +19,7 @@ from evaluation.priors.report import prior_report, prior_text
 from evaluation.priors.shifted import FACTORS, shifted_profiles, shifted_shares, weighted_accuracy
 from methods.priors import TRAINING_METHODS, recipe_prior
 from methods.recipes import RECIPES
+from runs.held_out import assumed_of
 from utils.errors import UserError
 
 COUNTS = torch.tensor([400, 120, 60, 30, 10])
@@ -95,6 +96,17 @@ def test_what_a_recipe_stands_for() -> None:
     assert set(RECIPES) >= TRAINING_METHODS
     assert recipe_prior("ce", None, "class_balanced") == "uniform"
     assert [recipe_prior(None, loss) for loss in (None, "ce", "gala")] == ["train", "train", "uniform"]
+
+
+@pytest.mark.parametrize(("loss", "kind"), [("ce", "train"), ("balanced_softmax", "uniform")])
+def test_a_stage_1_that_auto_keeps_stands_for_what_its_own_loss_is_made_for(loss: str, kind: str) -> None:
+    """The loss among the settings of stage 2 is nobody's."""
+    settings = {"loss": "ce", "sampler": "class_balanced"}
+    kept = {"method": "auto", "chosen": "stage 1", "settings": settings, "stage1": {"loss": loss}}
+    found = assumed_of(kept, COUNTS.tolist())
+    assert torch.equal(found.shares, assumed_prior(kind, COUNTS, "").shares)
+    trained = {"method": None, "settings": {"loss": loss}, "stage1": None}
+    assert torch.equal(assumed_of(trained, COUNTS.tolist()).shares, found.shares)
 
 
 def test_test_sets_are_exponential_in_the_order_of_the_training_images() -> None:

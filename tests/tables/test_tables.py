@@ -344,6 +344,13 @@ def test_gala_stands_beside_the_figures_of_its_lambdas(monkeypatch: pytest.Monke
     assert [run.stage1["imb_ratio"] for run in seen] == [200] * 4 + [100] * 4 + [50] * 4 + [10] * 4
 
 
+def test_tables_of_other_subsets_have_other_names(out: Path) -> None:
+    make(out, "stress", "--imb_ratio", 5, "--imb_type", "step", "--finetune_epoch", 1, "--methods", "ncm")
+    [path] = (out / "results").glob("stress_*step*.csv")
+    assert path.name == f"stress_digits_resnet8{WIDTH}_imb_typestep_IF5_ncm.csv"
+    assert set(pd.read_csv(path)["imb_type"]) == {"step"}
+
+
 def test_stress_has_stage_1_and_the_methods(out: Path) -> None:
     make(out, "stress", "--imb_ratio", 25, "--finetune_epoch", 1, "--methods", "ce", "tau_norm")
     rows = pd.read_csv(out / "results" / f"stress_digits_resnet8{WIDTH}_IF25_ce-tau_norm.csv")

@@ -214,9 +214,11 @@ def _refuse_strange_folder(folder: Path) -> None:
         raise UserError(f"{folder / 'config.json'} is of no run of this project; name another place with --out")
 
 
-def without_kind(record: Any) -> Any:
-    """Return what a run records without the words for a file's kind, which another version may choose otherwise."""
-    return {name: value for name, value in record.items() if name != "kind"} if isinstance(record, dict) else record
+def without_words(record: Any) -> Any:
+    """Return what a run records of its stage 1 or subset without what another version says otherwise, or not at all: the
+    words for a file's kind, and the loss, which the sha256 of the file settles."""
+    said = ("kind", "loss")
+    return {name: value for name, value in record.items() if name not in said} if isinstance(record, dict) else record
 
 
 def _unusable(folder: Path, error: OSError) -> UserError:
@@ -244,7 +246,7 @@ def _refuse_other_settings(folder: Path, before: dict[str, Any], now: dict[str, 
     if "precision" in before and before["precision"] != now["precision"] and now["images"] is not None:
         differing.append("another --amp")
     for name, words in (("subset", "training subset"), ("stage1", "stage-1 checkpoint")):
-        if without_kind(before.get(name)) != without_kind(now[name]):
+        if without_words(before.get(name)) != without_words(now[name]):
             differing.append(f"another {words}")
     if (before.get("backbone") or {}).get("sha256") != (now.get("backbone") or {}).get("sha256"):
         differing.append("another file of features")

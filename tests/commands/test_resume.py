@@ -1,5 +1,6 @@
 """Interrupted runs: what is saved, what resuming gives, what it refuses; and what --overwrite may touch."""
 
+import json
 import os
 import shutil
 import signal
@@ -199,6 +200,19 @@ def test_reuse_takes_a_finished_run_as_it_is(variant: str, start: Path, whole: d
     outcome = succeed(script, *arguments, "--reuse")
     assert contents(tmp_path) == before
     assert f"using the finished run {folder}" in outcome.out and "epoch " not in outcome.out
+
+
+def test_reuse_takes_a_run_of_before_the_loss_of_its_stage_1_was_recorded(
+    start: Path, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its sha256 settles which stage 1 it was."""
+    script, arguments = command("honest", start, tmp_path)
+    folder = folder_of(tmp_path, VARIANTS["honest"][2])
+    shutil.copytree(whole["honest"], folder)
+    config = read(folder / "config.json")
+    assert config["stage1"].pop("loss") == "ce"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert f"using the finished run {folder}" in succeed(script, *arguments, "--reuse").out
 
 
 def test_reuse_returns_the_metrics_of_the_finished_run(whole: dict[str, Path], start: Path) -> None:

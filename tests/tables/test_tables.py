@@ -346,7 +346,7 @@ def test_gala_stands_beside_the_figures_of_its_lambdas(monkeypatch: pytest.Monke
 
 def test_tables_of_other_subsets_have_other_names(out: Path) -> None:
     make(out, "stress", "--imb_ratio", 5, "--imb_type", "step", "--finetune_epoch", 1, "--methods", "ncm")
-    [path] = (out / "results").glob("stress_*step*.csv")
+    [path] = (out / "results").glob("stress_*step*_ncm.csv")
     assert path.name == f"stress_digits_resnet8{WIDTH}_imb_typestep_IF5_ncm.csv"
     assert set(pd.read_csv(path)["imb_type"]) == {"step"}
 

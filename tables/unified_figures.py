@@ -54,15 +54,23 @@ def draw_evenness(numbers: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     panel a budget.
 
     `numbers` are those of `<table>_intervals.csv`. A harmonic mean that has no interval, since the method has a class
-    of which no image is right, is a hollow point.
+    of which no image is right, is a hollow point. A method whose accuracy is far below all others' would take the room
+    of the rest: its accuracy stands in words.
     """
     own = numbers[numbers["reference"].isna()]
     budgets = [budget for budget in titles if budget in set(own["budget"])]
-    figure = Figure(figsize=(6.4 * len(budgets), 5.2), layout="constrained")
+    lowest = far_below(own.loc[own["measure"] == "all", "value"].to_numpy())
+    height = 5.2 + 0.06 * max(own["method"].nunique() - 12, 0)
+    figure = Figure(figsize=(6.4 * len(budgets), height), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(budgets), sharex=True, sharey=True))
     for axes, budget in zip(panels, budgets, strict=True):
         rows = own[own["budget"] == budget].set_index(["measure", "method"])
         points = rows.loc["all"].add_suffix("_x").join(rows.loc["harmonic"].add_suffix("_y"))
+        left = points[points["value_x"] < lowest]["value_x"]
+        if len(left):
+            words = ", ".join(f"{method} {value:.1f}" for method, value in left.items())
+            axes.text(0.01, 0.01, f"further left: {words}", transform=axes.transAxes, fontsize=7, color="dimgrey")
+        points = points[points["value_x"] >= lowest]
         for method, row in points.iterrows():
             colour, known = HIGHLIGHTED.get(str(method), "grey"), pd.notna(row["low_y"])
             y = [[row["value_y"] - row["low_y"]], [row["high_y"] - row["value_y"]]] if known else None
@@ -83,11 +91,17 @@ def draw_evenness(numbers: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     panels[0].set_ylabel("harmonic mean of the class accuracies (%)")
     figure.draw_without_rendering()  # the scale is known now, and with it which names would lie on one another
     for axes, budget in zip(panels, budgets, strict=True):
-        rows = own[own["budget"] == budget].set_index(["measure", "method"])["value"]
-        name_points(
-            axes, rows["all"].to_numpy(), rows["harmonic"].to_numpy(), [str(name) for name in rows["all"].index]
-        )
+        rows = own[own["budget"] == budget].pivot(index="method", columns="measure", values="value")
+        rows = rows[rows["all"] >= lowest]
+        name_points(axes, rows["all"].to_numpy(), rows["harmonic"].to_numpy(), [str(name) for name in rows.index])
     return figure
+
+
+def far_below(values: np.ndarray) -> float:
+    """Return below which of the accuracies (N,), in percent, one is far out: three times the middle half's range below
+    it (Tukey, 1977), and ten points at least."""
+    low, high = np.nanpercentile(values, [25, 75])
+    return float(low - max(3 * (high - low), 10))
 
 
 def name_points(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:

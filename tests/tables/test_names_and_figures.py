@@ -110,6 +110,16 @@ def test_a_panel_a_budget() -> None:
     assert drawn_points(figure, 1) == [(46.0, 20.0, True)]
 
 
+def test_a_method_far_below_all_others_stands_in_words() -> None:
+    """It would squeeze the others into a corner."""
+    near = {f"method_{n}": (47.0 + n, 30.0, True) for n in range(5)}
+    figure = draw_evenness(numbers_of({**near, "lost": (19.2, 0.5, False)}), {SHARED: "shared budget"})
+    assert drawn_points(figure) == list(near.values())
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "further left: lost 19.2" in texts and "lost" not in texts
+    assert figure.axes[0].get_xlim()[0] > 40
+
+
 def test_names_of_near_points_do_not_lie_on_one_another() -> None:
     points = {f"method_{n}": (47 + 0.05 * n, 30 + 0.1 * n, True) for n in range(4)}
     figure = draw_evenness(numbers_of({**points, "ce": (41, 3, True)}), {SHARED: "shared budget"})

@@ -240,6 +240,19 @@ def test_either_path_goes_on_where_the_other_stopped(monkeypatch: pytest.MonkeyP
 # What keeps the general path
 
 
+def test_few_steps_wait_for_their_losses() -> None:
+    """Small tensors that are kept between the features of batches keep their memory from being used again."""
+    head = linear()
+    steps = closed_steps(head, make_sgd(head, 0.9, 0.0, False), CrossEntropy(torch_target(0.0, head.out_features)))
+    assert steps is not None
+    count = 2 * engine.closed_step.STEPS_KEPT + 3
+    for number in range(count):
+        features = torch.full((2, head.in_features), float(number % 3))
+        steps.run(pytest.fail, features, torch.tensor([0, 1]), None)  # type: ignore[arg-type]
+        assert len(steps._kept) <= engine.closed_step.STEPS_KEPT
+    assert steps.totals()[0].shape == (count,)
+
+
 def test_what_is_no_head_or_not_closed_keeps_the_general_path() -> None:
     head, loss = Linear(linear()), CrossEntropy()
     assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), Focal()) is None

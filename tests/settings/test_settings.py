@@ -36,7 +36,7 @@ from utils.parameters import HYPERPARAMETERS, keyword_parameters
 NO_LOSS = set(HYPERPARAMETERS) - {name for loss in STAGE1_LOSSES for name in loss_parameters(loss)}
 # Stage 1 refuses another --cur_stage; a report finds by --weights the run whose folder names them.
 # Stage 1 trusts the file of --weights, and maps that of --features, which these runs do without.
-OF_FILES = {"trust_pickle", "mmap"}
+OF_FILES = {"trust_pickle"}
 OTHER_USES = {"main_stage1": NO_LOSS | {"cur_stage"} | OF_FILES, "main_stage2": set(), "evaluate": {"weights"}}
 
 

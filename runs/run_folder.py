@@ -215,8 +215,10 @@ def _refuse_strange_folder(folder: Path) -> None:
 
 
 def without_words(record: Any) -> Any:
-    """Return what a run records of its stage 1 or subset without what another version says otherwise, or not at all: the
-    words for a file's kind, and the loss, which the sha256 of the file settles."""
+    """Return what a run records of its stage 1 or subset without what another version says otherwise or not at all.
+
+    These are the words for a file's kind, and the loss, which the sha256 of the file settles.
+    """
     said = ("kind", "loss")
     return {name: value for name, value in record.items() if name not in said} if isinstance(record, dict) else record
 

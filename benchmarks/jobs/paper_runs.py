@@ -148,8 +148,14 @@ def complete_all(children: Sequence[Sequence[Step]], call: Call, errors: list[st
         except BaseException:
             call.ending.set()
             raise
-    late = [error for future in waiting if isinstance(error := future.exception(), TimeUp)]
-    errors += [error for future in waiting if future.exception() not in late and (error := future.result())]
+    late: list[TimeUp] = []
+    for future in waiting:
+        try:
+            error = future.result()
+        except TimeUp as end:
+            late.append(end)
+        else:
+            errors += [error] if error else []
     if late:
         raise late[0]
 

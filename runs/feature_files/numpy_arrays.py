@@ -184,9 +184,10 @@ def read_npy(path: Path, name: str, role: str = "", stay: Stay = Stay.NEVER) -> 
         needed, there = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
         if min(shape, default=0) < 0 or needed > there:
             raise UserError(f"{path} is damaged: {too_few_words(there, needed, name)}")
-        may_stay = held is not None and "features" in role
-        own = rows_in(held, file.tell(), shape, STORED.get(dtype.str)) if may_stay and not columns_first else None
-        if may_stay and (own is not None or stay is Stay.ALWAYS):  # which refuses what cannot
+        own = None
+        if held is not None and "features" in role and not columns_first:
+            own = rows_in(held, file.tell(), shape, STORED.get(dtype.str))
+        if own is not None or (stay is Stay.ALWAYS and "features" in role):  # which refuses what cannot
             moved = f"{shape} in {words_of(dtype)}" + ", a column after the other" * columns_first
             return digest, read_array(Array(moved, False, partial(read_numbers, path), own, moved), name, role, stay)
         if needed < MAPPED:

@@ -28,5 +28,6 @@ def test_signs_that_no_font_has_are_one_line(tmp_path: Path, capsys: pytest.Capt
 
 def test_other_warnings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: warnings.warn("something else", UserWarning, stacklevel=1))
-    with pytest.warns(UserWarning, match="something else"):
+    with pytest.warns(UserWarning, match="something else") as caught:
         save_figure(tmp_path / "a.png", figure_of("a"))
+    assert len(caught) == 1

@@ -108,7 +108,9 @@ def test_names_as_people_write_them(pattern: str, capsys: pytest.CaptureFixture[
 def test_names_of_held_out_rows(split: str) -> None:
     arrays = rows()
     held = {f"{split}_X": arrays["test_features"][:3], f"{split}_y": arrays["test_labels"][:3]}
-    same_as(npz({**arrays, **held}), {**arrays, "holdout_features": held[f"{split}_X"]})
+    path = npz({**arrays, **held})
+    same_as(path, {**arrays, "holdout_features": held[f"{split}_X"]})
+    assert read_features(path)[1]["features"]["holdout_labels"].tolist() == held[f"{split}_y"].tolist()
 
 
 def test_a_name_means_one_thing() -> None:
@@ -209,7 +211,9 @@ def test_the_names_of_classes_give_the_order_of_labels_that_are_texts() -> None:
     same_as(npz(with_labels(arrays, lambda a: a + 1)), rows(), ("tulip", "daisy", "rose"))
     arrays["class_names"] = np.array(["2", "0", "1"])  # names that look like numbers are names
     right = with_labels(rows(), lambda a: np.array([1, 2, 0])[a])
-    same_as(npz(with_labels(arrays, lambda a: a.astype(str))), right, ("2", "0", "1"))
+    path = npz(with_labels(arrays, lambda a: a.astype(str)))
+    same_as(path, right, ("2", "0", "1"))
+    assert read_features(path)[1]["features"]["test_labels"].tolist() == right["test_labels"].tolist()
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ def test_maps_of_one_pixel_and_a_column_of_splits(form: str) -> None:
         np.savez(path, split=words[order], **{name: own.numpy() for name, own in together.items()})  # type: ignore[arg-type]
     if form == "npy":
         np.save(path / "split.npy", words[order])
-    same(data_of(path, "off"), data_of(path, "on"))
+    stays = data_of(path, "on")
+    same(data_of(path, "off"), stays)
+    assert {name: len(getattr(stays, name)) for name in COUNTS} == COUNTS
 
 
 def test_rows_are_indexed_as_those_of_the_tensor_that_they_stand_for() -> None:

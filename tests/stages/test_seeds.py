@@ -82,8 +82,10 @@ def test_runs_that_differ_in_switches_of_the_process_follow_one_another() -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages.commands.seeds, "reason_against_threads", lambda command: None)
         patch.setattr(stages.commands.seeds, "run_at_once", lambda *_: pytest.fail("trained at once"))
-        patch.setattr(stages.commands.seeds, "run_in_turn", lambda runs: None)
+        in_turn: list[str] = []
+        patch.setattr(stages.commands.seeds, "run_in_turn", lambda runs: in_turn.extend(run.label for run in runs))
         stages.commands.seeds.run_all(runs, "run")
+    assert in_turn == ["0", "1"]
 
 
 def test_gradients_are_computed_in_the_thread_of_each(
@@ -191,10 +193,12 @@ def test_a_signal_saves_all_and_resume_goes_on(
     tmp_path: Path, alone: Path, at_once: None, own_handlers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM while both train: each keeps its finished epochs, and the same command with --resume ends as alone."""
-    print_epoch = engine.fit.print_epoch
+    print_epoch, both_began = engine.fit.print_epoch, threading.Barrier(2)
 
     def signalling(row: dict[str, Any], *others: Any) -> None:
         print_epoch(row, *others)
+        if row["epoch"] == 1:  # neither runs ahead before the other has an epoch to save, however busy the machine is
+            both_began.wait(60)
         if row["epoch"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 1 and return what metrics.json holds; with --seeds, that of each by its seed."""
     commands = parse_commands(STAGE1, __doc__, argv)
     if len(commands) > 1:
-        from stages.commands.seeds import run_seeds
+        from stages.commands.several_runs import run_seeds
 
         return run_seeds(commands)
     from stages.commands.stage1 import run_stage1  # PyTorch, which help texts and refusals do without

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 2 and return what metrics.json holds; with --seeds, that of each by its seed."""
     commands = parse_commands(STAGE2, __doc__, argv)
     if len(commands) > 1:
-        from stages.commands.seeds import run_seeds
+        from stages.commands.several_runs import run_seeds
 
         return run_seeds(commands)
     from stages.commands.stage2 import run_stage2  # PyTorch, which help texts and refusals do without

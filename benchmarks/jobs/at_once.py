@@ -10,14 +10,12 @@ what they have. On a CPU they follow one another.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.command import make_own_parser
 from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
-from settings.resolve import Command
-from stages.commands.seeds import RunBeside, run_all
+from stages.commands.several_runs import RunBeside, run_all
 from utils.command import EPOCHS_ARE_SAVED, run_command
 from utils.errors import UserError
 
@@ -36,19 +34,16 @@ def split_words(words: Sequence[str]) -> list[list[str]]:
     return parts
 
 
-def label_of(command: Command) -> str:
-    """Return the name of a run: its folder, without that of all runs."""
-    return run_path(command).relative_to(Path(command.settings.out)).as_posix()
-
-
 def make_runs(words: Sequence[str]) -> list[RunBeside]:
     """Return the runs of a command line; a UserError for flags that cannot be, and for a run that is named twice."""
     commands = [parse_command(STAGE1, __doc__, part) for part in split_words(words)]
-    labels = [label_of(command) for command in commands]
-    twice = [label for i, label in enumerate(labels) if label in labels[:i]]
+    folders = [run_path(command) for command in commands]
+    twice = [folder for i, folder in enumerate(folders) if folder in folders[:i]]
     if twice:
         raise UserError(f"two of the runs are {twice[0]}: leave one out, or give it other flags")
-    return [RunBeside(command, label) for command, label in zip(commands, labels, strict=True)]
+    if len({command.settings.out for command in commands}) == 1:  # which then says nothing
+        folders = [folder.relative_to(commands[0].settings.out) for folder in folders]
+    return [RunBeside(command, folder.as_posix()) for command, folder in zip(commands, folders, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

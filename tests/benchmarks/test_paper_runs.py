@@ -446,6 +446,11 @@ def test_runs_of_one_command_are_named_by_their_folders(capsys: pytest.CaptureFi
         ["digits_expIF25_resnet8", "seed1"],
     ]
     outcome = run("benchmarks/jobs/at_once", *common, "+", *common)
-    assert is_refusal(outcome, "two of the runs are digits_expIF25_resnet8/seed0/", "leave one out"), outcome.err
+    assert is_refusal(outcome, f"two of the runs are {tmp_path}/digits_expIF25_resnet8/seed0/", "leave one out")
+    other = [*common, "--out", str(tmp_path / "other")]
+    assert [run.label.split("/digits")[0] for run in make_runs([*common, "+", *other])] == [
+        str(tmp_path),
+        str(tmp_path / "other"),
+    ]
     outcome = run("benchmarks/jobs/at_once", *common, "+", "--nonsense")
     assert outcome.status == 2 and "--nonsense" in outcome.err

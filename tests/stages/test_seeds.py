@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import engine.fit
-import stages.commands.seeds
+import stages.commands.several_runs
 import stages.session
 from settings.command_line import parse_command
 from settings.fields import STAGE1, STAGE2
@@ -38,8 +38,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let seeds train in threads on a CPU."""
-    monkeypatch.setattr(stages.commands.seeds, "reason_against_threads", lambda command: None)
-    monkeypatch.setattr(stages.commands.seeds, "UNCHECKED", None)
+    monkeypatch.setattr(stages.commands.several_runs, "reason_against_threads", lambda command: None)
+    monkeypatch.setattr(stages.commands.several_runs, "UNCHECKED", None)
 
 
 def runs_in(out: Path) -> list[Path]:
@@ -78,13 +78,15 @@ def test_all_at_once(tmp_path: Path, alone: Path, at_once: None) -> None:
 def test_runs_that_differ_in_switches_of_the_process_follow_one_another() -> None:
     flags = ["--dataset", "digits", "--device", "cuda"]
     commands = [parse_command(STAGE1, "", [*flags, *more]) for more in (["--deterministic"], ["--seed", "1"])]
-    runs = [stages.commands.seeds.RunBeside(command, str(i)) for i, command in enumerate(commands)]
+    runs = [stages.commands.several_runs.RunBeside(command, str(i)) for i, command in enumerate(commands)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.commands.seeds, "reason_against_threads", lambda command: None)
-        patch.setattr(stages.commands.seeds, "run_at_once", lambda *_: pytest.fail("trained at once"))
+        patch.setattr(stages.commands.several_runs, "reason_against_threads", lambda command: None)
+        patch.setattr(stages.commands.several_runs, "run_at_once", lambda *_: pytest.fail("trained at once"))
         in_turn: list[str] = []
-        patch.setattr(stages.commands.seeds, "run_in_turn", lambda runs: in_turn.extend(run.label for run in runs))
-        stages.commands.seeds.run_all(runs, "run")
+        patch.setattr(
+            stages.commands.several_runs, "run_in_turn", lambda runs: in_turn.extend(run.label for run in runs)
+        )
+        stages.commands.several_runs.run_all(runs, "run")
     assert in_turn == ["0", "1"]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.averaging import AveragedSGD
@@ -110,11 +111,18 @@ def rate_groups(module: nn.Module, unit: float = 1.0) -> list[dict[str, Any]]:
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take over a saved state but for `fused`, which belongs to the device and not to the run."""
+    """Take over a saved state but for `fused`, which belongs to the device and not to the run.
+
+    CUDA's fused step refuses a momentum that lies in memory in another order than its weights, channels last or not.
+    """
     fused = [group["fused"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, fused, strict=True):
         group["fused"] = own
+    for parameter, buffers in optimizer.state.items():
+        for name, buffer in buffers.items():
+            if isinstance(buffer, Tensor) and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
+                buffers[name] = torch.empty_like(parameter, dtype=buffer.dtype).detach().copy_(buffer)
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,16 @@ def with_tensors(state: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def pinned_room(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return room for tensors in one piece of pinned memory, each from a multiple of 64 bytes on."""
+    """Return room for tensors in one piece of pinned memory, each from a multiple of 64 bytes on, in its own order."""
     starts = [0]
     for tensor in tensors:
         starts.append(starts[-1] + -(-tensor.nbytes // 64) * 64)
     whole = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    pieces = [whole[start : start + tensor.nbytes] for start, tensor in zip(starts, tensors, strict=False)]
+    strides = [torch.empty_like(tensor).stride() for tensor in tensors]  # channels last or not
     return [
-        whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for start, tensor in zip(starts, tensors, strict=False)
+        piece.view(tensor.dtype).as_strided(tensor.shape, stride)
+        for piece, tensor, stride in zip(pieces, tensors, strides, strict=True)
     ]
 
 

@@ -4,7 +4,8 @@
         run("main_stage1", "--dataset", "digits", gpus=1)
     assert device.count(READ, section=STEP) == 0
 
-Operations on tensors of both devices raise RuntimeError, and `numpy` TypeError, as they do there. PyTorch's own code
+Operations on tensors of both devices raise RuntimeError, as do fused ones on tensors of other orders in memory, and
+`numpy` TypeError, as they do there. PyTorch's own code
 below Python sees tensors of the CPU. So faults of CUDA's kernels do not show, autocast is that of the CPU, and an
 operation is one launch however many kernels it takes. An autograd graph cannot cross the devices.
 """
@@ -31,6 +32,8 @@ aten = torch.ops.aten
 INDEXED = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 # The value may be a single number of the CPU, though these are not pointwise by their tags.
 TAKES_NUMBER = (aten.fill_, aten.masked_fill, aten.masked_fill_)
+FUSED = (aten._fused_sgd_,)
+OTHER_ORDER = "Expected at::native::check_fast_path_restrictions({params, grads, momentum_buffer_list}) to be true"
 MAKES_NO_WORK = (aten._unsafe_view, aten.detach_, aten._reshape_alias)
 ANSWERS = {
     Tensor.device.__get__: CUDA,
@@ -84,6 +87,8 @@ class CudaTensor(Tensor):
         device_events = next(iter(mine.values())).device_events
         if others:
             refuse_mixed(operation, args, others)
+        if operation.overloadpacket in FUSED:
+            refuse_other_orders(args)
         for kind in events_of(operation, args, others):
             device_events.note(kind, str(operation.overloadpacket))
         result = operation(*mapped(value_of, args), **{name: mapped(value_of, value) for name, value in kwargs.items()})
@@ -129,6 +134,13 @@ def refuse_mixed(operation: Any, args: Sequence[Any], others: Sequence[Tensor]) 
     if not allowed:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in others)
         raise RuntimeError(f"{MIXED} (on the CPU, when {packet} was called: {shapes})")
+
+
+def refuse_other_orders(args: Sequence[Any]) -> None:
+    """Raise RuntimeError where a fused optimiser does: weights, gradients or momentum in other orders in memory."""
+    lists = [[tensor.value.stride() for tensor in value] for value in args if isinstance(value, list | tuple) and value]
+    if any(own != lists[0] for own in lists):
+        raise RuntimeError(f"{OTHER_ORDER}, but got false")
 
 
 def events_of(operation: Any, args: Sequence[Any], others: Sequence[Tensor]) -> list[str]:

@@ -325,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own.travel is not None:
         check_travel(ROOT, own.travel, own.travel_mib)
     if own.plan is not None:
-        tell_plan(steps, own)
+        tell_plan(steps, everything, own)
     if own.plan is not None or own.travel is not None:
         return
     folder = Path(given.get("out", FLAGS["out"].default)) / RECORDS
@@ -354,9 +354,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{len(errors)} steps failed, see {folder}/<item>_<step>.log; the first, {errors[0]}")
 
 
-def tell_plan(steps: Sequence[Step], own: argparse.Namespace) -> None:
+def tell_plan(steps: Sequence[Step], everything: Sequence[Step], own: argparse.Namespace) -> None:
     """Print what calls will do, for each time that `--plan` names."""
-    pace = Pace(epoch_seconds(steps, own.measured), at_once_factor(own.measured.with_name(AT_ONCE)))
+    pace = Pace(epoch_seconds(steps, everything, own.measured), at_once_factor(own.measured.with_name(AT_ONCE)))
     seconds = 60 * own.minutes - reserve_of(own.minutes)
     for minutes in own.plan or TIMES_IN_ALL:
         calls = minutes / own.minutes

@@ -58,12 +58,12 @@ def training_images(step: Step) -> float:
     return sum(counts) * (1 - float(word_after(step, "--holdout", "0")))
 
 
-def epoch_seconds(steps: Sequence[Step], measured: Path | None) -> dict[Step, float]:
+def epoch_seconds(steps: Sequence[Step], everything: Sequence[Step], measured: Path | None) -> dict[Step, float]:
     """Return the seconds of an epoch of each step that has epochs, with its evaluation.
 
-    Raises UserError where no epoch of a stage was measured.
+    `everything` has the steps of all items that may have been measured. Raises UserError where no epoch of a stage was.
     """
-    images = {step.item: training_images(step) for step in steps if step.name == STAGE1_NAME}
+    images = {step.item: training_images(step) for step in everything if step.name == STAGE1_NAME}
     rates = rates_in(measured, images) if measured is not None and measured.is_file() else {}
     found: dict[Step, float] = {}
     for step in steps:
@@ -82,6 +82,8 @@ def rates_in(measured: Path, images: Mapping[str, float]) -> dict[str, float]:
     log = read_csv(measured)
     log["whole"] = log["seconds"] + log["evaluation_seconds"].fillna(0)
     known = log[log["item"].isin(images)]
+    if known.empty:
+        return {}
     means = known.groupby(["item", "run"])["whole"].mean().reset_index()
     means["rate"] = means["whole"] / means["item"].map(images)
     return {str(name): float(rate) for name, rate in means.groupby("run")["rate"].median().items()}

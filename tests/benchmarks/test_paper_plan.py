@@ -82,14 +82,19 @@ def test_epochs_take_what_they_took_for_an_image(tmp_path: Path) -> None:
     steps = [step for step in make_steps({"out": str(tmp_path)}, quick=False) if step.name == "stage1"]
     log = tmp_path / "log.csv"
     log.write_text(HEADER + "if100_seed0,stage1,1,2,\nif100_seed0,stage1,2,2,2\nelsewhere,stage1,1,900,900\n")
-    seconds = {step.item: found for step, found in epoch_seconds(steps, log).items()}
+    seconds = {step.item: found for step, found in epoch_seconds(steps, steps, log).items()}
     images = {step.item: training_images(step) for step in steps}
     assert (images["if100_seed0"], images["if10_seed0"]) == (10847, 19573)  # of CIFAR100-LT
     assert seconds["if100_seed0"] == seconds["if100_seed2"] == 3
     assert seconds["if10_seed0"] == pytest.approx(3 * 19573 / 10847)
     assert seconds["if100_seed0_holdout"] == pytest.approx(3 * 0.8)
     with pytest.raises(UserError, match="no epoch of if100_seed0 stage1 was measured"):
-        epoch_seconds(steps, tmp_path / "none.csv")
+        epoch_seconds(steps, steps, tmp_path / "none.csv")
+    if10 = [step for step in steps if step.item == "if10_seed0"]
+    assert epoch_seconds(if10, steps, log) == {if10[0]: seconds["if10_seed0"]}  # others were measured, it was not
+    log.write_text(HEADER + "elsewhere,stage1,1,900,900\n")
+    with pytest.raises(UserError, match="no epoch of if10_seed0 stage1 was measured"):
+        epoch_seconds(if10, steps, log)
 
 
 def test_a_rehearsal_does_what_was_planned(

@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import engine.fit
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from stages.session import settle_execution
@@ -62,6 +64,26 @@ def test_stage1_is_that_of_the_cpu(tmp_path: Path) -> None:
     ours, right = (weights(next((tmp_path / name).rglob("last.pth"))) for name in ("cuda", "cpu"))
     for name, value in right.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("save_every", [0, 100])
+def test_a_resumed_run_goes_on(save_every: int, tmp_path: Path) -> None:
+    """The momentum comes back in the order in memory that CUDA's step wants, and the run ends as one in one piece."""
+    arguments = (*SMALL, "--epochs", 3, "--save_every", save_every)
+    on_cuda("main_stage1", *arguments, "--out", tmp_path / "whole")
+    with pretended_cuda(), pytest.MonkeyPatch.context() as patch:
+        train_one = engine.fit.train_one
+
+        def until_epoch_2(session: Any, training: Any, history: Any, epoch: int) -> Any:
+            if epoch == 2:
+                raise KeyboardInterrupt
+            return train_one(session, training, history, epoch)
+
+        patch.setattr(engine.fit, "train_one", until_epoch_2)
+        assert run("main_stage1", *arguments, "--out", tmp_path / "parts", gpus=1).status == 130
+    on_cuda("main_stage1", *arguments, "--out", tmp_path / "parts", "--resume")
+    whole, parts = (weights(next((tmp_path / name).rglob("last.pth"))) for name in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
 @pytest.mark.parametrize(

@@ -381,6 +381,20 @@ def test_the_device_decides_whether_the_optimiser_is_fused() -> None:
         assert torch.equal(mine["momentum_buffer"], its["momentum_buffer"])
 
 
+def test_a_saved_momentum_is_laid_out_as_its_weights_are() -> None:
+    """Channels last or not, whatever the file has: CUDA's fused step refuses another order in memory."""
+    there, here = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    saved = engine.fit.make_sgd(there, 0.9, 0.0, False)
+    there(torch.ones(1, 3, 5, 5)).sum().backward()
+    saved.step()
+    optimizer = engine.fit.make_sgd(here, 0.9, 0.0, False)
+    engine.fit.restore_optimizer(optimizer, saved.state_dict())
+    for mine, its in zip(here.parameters(), there.parameters(), strict=True):
+        buffer = optimizer.state[mine]["momentum_buffer"]
+        assert buffer.stride() == mine.stride()
+        assert torch.equal(buffer, saved.state[its]["momentum_buffer"])
+
+
 def test_interrupting_an_evaluation_promises_no_saved_epoch(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt

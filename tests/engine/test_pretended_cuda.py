@@ -136,6 +136,19 @@ def test_a_module_on_the_device_learns_what_it_learns_on_the_cpu(device: DeviceE
         torch.testing.assert_close(twin.state_dict()[name].cpu(), kept.state_dict()[name], rtol=0, atol=0)
 
 
+def test_a_fused_step_wants_one_order_in_memory(device: DeviceEvents) -> None:
+    """As CUDA's does: a momentum must lie as its weights do, channels last or not."""
+    layer = nn.Conv2d(3, 4, 3).to("cuda", memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, fused=True)
+    layer(torch.ones(1, 3, 5, 5).cuda()).sum().backward()
+    optimizer.step()
+    buffer = optimizer.state[layer.weight]["momentum_buffer"]
+    assert buffer.stride() == layer.weight.stride()
+    optimizer.state[layer.weight]["momentum_buffer"] = buffer.contiguous()
+    with pytest.raises(RuntimeError, match="check_fast_path_restrictions"):
+        optimizer.step()
+
+
 def test_heads_side_by_side_know_where_they_are(device: DeviceEvents) -> None:
     """Within `vmap` tensors say where they lie, and what is made beside them lies there too."""
 

@@ -41,17 +41,20 @@ def write_record(
     shown: pd.DataFrame,
     notes: str,
     more: dict[str, pd.DataFrame] | None = None,
+    *,
+    printed: bool = True,
 ) -> None:
     """Write `<results>/<name>.csv` with all rows and `<name>.md` with the table that people read; print the table.
 
-    `more` are further tables of the Markdown file, by their titles.
+    `more` are further tables of the Markdown file, by their titles. What is not the last is not to be `printed`.
     """
     make_folder(results)
     write_text(results / f"{name}.csv", csv_text(rows, "%.6g"))
     further = [f"{title}:\n\n{to_markdown(table)}" for title, table in (more or {}).items()]
     write_text(results / f"{name}.md", "\n".join([f"{notes}\n\n{to_markdown(shown)}", *further]))
-    cells = shown.astype(object).fillna("-")
-    print(f"\n{cells.to_string(index=False)}\n\n{notes}\nwritten to {results / name}.csv and .md")
+    if printed:
+        cells = shown.astype(object).fillna("-")
+        print(f"\n{cells.to_string(index=False)}\n\n{notes}\nwritten to {results / name}.csv and .md")
 
 
 def network_name(settings: Settings, short: bool = False) -> str:

@@ -10,7 +10,8 @@ CPU does not default to, are added last to a fast path without all three; on CUD
 that it stands in the place of). All ways take turns, round after round, in
 one process, so that what the machine does beside it meets all of them. The gain is the median over the rounds of the
 ratio to the way it is compared with in the same round. Other flags are those of main_stage1.py. Writes
-`results/speed_ablation_<device>_<network>.csv` and `.md`.
+`results/speed_ablation_<device>_<network>.csv` and `.md`, anew after every round: one that is cut short leaves the
+rounds before.
 """
 
 import dataclasses
@@ -199,8 +200,8 @@ class Trainer:
 
 def measure_ways(
     pairs: Sequence[Comparison], settings: Settings, device: torch.device, loaders: int, steps: int, rounds: int
-) -> pd.DataFrame:
-    """Return one row an optimisation, kind and round: images per second without and with it.
+) -> Iterator[pd.DataFrame]:
+    """Yield, after each round, one row an optimisation, kind and round so far: images per second without and with it.
 
     An epoch has `steps` steps.
     """
@@ -216,17 +217,17 @@ def measure_ways(
         for way in ways:
             speeds[way, number] = trainers[way](steps)
         print(f" round {number + 1} of {rounds} done", flush=True)
-    return pd.DataFrame(
-        {
-            "lever": pair.optimisation,  # the column's name in the records that were released
-            "kind": pair.kind,
-            "round": number,
-            "without": speeds[pair.without, number],
-            "with": speeds[pair.added, number],
-        }
-        for pair in pairs
-        for number in range(rounds)
-    )
+        yield pd.DataFrame(
+            {
+                "lever": pair.optimisation,  # the column's name in the records that were released
+                "kind": pair.kind,
+                "round": done,
+                "without": speeds[pair.without, done],
+                "with": speeds[pair.added, done],
+            }
+            for pair in pairs
+            for done in range(number + 1)
+        )
 
 
 def gains_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -263,21 +264,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds, steps = (1, 2) if own.quick else (own.rounds, steps)
     made = provenance("speed.ablation", argv, execution.device)
     pairs = comparisons(execution.device, chosen)
-    rows = measure_ways(pairs, settings, execution.device, loaders, steps, rounds)
-    rows = rows.assign(
-        **made,
-        network=settings.network,
-        width=settings.width,
-        batch_size=settings.batch_size,
-        steps=steps,
-        loaders=loaders,
-    )
-    notes = (
-        f"{network_name(settings)}, batch {settings.batch_size}, training alone, on {made['device']}, torch "
-        f"{made['torch']}; median and range over {rounds} rounds of {steps} steps. Made by `{made['command']}`."
-    )
     name = f"speed_ablation_{execution.device.type}_{network_name(settings, short=True)}"
-    write_record(own.results, name, rows, gains_table(rows), notes)
+    shared = {"network": settings.network, "width": settings.width, "batch_size": settings.batch_size}
+    measured = measure_ways(pairs, settings, execution.device, loaders, steps, rounds)
+    for done, rows in enumerate(measured, start=1):
+        notes = (
+            f"{network_name(settings)}, batch {settings.batch_size}, training alone, on {made['device']}, torch "
+            f"{made['torch']}; median and range over {done} rounds of {steps} steps. Made by `{made['command']}`."
+        )
+        rows = rows.assign(**made, **shared, steps=steps, loaders=loaders)
+        write_record(own.results, name, rows, gains_table(rows), notes, printed=done == rounds)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ the same round. What is timed:
     whole stage         all of it; of stage 1 computed from the lines above for all its epochs
 
 Stage 2 is timed over its 20 epochs: of ours the steps and every feature that they need, of the baseline loop the faster
-of two epochs, times 20. Other flags are those of main_stage1.py. Writes `results/speed_<device>_<network>.csv` and
-`.md`.
+of two epochs, times 20. `--stages 1` leaves it out. Other flags are those of main_stage1.py. Writes
+`results/speed_<device>_<network>.csv` and `.md`, anew after each stage of each round: one that is cut short leaves what
+was measured.
 """
 
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class Plan:
     device: torch.device
     loaders: list[int]
     rounds: int
+    stages: int
     epochs: int
     max_steps: int | None
     views: list[str]
@@ -75,6 +77,7 @@ def make_plan(own: argparse.Namespace, command: Command) -> Plan:
         device=settle_execution(command).device,
         loaders=own.loaders or [count for count in LOADERS if count <= (2 if own.quick else os.cpu_count() or 1)],
         rounds=1 if own.quick else own.rounds,
+        stages=own.stages,
         epochs=1 if own.quick else 2,
         max_steps=10 if own.quick else None,
         views=["1"] if own.quick else ["1", "5"],
@@ -117,35 +120,33 @@ def memory(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: answer[name] for name in ("peak_mib", "worker_peak_mib", "cuda_peak_mib")}
 
 
-def baseline_rows(plan: Plan, loaders: int, tf32: bool, checkpoint: str, images: int) -> list[dict[str, Any]]:
-    """Measure the baseline loop once: rows of both stages.
+def baseline_rows(
+    plan: Plan, stage: str, loaders: int, tf32: bool, checkpoint: str, images: int
+) -> list[dict[str, Any]]:
+    """Measure a stage of the baseline loop once; return its rows.
 
     Where its epochs were cut short, their seconds are scaled up to the `images` of a whole one.
     """
-    rows = []
-    for stage in ("stage1", "stage2"):
-        source = {} if stage == "stage1" else {"checkpoint": checkpoint}
-        answer = run_child(
-            "baseline",
-            stage=stage,
-            argv=plan.argv,
-            loaders=loaders,
-            tf32=tf32,
-            epochs=plan.epochs,
-            max_steps=plan.max_steps,
-            test="all",
-            **source,
-        )
-        scale = images / answer["train_images"][0]
-        train = min(answer["train_seconds"]) * scale
-        report = min(answer["test_seconds"])
-        fixed = answer["wall_seconds"] - sum(answer["train_seconds"]) - sum(answer["test_seconds"])
-        common = {"way": BASELINE, "loaders": loaders, "tf32": tf32, **memory(answer)}
-        if stage == "stage1":
-            rows += stage1_rows(plan, common, images, train, report, fixed)
-        else:
-            rows += stage2_rows(common, images, STAGE2_EPOCHS * train, STAGE2_EPOCHS * (train + report) + fixed)
-    return rows
+    source = {} if stage == "stage1" else {"checkpoint": checkpoint}
+    answer = run_child(
+        "baseline",
+        stage=stage,
+        argv=plan.argv,
+        loaders=loaders,
+        tf32=tf32,
+        epochs=plan.epochs,
+        max_steps=plan.max_steps,
+        test="all",
+        **source,
+    )
+    scale = images / answer["train_images"][0]
+    train = min(answer["train_seconds"]) * scale
+    report = min(answer["test_seconds"])
+    fixed = answer["wall_seconds"] - sum(answer["train_seconds"]) - sum(answer["test_seconds"])
+    common = {"way": BASELINE, "loaders": loaders, "tf32": tf32, **memory(answer)}
+    if stage == "stage1":
+        return stage1_rows(plan, common, images, train, report, fixed)
+    return stage2_rows(common, images, STAGE2_EPOCHS * train, STAGE2_EPOCHS * (train + report) + fixed)
 
 
 def stage1_rows(
@@ -216,30 +217,35 @@ def our_stage2(plan: Plan, name: str, flags: list[str], stage1: str, out: str) -
     return stage2_rows(common, images, answer["train_seconds"], answer["wall_seconds"])
 
 
-def measure_plan(plan: Plan) -> pd.DataFrame:
-    """Make all measurements; return one row a measurement."""
+def measure_plan(plan: Plan) -> Iterator[pd.DataFrame]:
+    """Make all measurements; yield the rows so far, one a measurement, after each stage of each round."""
     loaders, tf32, rows = sweep(plan)
-    ways = our_ways(plan.device)
     for number in range(plan.rounds):
         with tempfile.TemporaryDirectory() as out:
             made: list[dict[str, Any]] = []
-            images = 0
-            for way in ways:
+            folder, images = "", 0
+            for way in our_ways(plan.device):
                 found, folder = our_stage1(plan, way, f"{out}/{len(made)}")
                 made, images = made + found, found[0]["images"]
+            made += baseline_rows(plan, "stage1", loaders, tf32, "", images)
+            rows += [{**row, "round": number} for row in made]
+            yield pd.DataFrame(rows)
+            if plan.stages == 1:
+                continue
+            made = []
             for views in plan.views:
                 words = "default, 5 views" if views == "5" else "1 view"
                 made += our_stage2(plan, f"ours ({words})", ["--views", views], folder, out)
-            made += baseline_rows(plan, loaders, tf32, f"{folder}/last.pth", images)
-        rows += [{**row, "round": number} for row in made]
-        print(f"round {number + 1} of {plan.rounds} done", flush=True)
-    return pd.DataFrame(rows)
+            made += baseline_rows(plan, "stage2", loaders, tf32, f"{folder}/last.pth", images)
+            rows += [{**row, "round": number} for row in made]
+            yield pd.DataFrame(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     benchmark = Benchmark("speed.throughput", __doc__, "one round on a small network, for a look")
     benchmark.add("--rounds", default=3, help="measurements of everything [3]")
     benchmark.add("--loaders", nargs="+", help="worker processes that the baseline loop tries [0 1 2 4 ...]")
+    benchmark.add("--stages", default=2, choices=(1, 2), help="1: stage 1 alone [2]")
     own, command = benchmark.parse(
         argv, lambda own: {"network": "resnet8"} if own.quick else {}, taken=("epochs", "amp", "compile")
     )
@@ -247,13 +253,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark.refuse_usage("--rounds must be at least 1, and --loaders 0 or more")
     plan = make_plan(own, command)
     made = provenance("speed.throughput", argv, plan.device)
-    write(plan, measure_plan(plan), own.results, made)
+    rates = operations_per_image(plan.settings), *product_rate(plan.device, product_type(plan.device))
+    parts = plan.rounds * plan.stages
+    for done, rows in enumerate(measure_plan(plan), start=1):
+        write(plan, rows, rates, own.results, made, printed=done == parts)
 
 
-def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -> None:
-    """Write every measurement, and the table."""
+def product_type(device: torch.device) -> torch.dtype:
+    """Return the precision of matrix products that a device is compared with."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def write(
+    plan: Plan, rows: pd.DataFrame, rates: tuple[float, float, str], results: Path, made: dict[str, Any], printed: bool
+) -> None:
+    """Write every measurement so far, and the table, which is `printed` at the end.
+
+    `rates` are the operations of an image, those a second of a large product here, and that product in words.
+    """
     settings = plan.settings
-    operations = operations_per_image(settings)
+    operations, products, product = rates
     rows = rows.assign(
         **made,
         network=settings.network,
@@ -262,21 +281,20 @@ def write(plan: Plan, rows: pd.DataFrame, results: Path, made: dict[str, Any]) -
         imb_ratio=settings.imb_ratio,
     )
     shown = ratios_table(rows[rows["round"].notna()])
-    dtype = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
-    products, product = product_rate(plan.device, dtype)
     default = rows[(rows["timed"] == "training") & rows["way"].str.contains("default")]["images_per_second"].max()
     reached = default * operations
     swept = rows[rows["round"].isna()]
     best = swept.loc[swept["images_per_second"].idxmax()]
     notes = (
         f"{network_name(settings)}, batch {settings.batch_size}, imbalance factor {settings.imb_ratio:g}, on "
-        f"{made['device']}, torch {made['torch']}; {plan.rounds} rounds: the fastest seconds, the median of the "
-        f"rounds' ratios, in brackets their range. The baseline loop ran with {best['loaders']:.0f} worker processes, "
-        f"the fastest of {', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the "
+        f"{made['device']}, torch {made['torch']}; {rows['round'].nunique()} rounds: the fastest seconds, the median "
+        f"of the rounds' ratios, in brackets their range. The baseline loop ran with {best['loaders']:.0f} worker "
+        f"processes, the fastest of {', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the "
         f"{products / 1e9:.0f} billion operations a second that a large {product} reaches here "
         f"({reached / products:.0%}). Made by `{made['command']}`."
     )
-    write_record(results, f"speed_{plan.device.type}_{network_name(settings, short=True)}", rows, shown, notes)
+    name = f"speed_{plan.device.type}_{network_name(settings, short=True)}"
+    write_record(results, name, rows, shown, notes, printed=printed)
 
 
 def ratios_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -128,6 +128,42 @@ def test_speed_measures_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "times the baseline loop" in (tmp_path / "speed_cpu_resnet8w4.md").read_text()
 
 
+def test_speed_that_is_cut_short_leaves_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def until_stage2(task: str, **arguments: Any) -> dict[str, Any]:
+        if arguments.get("script") == "main_stage2":
+            raise UserError("no time is left")
+        return answer_here(task, **arguments)
+
+    monkeypatch.setattr(throughput, "run_child", until_stage2)
+    argv = ["--quick", "--dataset", "digits", "--width", "4", "--loaders", "0", "--results", str(tmp_path)]
+    with pytest.raises(UserError, match="no time is left"):
+        throughput.main(argv)
+    rows = pd.read_csv(tmp_path / "speed_cpu_resnet8w4.csv")
+    assert set(rows["stage"]) == {"stage 1"} and set(rows["way"]) == {"baseline", "ours (default, fp32)", "ours, bf16"}
+    whole = (tmp_path / "speed_cpu_resnet8w4.md").read_text()
+    throughput.main([*argv, "--stages", "1"])
+    assert set(pd.read_csv(tmp_path / "speed_cpu_resnet8w4.csv")["stage"]) == {"stage 1"}
+    assert whole.count("\n") == (tmp_path / "speed_cpu_resnet8w4.md").read_text().count("\n")
+
+
+def test_an_ablation_that_is_cut_short_leaves_its_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, turns = ablation.Trainer.__call__, []
+
+    def for_one_round(trainer: ablation.Trainer, steps: int) -> float:
+        turns.append(steps)
+        if len(turns) > 9:  # of four ways: the warm-up, a round, and a part of the next
+            raise UserError("no time is left")
+        return train(trainer, steps)
+
+    monkeypatch.setattr(ablation.Trainer, "__call__", for_one_round)
+    argv = ["--network", "resnet8", "--width", "2", "--batch_size", "8", "--steps", "2", "--rounds", "3"]
+    with pytest.raises(UserError, match="no time is left"):
+        ablation.main([*argv, "--only", "together", "--results", str(tmp_path)])
+    rows = pd.read_csv(tmp_path / "speed_ablation_cpu_resnet8w2.csv")
+    assert set(rows["round"]) == {0} and (rows[["without", "with"]] > 0).all(axis=None)
+    assert "over 1 rounds of 2 steps" in (tmp_path / "speed_ablation_cpu_resnet8w2.md").read_text()
+
+
 def test_ratios_of_a_round_are_to_its_own_plain_loop() -> None:
     seconds = {("baseline", 0): 10.0, ("ours", 0): 5.0, ("baseline", 1): 12.0, ("ours", 1): 4.0}
     rows = pd.DataFrame(

@@ -289,8 +289,8 @@ def write(
         f"{network_name(settings)}, batch {settings.batch_size}, imbalance factor {settings.imb_ratio:g}, on "
         f"{made['device']}, torch {made['torch']}; {rows['round'].nunique()} rounds: the fastest seconds, the median "
         f"of the rounds' ratios, in brackets their range. The baseline loop ran with {best['loaders']:.0f} worker "
-        f"processes, the fastest of {', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of the "
-        f"{products / 1e9:.0f} billion operations a second that a large {product} reaches here "
+        f"processes, the fastest of {', '.join(map(str, plan.loaders))}. Ours by default makes {reached / 1e9:.0f} of "
+        f"the {products / 1e9:.0f} billion operations a second that a large {product} reaches here "
         f"({reached / products:.0%}). Made by `{made['command']}`."
     )
     name = f"speed_{plan.device.type}_{network_name(settings, short=True)}"

@@ -113,10 +113,17 @@ def test_on_cuda_seeds_at_once_are_what_they_are_alone(compile_mode: str, tmp_pa
     flags = (*flags, "--device", "cuda", "--compile", compile_mode)
     seeds = range(6)
     words = [word for seed in seeds for word in ("+", *flags, "--out", tmp_path / "both", "--seed", seed)][1:]
-    commands = [["-m", "benchmarks.jobs.at_once", *words]]
-    commands += [["main_stage1.py", *flags, "--out", tmp_path / "alone", "--seed", seed] for seed in seeds]
-    for command in commands:
-        subprocess.run(list(map(str, [sys.executable, *command])), cwd=ROOT, check=True, timeout=600)
+    in_turn = ["main_stage1.py", *flags, "--out", tmp_path / "alone", "--seeds", *seeds]
+    for command in (["-m", "benchmarks.jobs.at_once", *words], in_turn):
+        outcome = subprocess.run(
+            list(map(str, [sys.executable, *command])),
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert ("one after another" in outcome.stdout) == (command is in_turn), outcome.stdout
     for mine, its in zip(runs_in(tmp_path / "both"), runs_in(tmp_path / "alone"), strict=True):
         assert_same_run(mine, its)
 

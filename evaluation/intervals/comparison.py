@@ -93,13 +93,21 @@ def values_of(one: Sample) -> dict[str, float]:
 
 
 def intervals(resampled: Resampled, samples: Sequence[Sample]) -> pd.DataFrame:
-    """Return, a row a line and measure, its value and its 95 % interval in percent."""
+    """Return, a row a line and measure, its value and its 95 % interval in percent.
+
+    A harmonic mean is never above the mean: where the classes have equally many test images, so that `all` is that
+    mean, its interval ends where that of `all` does at the latest.
+    """
     import pandas as pd
 
     rows = []
     for one in samples:
+        values, drawn = resampled.values[one.key], resampled.draws[one.key]
+        equal = len(set(one.images[one.images > 0].tolist())) == 1
+        highest = interval(values["all"], drawn["all"], within=(0, 100)).high
         for measure in MEASURES:
-            found = interval(resampled.values[one.key][measure], resampled.draws[one.key][measure], within=(0, 100))
+            top = highest if measure == "harmonic" and equal else 100
+            found = interval(values[measure], drawn[measure], within=(0, top))
             if is_guess(measure, one):
                 found = Interval(found.value, math.nan, math.nan)
             rows.append({**about(one, measure, None), **found._asdict()})

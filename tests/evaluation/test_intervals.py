@@ -273,6 +273,24 @@ def test_an_accuracy_has_no_interval_beyond_its_bounds() -> None:
     assert interval(1.0, drawn, within=(0, 100)).low == 0
 
 
+def test_a_harmonic_mean_has_no_interval_above_that_of_the_mean() -> None:
+    """With one class nearly lost the basic interval reaches far above; it is cut where a class weighs as another."""
+    images = np.full(20, 50)
+    nearly = np.concatenate([np.arange(50) < (2 if label == 0 else 25) for label in range(20)])
+    lines = [Sample({"run": "equal"}, nearly[None], images, np.full(20, 9), "test")]
+    drawn = Resampled(lines)
+    mean, harmonic = (intervals(drawn, lines).set_index("measure").loc[name] for name in ("all", "harmonic"))
+    basic = interval(harmonic["value"], drawn.draws[lines[0].key]["harmonic"], within=(0, 100))
+    assert basic.high > mean["high"] == harmonic["high"] and harmonic["low"] == basic.low
+    assert harmonic["value"] == pytest.approx(20 / (1 / 4 + 19 / 50)) and harmonic["value"] < mean["value"]
+    more = Sample(
+        {"run": "more"}, np.append(nearly, True)[None], images + (np.arange(20) == 19), np.full(20, 9), "test"
+    )
+    drawn = Resampled([more])
+    mean, harmonic = (intervals(drawn, [more]).set_index("measure").loc[name] for name in ("all", "harmonic"))
+    assert harmonic["high"] > mean["high"]  # `all` is not the mean of the classes there
+
+
 @pytest.mark.parametrize(("p", "text"), [(0.0002, "< 0.001"), (0.001, "0.001"), (0.0996, "0.100"), (np.nan, "-")])
 def test_no_p_value_is_shown_as_0(p: float, text: str) -> None:
     assert p_text(p) == text

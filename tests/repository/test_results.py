@@ -37,7 +37,7 @@ MARKDOWN = sorted((ROOT / "results").glob("*.md"))
 CSV = sorted((ROOT / "results").glob("*.csv"))
 WIDEST = 6  # columns
 RUNS = [path for path in CSV if "last_plain_all" in path.read_text(encoding="utf-8").splitlines()[0]]
-PATHS = [path for path in CSV if path.name.startswith("path_")]
+PATHS = [path for path in CSV if path.name.startswith("path_") and not path.stem.endswith("_intervals")]
 # One row a run, made by `tools.compare`; those of `reproduce.py` have Markdown beside them.
 COMPARED = [path for path in RUNS if path.with_suffix(".md") not in MARKDOWN]
 

@@ -23,7 +23,8 @@ from models.linear_head import Linear
 
 BLOCK = 2048  # logits of a sample that are computed at once: of a batch of 64, half a MiB
 KEPT = 1 << 20  # samples times heads whose losses are still to be computed
-STEPS_KEPT = 256  # at most: their small tensors lie between the memory of batches, which is not used again meanwhile
+STEPS_KEPT = 256  # at most, and of so many bytes of batches: what is kept of a step lies between the memory of batches,
+BYTES_PASSED = 1 << 25  # which the allocator cannot use again meanwhile
 BITS = 1 / NATS  # in a nat
 
 
@@ -121,7 +122,8 @@ class ClosedSteps(EagerSteps):
         size = labels.shape[0]
         if size != self._size or self._room == 0:
             self._flush()
-            self._size, self._room = size, max(min(KEPT // max(size * self._heads, 1), STEPS_KEPT), 1)
+            most = (KEPT // max(size * self._heads, 1), BYTES_PASSED // max(inputs.nbytes, 1), STEPS_KEPT)
+            self._size, self._room = size, max(min(most), 1)
         try:
             self._kept.append(self.step(inputs, labels))
             self._room -= 1

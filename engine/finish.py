@@ -7,6 +7,7 @@ from torch import nn
 
 from datasets.long_tail import LongTailedData
 from engine.fit import History
+from evaluation.blocks import largest
 from evaluation.csv_files import csv_text
 from evaluation.measure import (
     Images,
@@ -86,7 +87,7 @@ def balanced_training_accuracy(logits_of: SplitLogits, images: Images) -> float:
     with memory_for("logits of training images", "--width where stage 1 is trained"):
         hits = torch.empty(len(labels), dtype=torch.bool)  # in place, as in `evaluation.probabilities.score_logits`
         for rows, logits in logits_of.blocks("train"):
-            hits[rows] = logits.argmax(dim=1).cpu() == labels[rows]
+            hits[rows] = largest(logits).cpu() == labels[rows]
     counts = torch.bincount(labels)
     right = torch.bincount(labels[hits], minlength=len(counts))
     return 100 * float((right[counts > 0].double() / counts[counts > 0]).mean())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datasets.features import Features
 from datasets.image_source import ImageSource
 from datasets.long_tail import LongTailedData, ShotBounds
-from evaluation.blocks import ComputedRows, block_rows
+from evaluation.blocks import ComputedRows, block_rows, largest
 from evaluation.logits_magnitude import MagnitudeStatistics, Readings, logits_magnitude, summarise
 from evaluation.metrics import (
     Report,
@@ -173,7 +173,7 @@ def training_fit(logits_of: SplitLogits, images: Images) -> TrainingFit:
     for rows, logits in logits_of.blocks("train"):
         statistics = statistics or MagnitudeStatistics(logits.shape[1])
         statistics.add(logits, labels[rows])
-        hits += (logits.argmax(dim=1) == labels[rows].to(logits.device)).sum()
+        hits += (largest(logits) == labels[rows].to(logits.device)).sum()
     assert statistics is not None, "no training images"
     return TrainingFit(100 * float(hits) / len(labels), statistics.result())
 

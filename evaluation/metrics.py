@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.features import Features
 from datasets.long_tail import FIELD_BOUNDS, ShotBounds
-from evaluation.blocks import Rows, row_blocks
+from evaluation.blocks import Rows, largest, row_blocks
 from evaluation.class_accuracies import class_measures, describe_test_images
 from evaluation.intervals.correct import pack_correct
 from evaluation.probabilities import CALIBRATION_BINS, Scored, bin_of, score_logits
@@ -117,7 +117,7 @@ def predicted_classes(logits: Rows) -> Tensor:
     """Return the class (N,) of the largest of each row of logits (N, K)."""
     predictions = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for rows in row_blocks(logits):
-        predictions[rows] = logits[rows].argmax(dim=1)
+        predictions[rows] = largest(logits[rows])
     return predictions
 
 
@@ -197,7 +197,7 @@ def rebalanced_predictions(logits: Rows, means: Tensor, tau: float) -> Tensor:
     """
     predictions, bonus = torch.empty(len(logits), dtype=torch.int64, device=logits.device), _log_bonus(means, tau)
     for rows in row_blocks(logits):
-        predictions[rows] = (logits[rows] - bonus).argmax(dim=1)
+        predictions[rows] = largest(logits[rows] - bonus)
     return predictions
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evaluation.blocks import Rows, row_blocks
+from evaluation.blocks import Rows, largest, row_blocks
 
 CALIBRATION_BINS = 15
 SCORES = ("ece", "classwise_ece", "brier", "nll")  # what a temperature changes, in the order in which they are shown
@@ -68,7 +68,7 @@ def score_logits(logits: Rows, labels: Tensor, bins: int = CALIBRATION_BINS) -> 
         block, own = logits[rows], labels[rows]
         low, high = block.aminmax()
         lowest, highest = torch.minimum(lowest, low), torch.maximum(highest, high)  # NaN stays
-        predictions[rows] = block.argmax(dim=1)
+        predictions[rows] = largest(block)
         hits += _among_top(block, own, TOP).sum()
         scaled = block.double()
         probability = scaled.softmax(dim=1)

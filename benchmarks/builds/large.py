@@ -10,7 +10,8 @@ and a ratio is the median of the rounds' ratios. Five parts, chosen by `--only`;
 
 - `load`: what `main_stage2.py --features` needs to load `--images` rows of `--classes` classes in half precision: CPU
   and peak, and the peak's curve over the rows. A peak is that of the resident set above imports; its target is a
-  multiple of the file.
+  multiple of the file. A feature file is read and never mapped, so that a peak holds no page of its cache;
+  `mapped_mb`, by how much the pages of mapped files grew until the end of a command, are those of libraries.
 - `command`: the same command as a whole, once on these rows with `FEW` classes, for its peak, and once on a sixteenth
   of them with all classes, for the speed of an epoch. All rows with all classes are an hour a round.
 - `report`: `evaluate.py` where images and classes are `--report` each, and its curves over images and over classes.

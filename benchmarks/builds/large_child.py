@@ -19,10 +19,10 @@ import numpy as np
 DECAY = 1e-5  # that of a classifier on features
 
 
-def peak_mb() -> float:
-    """Return the highest resident set of this process so far, in MB."""
+def size_mb(name: str = "VmHWM") -> float:
+    """Return the highest resident set of this process so far, or another of its sizes by `name`, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024 / 1e6
 
 
 class Loaded(BaseException):
@@ -50,13 +50,14 @@ def command(script: str, *words: str, only_load: bool = False) -> dict[str, Any]
     import stages.session
 
     main = import_module(script).main
-    load, at_start, started = stages.session.load_model, peak_mb(), time.process_time()
+    load, at_start, mapped = stages.session.load_model, size_mb(), size_mb("RssFile")
+    started = time.process_time()
     loaded: dict[str, float] = {}
 
     def load_and_look(*arguments: Any) -> Any:
         found = load(*arguments)
         loaded.setdefault("load_cpu_seconds", time.process_time() - started)
-        loaded.setdefault("load_peak_mb", peak_mb() - at_start)
+        loaded.setdefault("load_peak_mb", size_mb() - at_start)
         if only_load:
             raise Loaded
         return found
@@ -67,7 +68,8 @@ def command(script: str, *words: str, only_load: bool = False) -> dict[str, Any]
             main([*words, "--out", out])
         logs = [pd.read_csv(path)["seconds"] for path in Path(out).rglob("stage2*/log.csv")]
     epochs = {"epoch_seconds": float(logs[0].min())} if logs else {}
-    return {"cpu_seconds": time.process_time() - started, "peak_mb": peak_mb() - at_start, **loaded, **epochs}
+    sizes = {"peak_mb": size_mb() - at_start, "mapped_mb": size_mb("RssFile") - mapped}
+    return {"cpu_seconds": time.process_time() - started, **sizes, **loaded, **epochs}
 
 
 def parts(images: str, classes: str) -> dict[str, Any]:

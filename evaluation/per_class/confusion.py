@@ -90,9 +90,11 @@ def group_matrix(
 def most_certain_mistakes(logits: Rows, labels: Tensor, most: int) -> list[dict[str, Any]]:
     """Return the misclassified of images with logits (N, K) and labels (N,), those of the highest probability first, at
     most `most`: `row`, `true`, `predicted` and `probability`."""
-    parts = [logits[rows].double().softmax(dim=1).max(dim=1) for rows in row_blocks(logits)]
-    probability, predicted = (torch.cat([part[place] for part in parts]) for place in (0, 1))
     labels = labels.to(logits.device)
+    probability = torch.empty(len(labels), dtype=torch.float64, device=logits.device)  # in place, as in `score_logits`
+    predicted = torch.empty_like(labels)
+    for rows in row_blocks(logits):
+        probability[rows], predicted[rows] = logits[rows].double().softmax(dim=1).max(dim=1)
     wrong = (predicted != labels).nonzero()[:, 0]
     order = wrong[torch.argsort(probability[wrong], descending=True, stable=True)][:most]
     return [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluation.blocks import Rows, row_blocks
+from evaluation.blocks import Rows, largest, row_blocks
 from utils.text import counted
 
 TRAIN, UNIFORM = "train", "uniform"  # priors that a method can be made for
@@ -81,5 +81,5 @@ def corrected_predictions(logits: Rows, offsets: Tensor, temperature: float = 1.
     predictions = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     offsets = offsets.to(logits.device)
     for rows in row_blocks(logits):
-        predictions[rows] = (logits[rows].double() / temperature + offsets).argmax(dim=1)
+        predictions[rows] = largest(logits[rows].double() / temperature + offsets)
     return predictions

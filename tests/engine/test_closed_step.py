@@ -253,6 +253,23 @@ def test_few_steps_wait_for_their_losses() -> None:
     assert steps.totals()[0].shape == (count,)
 
 
+def test_of_large_batches_fewer_steps_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = linear()
+    steps = closed_steps(head, make_sgd(head, 0.9, 0.0, False), CrossEntropy(torch_target(0.0, head.out_features)))
+    features, labels = torch.ones(4, head.in_features), torch.tensor([0, 1, 2, 0])
+    monkeypatch.setattr(engine.closed_step, "BYTES_PASSED", 3 * features.nbytes)
+    assert steps is not None
+    waiting = []
+    for _ in range(7):
+        steps.run(pytest.fail, features, labels, None)  # type: ignore[arg-type]
+        waiting.append(len(steps._kept))
+    assert waiting == [1, 2, 3, 1, 2, 3, 1]
+    monkeypatch.setattr(engine.closed_step, "BYTES_PASSED", 1)  # of a batch beyond it each step is computed at once
+    steps.run(pytest.fail, features[:2], labels[:2], None)  # type: ignore[arg-type]
+    steps.run(pytest.fail, features[:2], labels[:2], None)  # type: ignore[arg-type]
+    assert len(steps._kept) == 1 and steps.totals()[0].shape == (9,)
+
+
 def test_what_is_no_head_or_not_closed_keeps_the_general_path() -> None:
     head, loss = Linear(linear()), CrossEntropy()
     assert closed_steps(head, make_sgd(head, 0.9, 0.0, False), Focal()) is None

@@ -1,6 +1,8 @@
 """Logits that are computed as they are looked at: the report of the whole matrix, whatever is kept of it."""
 
+import gc
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from datasets.long_tail import FIELD_BOUNDS, Augmentation
 from evaluation import blocks
 from evaluation import measure as measured
-from evaluation.blocks import ComputedRows, row_blocks
+from evaluation.blocks import ComputedRows, largest, row_blocks
 from evaluation.logits_magnitude import logits_magnitude
 from evaluation.measure import SplitLogits, calibration_report, evaluate_test, logits_report, rebalanced_report
 from evaluation.metrics import (
@@ -131,6 +133,56 @@ def test_measures_of_computed_rows_are_those_of_the_tensor(kind: str, monkeypatc
     keep_nothing(monkeypatch)
     assert_close(measures(computed(logits, 21)), whole)
     assert_close(logits_magnitude(computed(logits, 21), labels), readings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_largest_of_a_row_is_the_first_of_equal_ones(kind: str, dtype: torch.dtype) -> None:
+    logits = drawn(kind)[0].to(dtype)
+    logits[3] = 1.0
+    logits[4, 5:] = math.inf
+    logits[5] = -math.inf
+    logits[6, [2, 7]] = math.nan
+    logits[7, 3:], logits[7, :3] = 0.0, -0.0
+    order = [max(range(CLASSES), key=lambda k, row=row: (math.isnan(row[k]), row[k], -k)) for row in logits.tolist()]
+    order[6] = 2  # of two that compare with nothing the first
+    for values in (logits, logits.T.contiguous().T, logits.requires_grad_()):
+        assert largest(values).tolist() == order == logits.argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        score_logits,
+        probability_scores,
+        fit_temperature,
+        class_wise_column_means,
+        logits_magnitude,
+        true_probabilities,
+        lambda rows, _: rebalanced_predictions(rows, torch.ones(CLASSES).double(), 0.7),
+        lambda rows, labels: most_certain_mistakes(rows, labels, 5),
+    ],
+)
+def test_a_pass_keeps_nothing_of_its_blocks(
+    measure: Callable[[Any, Tensor], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small results that stay between large temporaries keep the allocator from their place: memory grows with N K."""
+    keep_nothing(monkeypatch)
+    logits, labels = drawn("drawn")
+    alive: list[int] = []
+
+    def count_tensors(rows: slice) -> Tensor:
+        alive.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
+        return logits[rows].clone()
+
+    gc.freeze()  # what was there before is looked at no more
+    try:
+        measure(ComputedRows(count_tensors, (COUNT, CLASSES), logits.device, 7), labels)
+    finally:
+        gc.unfreeze()
+    blocks_of_a_pass = math.ceil(COUNT / 7)
+    assert len(alive) >= blocks_of_a_pass
+    assert max(alive[2:]) - alive[1] < blocks_of_a_pass // 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@
     python -m benchmarks.builds.large --base ../earlier
     python -m benchmarks.builds.large --base ../earlier --only report --report 5000
     python -m benchmarks.builds.large --base ../earlier --quick
+    python -m benchmarks.builds.large --report 100000
 
 Every measurement is a process of its own with one thread, on drawn features; builds alternate, `--rounds` times over,
 and a ratio is the median of the rounds' ratios. Five parts, chosen by `--only`; all of them take about 25 minutes:
@@ -21,7 +22,7 @@ and a ratio is the median of the rounds' ratios. Five parts, chosen by `--only`;
   says otherwise. `--probe 100000 768 1000` takes hours.
 
 This build loads and trains with `--mmap off` and, as a third one, with `--mmap on`. Writes `results/large_files.csv`,
-`.md` and `.png`.
+`.md` and `.png`. Without `--base` this build alone makes one report, written to `results/large_report.csv` and `.md`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,15 +184,27 @@ def command_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Itera
         yield from stage2_rows(builds, "command", rounds, folder / "command.npz", size, "command")
 
 
-def report_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
+def report_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path, *, curves: bool = True) -> Iterator[dict]:
     """Yield rows of a report whose images and classes are as many, and once of fewer images and of fewer classes."""
-    full = sizes.report
-    grid = [(full, full, rounds), *((full // s, full, 1) for s in (2, 4)), *((full, full // s, 1) for s in (2, 4))]
+    full, parts = sizes.report, (2, 4) if curves else ()
+    grid = [(full, full, rounds), *((full // s, full, 1) for s in parts), *((full, full // s, 1) for s in parts)]
     for images, classes, times in grid:
         file = folder / "report.npz"
         write_features(file, (classes + images, images), min(sizes.width, 128), classes, classifier=True)
         case = {"part": "report", "images": images, "classes": classes, "file_mb": file.stat().st_size / 1e6}
         yield from alternate(builds, times, case, ("command", "evaluate", "--features", file, "--device", "cpu"))
+
+
+def write_report_alone(size: int, argv: Sequence[str] | None, results: Path) -> None:
+    """Measure a report of as many images as classes by this build alone, and write it."""
+    with tempfile.TemporaryDirectory() as folder:
+        full = [*report_rows({NOW: (ROOT, ())}, replace(FULL, report=size), 1, Path(folder), curves=False)]
+    made = provenance("builds.large", argv, torch.device("cpu"))
+    rows = pd.DataFrame(full)
+    shown = rows.pivot(index=["images", "classes"], columns="what", values="value").reset_index()
+    shown = shown[["images", "classes", "cpu_seconds", "peak_mb"]]
+    notes = f"One report by one thread of {made['device']}, torch {made['torch']}; the peak is in MB above imports."
+    write_record(results, "large_report", rows.assign(**made), shown.round(1), notes)
 
 
 def part_rows(builds: Ways, sizes: Sizes, rounds: int, folder: Path) -> Iterator[dict]:
@@ -308,7 +321,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this benchmark."""
     parser = make_own_parser("builds.large", __doc__, "one round of small sizes: a rehearsal")
-    parser.add_argument("--base", type=Path, required=True, metavar="FOLDER", help="checkout of the earlier build")
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="checkout of the earlier build")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that each build runs [3]")
     parser.add_argument("--probe_rounds", type=int, default=1, metavar="N", help="the same of the part probe [1]")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure [all]")
@@ -325,6 +338,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = make_parser().parse_args(argv)
     if min(own.rounds, own.probe_rounds) < 1:
         raise UserError(f"--rounds and --probe_rounds must be at least 1, not {own.rounds} and {own.probe_rounds}")
+    if own.base is None:
+        write_report_alone(own.report or FULL.report, argv, own.results)
+        return
     builds: Ways = {EARLIER: (own.base.resolve(), ()), NOW: (ROOT, ())}
     usual = QUICK if own.quick else FULL
     earlier = revision_of(own.base)

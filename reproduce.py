@@ -23,6 +23,7 @@ import main_stage1
 import main_stage2
 from methods.declared import names_of
 from methods.recipes import find_recipe
+from settings.checks import check_value
 from settings.command_line import make_parser
 from settings.declare import STAGE1, Facet
 from settings.fields import FLAGS, with_facet
@@ -125,6 +126,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_usage("--select belongs to the view choice: --view choice --select")
     for method in own.methods or []:
         find_recipe(method)
+    for ratio in own.imb_ratio or []:
+        check_value("imb_ratio", ratio)
+    for name, value in given.items():
+        if value is not None:
+            check_value(name, value)
     from tables import TABLES  # PyTorch, which help texts and refusals of what any table has do without
     from tables.request import Request
 

@@ -305,7 +305,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data set that a command line names; exit with status 1 where training cannot use it."""
     arguments = make_parser().parse_args(argv)
-    for name in ("test_share", "test_seed", "bits", "max_pixels"):
+    for name in ("imb_ratio", "test_share", "test_seed", "bits", "max_pixels"):
         if getattr(arguments, name) is not None:
             check_value(name, getattr(arguments, name))
     if arguments.dataset in IN_MEMORY:

@@ -53,9 +53,14 @@ def imported(*words: str) -> tuple[int, set[str]]:
         ("main_stage1.py --loss gml", 2),
         ("main_stage2.py --method los --tau 2", 2),
         ("main_stage2.py --finetune_lr -1", 2),
+        ("main_stage1.py --dataset digits --holdout 1.5", 2),
+        ("main_stage1.py --dataset digits --imb_ratio 0.5", 2),
+        ("main_stage2.py --dataset digits --imb_ratio nan", 2),
         ("evaluate.py --coverage 2", 2),
         ("predict.py --pretrained_pth a --images b --bits 99", 2),
         ("reproduce.py nosuch", 2),
+        ("reproduce.py delta --imb_ratio 100 0.5", 2),
+        ("reproduce.py delta --lr -1", 2),
     ],
 )
 def test_help_and_refusals_need_nothing_large(line: str, status: int) -> None:

@@ -27,11 +27,12 @@ from settings.checks import check_value
 from settings.command_line import make_parser
 from settings.declare import STAGE1, Facet
 from settings.fields import FLAGS, with_facet
+from settings.places import READ, check_readable
 from utils.arguments import CommandParser, wrapped
 from utils.command import run_command
 from utils.distributed import launch_of
 from utils.errors import UserError
-from utils.files import make_folder
+from utils.files import check_folder, make_folder
 
 INTERRUPTED = ": what was finished is kept; the same command goes on from there"
 
@@ -131,6 +132,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in given.items():
         if value is not None:
             check_value(name, value)
+    for name, path in [*given.items(), *(("pretrained_pth", path) for path in own.holdout_pth)]:
+        if name in READ:
+            check_readable(name, path)
+    check_folder("--results", own.results)
     from tables import TABLES  # PyTorch, which help texts and refusals of what any table has do without
     from tables.request import Request
 

@@ -1,0 +1,58 @@
+"""Whether what a command line names can be read and written, asked before anything large is imported."""
+
+import glob
+import os
+from pathlib import Path
+
+from settings.declare import EVALUATE, STAGE1, STAGE2, TRAINING
+from settings.resolve import Command
+from utils.errors import UserError
+from utils.files import check_file, check_folder
+from utils.text import shown
+
+# What is read where it is named, the words for it, and by which scripts. Stage 2 and a report look a run up by the name
+# of --weights, which need not be there any more.
+READ = {
+    "pretrained_pth": ("the checkpoint", (STAGE2, EVALUATE)),
+    "features": ("the features", (STAGE1, STAGE2, EVALUATE)),
+    "weights": ("the checkpoint", (STAGE1,)),
+    "train_list": ("the list", (STAGE1,)),
+    "val_list": ("the list", (STAGE1,)),
+    "test_list": ("the list", (STAGE1,)),
+}
+WRITTEN = ("json", "html")
+
+
+def check_places(command: Command) -> None:
+    """Raise UserError where a command would find at its end, or after its imports, that a path is of no use."""
+    settings, given = command.settings, command.given
+    for name, (_, readers) in READ.items():
+        if name in given and command.script in readers:
+            check_readable(name, given[name])
+    if settings.dataset == "folder" and command.script == STAGE1 and "data_dir" in given:
+        refuse_missing("the folder", given["data_dir"])
+    if command.script in TRAINING:
+        check_folder("--out", settings.out)
+    for name in WRITTEN:
+        if name in given:
+            check_file(f"--{name}", given[name])
+
+
+def check_readable(name: str, path: str) -> None:
+    """Raise UserError where nothing stands at the path of a flag of `READ`, nor shards of a file of that name."""
+    place = Path(path)
+    shards = f"{glob.escape(place.stem)}-*-of-*{glob.escape(place.suffix)}"
+    if "\0" not in path and not os.path.lexists(path) and place.name and any(glob.iglob(shards, root_dir=place.parent)):
+        return
+    words = "" if name != "weights" else f"--weights {shown(path)}: "
+    refuse_missing(READ[name][0], path, words)
+
+
+def refuse_missing(what: str, path: str, before: str = "") -> None:
+    """Raise UserError where nothing stands at a path; what cannot be a path is for its reader to refuse."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        raise UserError(f"{before}cannot read {what} {shown(path)}: {error.strerror}") from error
+    except ValueError:
+        return

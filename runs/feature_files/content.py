@@ -16,7 +16,7 @@ from datasets.features import Features, FileRows, FileSplit, features_data, is_f
 from datasets.long_tail import LongTailedData
 from runs.feature_files.labels import map_labels
 from runs.feature_files.names import SPLITS
-from runs.feature_files.source import FLOATS, Source, Stored, describe, divide, refuse_missing
+from runs.feature_files.source import FLOATS, Source, Stored, describe, divide, refuse_missing, tested_on_held_out
 from utils.errors import UserError
 
 USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
@@ -29,10 +29,9 @@ BOTH_WAYS = ("test_features", "test_features_mirrored")
 def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
     """Return the content of the checkpoint that arrays stand for, after checking that they fit together, and lines that
     say what was done to them. `data` of the content are its features as a data set, in the same memory."""
-    source.arrays = divide(source.arrays)
+    source.arrays, notes = tested_on_held_out(divide(source.arrays))
     refuse_missing(source)
     arrays = source.arrays
-    notes: list[str] = []
     tensors: dict[str, Features] = {
         key: left_in_file(key, values, notes) if isinstance(values, FileRows) else as_float(key, values, notes)
         for key, values in arrays.items()

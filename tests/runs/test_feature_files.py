@@ -155,6 +155,26 @@ def test_a_column_of_splits(mixed: bool) -> None:
     assert "'split' must be one text a row" in refusal(npz({"x": x, "y": y, "split": np.zeros(18)}))
 
 
+@pytest.mark.parametrize("form", ["names", "a column"])
+def test_held_out_rows_without_a_test_are_the_test(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of folders and lists (docs/images.md)."""
+    arrays = rows()
+    if form == "names":
+        path = npz(renamed(arrays, test_features="val_features", test_labels="val_labels"))
+    else:
+        x, y = (np.concatenate([arrays[f"{split}_{kind}"] for split in ("train", "test")]) for kind in KINDS)
+        path = npz({"x": x, "y": y, "split": np.array(["train"] * 12 + ["valid"] * 6)})
+    same_as(path, arrays)
+    assert "there is no test split, so that the 6 held-out rows are the test" in capsys.readouterr().out
+    assert "holdout_labels" not in read_features(path)[1]["features"]
+
+
+def test_held_out_rows_beside_a_part_of_a_test_are_not_the_test() -> None:
+    arrays = renamed(rows(), test_features="val_features", test_labels="val_labels")
+    assert "'test_labels' is missing" in refusal(npz({**arrays, "test_features": np.zeros((6, 4), np.float32)}))
+    assert "'test_features' is missing" in refusal(npz({n: a for n, a in arrays.items() if n != "val_labels"}))
+
+
 def test_what_is_missing_is_said_with_what_is_there_and_a_way_out() -> None:
     arrays = rows()
     train = {name: array for name, array in arrays.items() if name.startswith("train")}

@@ -23,6 +23,10 @@ USER_FEATURES = "features that another model made"  # the kind of such a checkpo
 USER_NETWORK = "features"  # what such a checkpoint has in the place of a network's name
 CLASSIFIER = ("fc.weight", "fc.bias")
 BLOCK = 1 << 20  # numbers of a file that are looked at together
+ALL_ALIKE = (
+    "warning: all training rows are the same, so that no classifier can tell classes apart: look at how the features "
+    "were made"
+)
 BOTH_WAYS = ("test_features", "test_features_mirrored")
 
 
@@ -46,6 +50,8 @@ def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
         tensors[f"{split}_ids"] = torch.arange(len(own))  # rows are their own names
         refuse_transposed(f"{split}_features", tensors[f"{split}_features"], len(own))
     classes = len(names)
+    if all_alike(tensors["train_features"]):
+        lines = [*lines, ALL_ALIKE]
     mirror = "test_features_mirrored" in tensors
     data = features_data(name, tensors, names, mirror, finite=True)
     tensors = {key: values for key, values in tensors.items() if isinstance(values, Tensor)}
@@ -114,6 +120,13 @@ def left_in_file(name: str, values: FileRows, notes: list[str]) -> FileRows:
         beyond = all(map(is_finite, replace(values, dtype=values.stored).split(count)))
         raise UserError(f"'{name}' holds numbers that are {'too large for float32' if beyond else 'not finite'}")
     return values
+
+
+def all_alike(values: Features) -> bool:
+    """Tell whether all rows (N, d), of two or more, are the same; where they are not, a first block is looked at."""
+    first = values[:1]
+    count = max(1, BLOCK // max(1, first.numel()))
+    return len(values) > 1 and all(bool((rows == first).all()) for rows in values.split(count))
 
 
 def flatten_maps(name: str, values: Tensor, notes: list[str]) -> Tensor:

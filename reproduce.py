@@ -132,9 +132,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in given.items():
         if value is not None:
             check_value(name, value)
-    for name, path in [*given.items(), *(("pretrained_pth", path) for path in own.holdout_pth)]:
-        if name in READ:
-            check_readable(name, path)
+    for name in READ:
+        if name in given:
+            check_readable(name, given[name])
+    for path in own.holdout_pth if "features" not in given else ():  # with which they are refused
+        check_readable("pretrained_pth", path)
     check_folder("--results", own.results)
     from tables import TABLES  # PyTorch, which help texts and refusals of what any table has do without
     from tables.request import Request

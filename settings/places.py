@@ -3,8 +3,11 @@
 import glob
 import os
 from pathlib import Path
+from typing import Any
 
+from datasets import ON_DISK
 from settings.declare import EVALUATE, STAGE1, STAGE2, TRAINING
+from settings.fields import Settings
 from settings.resolve import Command
 from utils.errors import UserError
 from utils.files import check_file, check_folder
@@ -16,11 +19,10 @@ READ = {
     "pretrained_pth": ("the checkpoint", (STAGE2, EVALUATE)),
     "features": ("the features", (STAGE1, STAGE2, EVALUATE)),
     "weights": ("the checkpoint", (STAGE1,)),
-    "train_list": ("the list", (STAGE1,)),
-    "val_list": ("the list", (STAGE1,)),
-    "test_list": ("the list", (STAGE1,)),
 }
+LISTS = ("train_list", "val_list", "test_list")
 WRITTEN = ("json", "html")
+FOLDER = "folder"  # the data set whose images lie below --data_dir itself
 
 
 def check_places(command: Command) -> None:
@@ -29,13 +31,23 @@ def check_places(command: Command) -> None:
     for name, (_, readers) in READ.items():
         if name in given and command.script in readers:
             check_readable(name, given[name])
-    if settings.dataset == "folder" and command.script == STAGE1 and "data_dir" in given:
-        refuse_missing("the folder", given["data_dir"])
+    if command.script == STAGE1:
+        check_images(settings, given)
     if command.script in TRAINING:
         check_folder("--out", settings.out)
     for name in WRITTEN:
         if name in given:
             check_file(f"--{name}", given[name])
+
+
+def check_images(settings: Settings, given: dict[str, Any]) -> None:
+    """Raise UserError where the lists of a data set, or the folder that it is, are not there."""
+    if settings.dataset == FOLDER and "data_dir" in given:
+        refuse_missing("the folder", given["data_dir"])
+    elif settings.dataset in ON_DISK and settings.dataset != FOLDER:
+        for name in LISTS:
+            if name in given:
+                refuse_missing("the list", given[name])
 
 
 def check_readable(name: str, path: str) -> None:

@@ -20,7 +20,7 @@ READ = {
     "features": ("the features", (STAGE1, STAGE2, EVALUATE)),
     "weights": ("the checkpoint", (STAGE1,)),
 }
-LISTS = ("train_list", "val_list", "test_list")
+LISTS = {**dict.fromkeys(("train_list", "val_list", "test_list"), "the list"), "class_names": "the class names"}
 WRITTEN = ("json", "html")
 FOLDER = "folder"  # the data set whose images lie below --data_dir itself
 
@@ -45,9 +45,9 @@ def check_images(settings: Settings, given: dict[str, Any]) -> None:
     if settings.dataset == FOLDER and "data_dir" in given:
         refuse_missing("the folder", given["data_dir"])
     elif settings.dataset in ON_DISK and settings.dataset != FOLDER:
-        for name in LISTS:
+        for name, what in LISTS.items():
             if name in given:
-                refuse_missing("the list", given[name])
+                refuse_missing(what, given[name])
 
 
 def check_readable(name: str, path: str) -> None:
@@ -58,6 +58,11 @@ def check_readable(name: str, path: str) -> None:
         return
     words = "" if name != "weights" else f"--weights {shown(path)}: "
     refuse_missing(READ[name][0], path, words)
+
+
+def no_images(path: str) -> UserError:
+    """Return the error of a path of `predict.py --images` at which there is neither a file nor a folder."""
+    return UserError(f"--images {shown(path)}: there is no such file or folder")
 
 
 def refuse_missing(what: str, path: str, before: str = "") -> None:

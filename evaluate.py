@@ -17,12 +17,14 @@ from collections.abc import Sequence
 
 from settings.command_line import parse_command
 from settings.fields import EVALUATE
+from settings.places import check_places
 from utils.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Report on what the command line names."""
     command = parse_command(EVALUATE, __doc__, argv)
+    check_places(command)
     from stages.commands.report import evaluate  # PyTorch, which help texts and refusals do without
 
     evaluate(command)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from settings.fields import STAGE1
+from settings.places import check_places
 from settings.seeds import parse_commands
 from utils.command import EPOCHS_ARE_SAVED, run_command
 
@@ -25,6 +26,8 @@ from utils.command import EPOCHS_ARE_SAVED, run_command
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 1 and return what metrics.json holds; with --seeds, that of each by its seed."""
     commands = parse_commands(STAGE1, __doc__, argv)
+    for command in commands:
+        check_places(command)
     if len(commands) > 1:
         from stages.commands.several_runs import run_seeds
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from settings.fields import STAGE2
+from settings.places import check_places
 from settings.seeds import parse_commands
 from utils.command import EPOCHS_ARE_SAVED, run_command
 
@@ -21,6 +22,8 @@ from utils.command import EPOCHS_ARE_SAVED, run_command
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run stage 2 and return what metrics.json holds; with --seeds, that of each by its seed."""
     commands = parse_commands(STAGE2, __doc__, argv)
+    for command in commands:
+        check_places(command)
     if len(commands) > 1:
         from stages.commands.several_runs import run_seeds
 

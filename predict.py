@@ -16,18 +16,21 @@ Exit status 1 where some images could not be read, whose rows say why in the col
 import argparse
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
 from datasets.decoding.options import EXIF, ORIENTATIONS
 from evaluation.prediction_sets.kinds import KINDS, MARGINAL
-from settings.checks import STANDARD_OUTPUT, check_prior, check_target, check_value
+from settings.checks import STANDARD_OUTPUT, check_prior, check_value
 from settings.fields import FLAGS
+from settings.places import check_readable, no_images
 from settings.resolve import report_unused
 from utils.arguments import CommandParser
 from utils.command import run_command, standard_output
 from utils.distributed import launch_of
 from utils.errors import UserError
+from utils.files import check_file
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -85,7 +88,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("predict.py is one process: start it without torchrun")
     if arguments.coverage is None and arguments.sets != MARGINAL:
         report_unused("predict", ["--sets"], " without --coverage")
-    check_target(arguments.csv, arguments.overwrite)
+    if arguments.csv != STANDARD_OUTPUT:
+        check_file("--csv", arguments.csv, overwrite=arguments.overwrite)
+    check_readable("pretrained_pth", arguments.pretrained_pth)
+    for path in arguments.images:
+        if not os.path.exists(path):
+            raise no_images(path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

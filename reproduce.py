@@ -23,14 +23,16 @@ import main_stage1
 import main_stage2
 from methods.declared import names_of
 from methods.recipes import find_recipe
+from settings.checks import check_value
 from settings.command_line import make_parser
 from settings.declare import STAGE1, Facet
 from settings.fields import FLAGS, with_facet
+from settings.places import READ, check_readable
 from utils.arguments import CommandParser, wrapped
 from utils.command import run_command
 from utils.distributed import launch_of
 from utils.errors import UserError
-from utils.files import make_folder
+from utils.files import check_folder, make_folder
 
 INTERRUPTED = ": what was finished is kept; the same command goes on from there"
 
@@ -125,6 +127,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_usage("--select belongs to the view choice: --view choice --select")
     for method in own.methods or []:
         find_recipe(method)
+    for ratio in own.imb_ratio or []:
+        check_value("imb_ratio", ratio)
+    for name, value in given.items():
+        if value is not None:
+            check_value(name, value)
+    for name in READ:
+        if name in given:
+            check_readable(name, given[name])
+    for path in own.holdout_pth if "features" not in given else ():  # with which they are refused
+        check_readable("pretrained_pth", path)
+    check_folder("--results", own.results)
     from tables import TABLES  # PyTorch, which help texts and refusals of what any table has do without
     from tables.request import Request
 

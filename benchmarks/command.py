@@ -9,6 +9,7 @@ from settings.command_line import make_parser, parse_command
 from settings.fields import STAGE1
 from settings.resolve import Command
 from utils.arguments import CommandParser
+from utils.files import check_folder
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository, whose scripts are run as child processes
 # Flags of main_stage1.py that no benchmark leaves to the user: it trains into a folder of its own.
@@ -28,8 +29,14 @@ def make_own_parser(
     if quick is not None:
         parser.add_argument("--quick", action="store_true", help=quick)
     if results:
-        parser.add_argument("--results", type=Path, default=Path("results"), help="where to write [results]")
+        parser.add_argument("--results", type=results_folder, default=Path("results"), help="where to write [results]")
     return parser
+
+
+def results_folder(text: str) -> Path:
+    """Parse `--results`. Raises UserError for a folder that cannot be made, before anything is measured."""
+    check_folder("--results", text)
+    return Path(text)
 
 
 class Benchmark:

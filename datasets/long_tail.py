@@ -159,7 +159,7 @@ def long_tail_counts(n_max: int, num_classes: int, imb_ratio: float, imb_type: s
     if imb_type not in IMB_TYPES:
         raise UserError(f"unknown --imb_type '{imb_type}'; known: {', '.join(IMB_TYPES)}")
     if not 1 <= imb_ratio < float("inf"):
-        raise UserError(f"--imb_ratio must be a finite number >= 1, not {imb_ratio:g}")
+        raise UserError(f"--imb_ratio must be a finite number at least 1, not {imb_ratio:g}")
     share = 1 / imb_ratio
     if imb_type == "exp":
         counts = [int(n_max * share ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]

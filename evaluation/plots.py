@@ -13,6 +13,7 @@ import numpy as np
 
 from datasets.long_tail import ShotBounds
 from evaluation.metrics import SHOTS, recorded_bounds
+from evaluation.places import format_of
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.text import counted, tell
@@ -42,13 +43,15 @@ def draw_plots(folder: Path, metrics: dict[str, Any], log: list[dict[str, Any]])
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, atomically, and say where no font here has the signs of a text."""
+    """Write a figure atomically, as PNG, PDF or SVG by the end of its name, and say where no font here has the signs of
+    a text. Raises UserError for another end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    written = format_of(path)
     FigureCanvasAgg(figure)  # no display and no global pyplot state
     with warnings.catch_warnings(record=True) as found:
         warnings.filterwarnings("always", message=NO_GLYPH)
-        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+        write_atomically(path, lambda file: figure.savefig(file, format=written, dpi=110))
     missing = {str(one.message) for one in found if re.match(NO_GLYPH, str(one.message))}
     for one in found:
         if str(one.message) not in missing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from evaluation.intervals.correct import unpack_correct
 from evaluation.logits_magnitude import summarise
 from evaluation.measure import logits_summary
 from evaluation.metrics import SHOTS, recorded_bounds
+from evaluation.places import refuse_unfinished
 from evaluation.probabilities import SCORES
 from evaluation.text_tables import headline
 from utils.errors import UserError
@@ -61,11 +61,7 @@ def distinguishing_tags(config: dict[str, Any]) -> list[str]:
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (metrics, config) of a finished run; a UserError says what is missing."""
-    if not os.path.isdir(folder):  # unlike pathlib, it has no exceptions for names that cannot be
-        raise UserError(f"{folder} is {'a file' if os.path.exists(folder) else 'not there'}; name the folder of a run")
-    if not (folder / "metrics.json").is_file():
-        advice = "; finish it with --resume" if (folder / "config.json").is_file() else ""
-        raise UserError(f"{folder} is not a finished run (no metrics.json){advice}")
+    refuse_unfinished(folder)
     metrics, config = read_json(folder / "metrics.json"), read_json(folder / "config.json")
     refuse_damaged_run(folder, metrics, config)
     return metrics, config

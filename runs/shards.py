@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import make_folder, read_json, sha256_file, write_atomically, write_json
+from utils.files import check_folder, make_folder, read_json, sha256_file, write_atomically, write_json
 from utils.outside import plain_path
 
 SHARD_MIB = 15.0  # a shard stays below 16 MB
@@ -152,6 +152,7 @@ def refuse_taken_name(file: Path) -> None:
     """Raise UserError where a file cannot be released under this name."""
     if file.suffix != ".safetensors":
         raise UserError(f"{file} must end in .safetensors")
+    check_folder("FILE", file.parent)
     remove_unfinished(file)
     present = [path for path in (card_of(file), *find_shards(file)) if path.exists()]
     if present:

@@ -1,7 +1,6 @@
 """Which values settings may take, alone and together."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from datasets.augment.normalisation import constants_text, read_constants
@@ -15,7 +14,6 @@ from utils.parameters import check_parameter
 from utils.text import shown
 
 STANDARD_OUTPUT = "-"
-LONGEST_NAME = 230  # bytes of a file's name, of which a temporary one beside it needs some more
 THIRDS = "thirds"
 
 
@@ -103,20 +101,6 @@ def check_stage2_views(settings: Settings) -> None:
         raise UserError(
             "--bn_mode train changes the features with every batch, so they cannot be cached: use --views fresh"
         )
-
-
-def check_target(target: str, overwrite: bool) -> None:
-    """Raise UserError where a file of predictions cannot be written, before anything is computed."""
-    if target == STANDARD_OUTPUT:
-        return
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise UserError(f"--csv {target} is no file; name one, or - for standard output")
-    if os.path.lexists(target) and not overwrite:
-        raise UserError(f"--csv {target} is there already; --overwrite replaces it")
-    if len(os.fsencode(Path(target).name)) > LONGEST_NAME or "\0" in target:
-        raise UserError(f"--csv {shown(target)}: cannot write a file of that name; use a shorter one")
-    if not Path(target).name or not os.path.isdir(Path(target).parent):
-        raise UserError(f"--csv {target}: there is no folder {Path(target).parent}")
 
 
 def parse_bounds(given: str) -> ShotBounds:

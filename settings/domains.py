@@ -7,6 +7,8 @@ COUNT = Range(0, 1e9)
 FROM_ONE = Range(1, 1e9)
 RATE = Range(0, 1e6)
 SHARE = Range(0, 1)
+HELD_OUT = Range(0, 1, "[)")  # a share of each class that is kept out of training
+IMBALANCE = Range(1, float("inf"), "[)")
 SEED = Range(0, 2**32 - 1)
 
 # Facets that go together.

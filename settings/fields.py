@@ -26,6 +26,7 @@ from settings.declare import (
 from settings.domains import (
     CONSTANTS,
     FROM_ONE,
+    HELD_OUT,
     PLACE,
     SEED,
     SHARE,
@@ -157,7 +158,7 @@ class Settings(_Hyperparameters):
         "one folder: share of each class to test on",
         facets=Facet.PROFILE | SIZE,
         named_by=TRAINING,
-        bounds=Range(0, 1, "[)"),
+        bounds=HELD_OUT,
     )
     test_seed: int = option(
         0, Group.DATA, "seed of --test_share", facets=Facet.PROFILE | SIZE, named_by=TRAINING, bounds=SEED

@@ -23,7 +23,9 @@ from settings.domains import (
     COUNT,
     DATA,
     FROM_ONE,
+    HELD_OUT,
     IDENTITY,
+    IMBALANCE,
     PLACE,
     PROFILE,
     RATE,
@@ -48,7 +50,11 @@ class FirstFields:
         None, Group.DATA, "number of classes; checked against the data", bounds=Range(2, 1e9)
     )
     imb_ratio: float | None = option(
-        100.0, Group.DATA, "largest over smallest class; images on disk: their own", facets=PROFILE
+        100.0,
+        Group.DATA,
+        "largest over smallest class; images on disk: their own",
+        facets=PROFILE,
+        bounds=IMBALANCE,
     )
     network: str = option("resnet34", Group.NETWORK, "network; with --stem imagenet any of torchvision", facets=DATA)
     epochs: int = of_stage1(200, "epochs", bounds=COUNT)
@@ -181,6 +187,7 @@ class FirstFields:
         "share of each class kept out of training, for tuning",
         facets=Facet.PROFILE | Facet.FROM_FEATURES | IDENTITY | Facet.ROW,
         named_by=TRAINING,
+        bounds=HELD_OUT,
     )
     width: int | None = option(
         None,

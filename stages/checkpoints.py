@@ -170,8 +170,7 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
     if stage != "stage1":
         raise UserError(f"{path} is a {stage} checkpoint; stage 2 starts from one of stage 1")
     checkpoint = with_backbone(checkpoint, settings.mmap)
-    if not checkpoint.state:
-        raise UserError(f"{path} holds features and no classifier; with --features {path} one is trained first")
+    refuse_without_classifier(checkpoint)
     command = adopt_checkpoint(command, checkpoint)
     if path.stem in ("last", "best"):
         command = command.replace(start=path.stem)
@@ -181,6 +180,16 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
     if checkpoint.epoch != epochs and not (path.parent / "metrics.json").exists():
         tell(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
     return command, checkpoint
+
+
+def refuse_without_classifier(checkpoint: Checkpoint) -> None:
+    """Raise UserError for a file that holds features and nothing that was trained on them, with what trains it."""
+    if not checkpoint.state:
+        path = checkpoint.path
+        raise UserError(
+            f"{path} holds features and no classifier: main_stage2.py --features {path} trains one, and evaluate.py "
+            f"--features {path} --cur_stage stage2 reports on it"
+        )
 
 
 def settle_features(command: Command, checkpoint: Checkpoint) -> Command:
@@ -234,6 +243,7 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
     read = {name: load_checkpoint(file, settings.trust_pickle, ema) for name, file in paths.items()}
     checkpoints = {name: with_backbone(checkpoint, settings.mmap) for name, checkpoint in read.items()}
     first = next(iter(checkpoints.values()))
+    refuse_without_classifier(first)
     report_idle_folder(command, first)
     return adopt_report(command, first), checkpoints
 

@@ -29,7 +29,7 @@ from models.neighbours import Neighbours
 from models.network import Network
 from runs.checkpoint import Checkpoint, refuse_strange_record
 from utils.errors import UserError
-from utils.files import refuse_constant, sha256_file
+from utils.files import check_file, refuse_constant, sha256_file
 from utils.outside import read_plain
 from utils.text import shown
 
@@ -271,3 +271,4 @@ def refuse_taken(path: Path) -> None:
         raise UserError(f"{path} must end in {ONNX} or {PROGRAM}")
     if os.path.lexists(path):
         raise UserError(f"{path} is there already; name another file, or remove it")
+    check_file("FILE", path, makes_folder=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,14 +31,6 @@ if TYPE_CHECKING:
 
 MISTAKES = 24  # images that are shown
 SIDE = 160  # pixels of the longer side of an image that is shown
-
-
-def refuse_place(path: Path) -> None:
-    """Raise UserError where a page cannot be written to `path`, before anything is computed for it."""
-    if path.is_dir():
-        raise UserError(f"--html {shown(str(path))}: it is a folder; name a file in it, such as report.html")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--html {shown(str(path))}: there is no folder {shown(str(path.absolute().parent))}")
 
 
 def run_page(loaded: LoadedModel, checkpoint: Checkpoint, records: Mapping[str, dict[str, Any]]) -> str:

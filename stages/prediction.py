@@ -30,6 +30,7 @@ from methods.plan import attach_head
 from models import build_model
 from models.network import Network
 from runs.checkpoint import CLASSIFIER, Checkpoint, load_checkpoint, load_weights, with_backbone
+from settings.places import no_images
 from stages.exported_model import ExportedNetwork, is_exported, read_exported
 from utils.device import Execution
 from utils.errors import DivergedError, UserError
@@ -85,7 +86,7 @@ def find_images(given: Sequence[str]) -> tuple[ListedSplit, LeftOut]:
         elif os.path.isfile(name):
             paths.append(name)
         else:
-            raise UserError(f"--images {shown(name)}: there is no such file or folder")
+            raise no_images(name)
     if not paths:
         raise UserError(
             f"{', '.join(map(shown, given))}: no images in it ({left_out.total()} other entries); images are files "

@@ -28,6 +28,7 @@ from datasets.on_disk.folder_splits import with_written_lists
 from datasets.on_disk.layouts import LAYOUTS, LIST_FLAGS, Facts, find_lists, list_files
 from datasets.on_disk.listed_split import ListedSplit, join
 from evaluation.metrics import shot_groups, thirds_fill
+from evaluation.places import check_figure
 from evaluation.plots import save_figure
 from settings.checks import check_value
 from settings.fields import FLAGS, STAGE1
@@ -35,7 +36,7 @@ from settings.presets import stage_preset
 from tools.image_files import KINDS, SMALLER, check_files, suggested_size, use_of
 from utils.arguments import CommandParser
 from utils.command import run_command
-from utils.files import sha256_file, write_json
+from utils.files import check_file, sha256_file, write_json
 from utils.text import counted, shown, tell
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", default="checkpoints", metavar="FOLDER", help="folder of the runs, for the hashes [checkpoints]"
     )
     parser.add_argument("--decode", type=decode_count, default=1000, metavar="N|all", help="images to decode [1000]")
-    parser.add_argument("--plot", type=Path, help="write a picture of the class sizes to this PNG file")
+    parser.add_argument("--plot", type=Path, help="write a picture of the class sizes to this file: .png, .pdf or .svg")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     return parser
 
@@ -305,9 +306,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the data set that a command line names; exit with status 1 where training cannot use it."""
     arguments = make_parser().parse_args(argv)
-    for name in ("test_share", "test_seed", "bits", "max_pixels"):
+    for name in ("imb_ratio", "test_share", "test_seed", "bits", "max_pixels"):
         if getattr(arguments, name) is not None:
             check_value(name, getattr(arguments, name))
+    if arguments.plot is not None:
+        check_figure("--plot", arguments.plot)
+    if arguments.json is not None:
+        check_file("--json", arguments.json)
     if arguments.dataset in IN_MEMORY:
         if arguments.imb_ratio is None:
             arguments.imb_ratio = Profile().imb_ratio

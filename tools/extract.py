@@ -56,6 +56,7 @@ from utils.command import run_command
 from utils.device import Execution, choose_execution
 from utils.distributed import launch_of
 from utils.errors import UserError, memory_for
+from utils.files import check_file
 from utils.progress import show_progress
 from utils.text import counted, tell
 
@@ -129,6 +130,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
     own.part = parse_part(own.part)
     if own.part is not None and own.overwrite:
         raise UserError("--part: other parts may be at work, so --overwrite is for the whole file; leave one out")
+    check_file("FILE", own.file, makes_folder=True)
     if not own.overwrite:
         refuse_finished(own.file)
     if own.parquet is not None:

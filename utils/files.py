@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 
 from utils.errors import UserError
 from utils.outside import open_plain, read_plain
-from utils.text import tell
+from utils.text import shown, tell
 
 try:
     import fcntl
@@ -31,6 +31,8 @@ except ImportError:  # no Unix
 
 # A link in the place of a lock or of a temporary file would lead elsewhere.
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+LONGEST_NAME = 230  # bytes of a file's name, of which a temporary one beside it needs some more
+LONGEST_FOLDER = 255  # bytes of a folder's name, as file systems have it
 LOCK = ".lock"  # the file by which a folder is locked
 TEMPORARY = re.compile(r"\.(.+)\.\d+(?:-[0-9a-f]+)?\.tmp")
 
@@ -138,6 +140,41 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
+
+
+def check_file(what: str, path: Path | str, *, overwrite: bool = True, makes_folder: bool = False) -> None:
+    """Raise UserError where a file cannot be written, before anything is computed for it; `what` is the flag that names
+    it. Its folder must be there, unless the command `makes_folder` where it is missing.
+    """
+    said, place = f"{what} {shown(str(path))}", Path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{said}: it is a folder; name a file in it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{said} is no file; name one")
+    if not overwrite and os.path.lexists(path):
+        raise UserError(f"{said} is there already; name another file, or replace it with --overwrite")
+    if len(os.fsencode(place.name)) > LONGEST_NAME or "\0" in place.name:
+        raise UserError(f"{said}: cannot write a file of that name; use a shorter one")
+    if makes_folder:
+        check_folder(what, place.parent)
+    elif not place.name or not os.path.isdir(place.parent):
+        raise UserError(f"{said}: there is no folder {shown(str(place.parent))}")
+    if os.path.isdir(place.parent) and not os.access(place.parent, os.W_OK):
+        raise UserError(f"{said}: cannot write into the folder {shown(str(place.parent))}")
+
+
+def check_folder(what: str, path: Path | str) -> None:
+    """Raise UserError where a folder can neither be there nor be made, before anything is computed for it; `what` is
+    the flag that names it. One that is there is taken as it is."""
+    said, above = f"{what} {shown(str(path))}: cannot make the folder", Path(path).absolute()
+    while not os.path.lexists(above) and above != above.parent:
+        if len(os.fsencode(above.name)) > LONGEST_FOLDER or "\0" in above.name:
+            raise UserError(f"{said}: its name cannot be; use a shorter one")
+        above = above.parent
+    if not os.path.isdir(above):
+        raise UserError(f"{said}: {shown(str(above))} is no folder; name another place")
+    if above != Path(path).absolute() and not os.access(above, os.W_OK):
+        raise UserError(f"{said}: {shown(str(above))} cannot be written into; name another place")
 
 
 def sha256_file(path: Path) -> str:

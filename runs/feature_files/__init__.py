@@ -28,6 +28,7 @@ from utils.errors import UserError, is_out_of_memory, no_memory
 from utils.text import shown, tell
 
 __all__ = ["USER_FEATURES", "USER_NETWORK", "read_features"]
+WARNING = "warning: "  # how a note begins that is for standard error
 # What people have beside, and how it is made into what can be read.
 ADVICE = {
     ".pkl": "reading a pickle can run any code; save its arrays with numpy.savez",
@@ -88,6 +89,6 @@ def report(path: Path, source: Source, notes: list[str]) -> None:
     stay = any(isinstance(values, FileRows) for values in source.arrays.values())
     there = ["features stay in the file, and are read batch by batch (--mmap)"] if stay else []
     for line in [*([f"taken: {words}"] if words else []), *notes, *there]:
-        tell(f"{path}: {line}")
+        tell(f"{path}: {line}", file=sys.stderr if line.startswith(WARNING) else None)
     if source.unused:
         tell(f"not used of {path}: {shown(', '.join(sorted(source.unused)))}", file=sys.stderr)

@@ -16,23 +16,26 @@ from datasets.features import Features, FileRows, FileSplit, features_data, is_f
 from datasets.long_tail import LongTailedData
 from runs.feature_files.labels import map_labels
 from runs.feature_files.names import SPLITS
-from runs.feature_files.source import FLOATS, Source, Stored, describe, divide, refuse_missing
+from runs.feature_files.source import FLOATS, Source, Stored, describe, divide, refuse_missing, tested_on_held_out
 from utils.errors import UserError
 
 USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 USER_NETWORK = "features"  # what such a checkpoint has in the place of a network's name
 CLASSIFIER = ("fc.weight", "fc.bias")
 BLOCK = 1 << 20  # numbers of a file that are looked at together
+ALL_ALIKE = (
+    "warning: all training rows are the same, so that no classifier can tell classes apart: look at how the features "
+    "were made"
+)
 BOTH_WAYS = ("test_features", "test_features_mirrored")
 
 
 def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
     """Return the content of the checkpoint that arrays stand for, after checking that they fit together, and lines that
     say what was done to them. `data` of the content are its features as a data set, in the same memory."""
-    source.arrays = divide(source.arrays)
+    source.arrays, notes = tested_on_held_out(divide(source.arrays))
     refuse_missing(source)
     arrays = source.arrays
-    notes: list[str] = []
     tensors: dict[str, Features] = {
         key: left_in_file(key, values, notes) if isinstance(values, FileRows) else as_float(key, values, notes)
         for key, values in arrays.items()
@@ -47,6 +50,8 @@ def content_of(name: str, source: Source) -> tuple[dict[str, Any], list[str]]:
         tensors[f"{split}_ids"] = torch.arange(len(own))  # rows are their own names
         refuse_transposed(f"{split}_features", tensors[f"{split}_features"], len(own))
     classes = len(names)
+    if all_alike(tensors["train_features"]):
+        lines = [*lines, ALL_ALIKE]
     mirror = "test_features_mirrored" in tensors
     data = features_data(name, tensors, names, mirror, finite=True)
     tensors = {key: values for key, values in tensors.items() if isinstance(values, Tensor)}
@@ -115,6 +120,13 @@ def left_in_file(name: str, values: FileRows, notes: list[str]) -> FileRows:
         beyond = all(map(is_finite, replace(values, dtype=values.stored).split(count)))
         raise UserError(f"'{name}' holds numbers that are {'too large for float32' if beyond else 'not finite'}")
     return values
+
+
+def all_alike(values: Features) -> bool:
+    """Tell whether all rows (N, d), of two or more, are the same; where they are not, a first block is looked at."""
+    first = values[:1]
+    count = max(1, BLOCK // max(1, first.numel()))
+    return len(values) > 1 and all(bool((rows == first).all()) for rows in values.split(count))
 
 
 def flatten_maps(name: str, values: Tensor, notes: list[str]) -> Tensor:

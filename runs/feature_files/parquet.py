@@ -143,7 +143,11 @@ def columns_of(schema: Any, part: Part) -> Columns:
     lists = {name: None for name, kind in kinds.items() if is_list(kind) and is_number(kind.value_type)}
     singles = {name: kind for name, kind in kinds.items() if is_number(kind) or is_text(kind)}
     roles: dict[str, str | None] = {name: role_of(name) for name in singles}
-    roles = {n: r if r == "labels" or (r == "split" and is_text(kinds[n])) else None for n, r in roles.items()}
+    roles = {name: role if role == "labels" else None for name, role in roles.items()}
+    splits = [name for name in kinds if name not in lists and role_of(name) == "split"]
+    texts = [name for name in splits if is_text(kinds[name])]
+    # Where nothing else says the split, a column of that name must: its numbers are refused by what they are.
+    roles |= dict.fromkeys(texts or (splits if part.split is None else []), "split")
     named = {name for name in lists if role_of(name) == "features"}
     if len(named or lists) == 1:
         roles |= dict.fromkeys(named or lists, "features")
@@ -226,12 +230,15 @@ def read_rows(part: Part, columns: Columns) -> tuple[Values, np.ndarray]:
 
 
 def split_numbers(texts: np.ndarray, name: str) -> np.ndarray:
-    """Return the numbers of the splits that texts name; a UserError names one that is unknown."""
+    """Return the numbers of the splits that texts name; a UserError names one that is unknown, or what is no text."""
     known, places = np.unique(texts, return_inverse=True)
-    splits = [split_of(text) for text in known.tolist()]
+    splits = [split_of(str(text)) for text in known.tolist()]
     unknown = [repr(text) for text, split in zip(known.tolist(), splits, strict=True) if split is None]
     if unknown:
-        raise UserError(f"'{shown(name)}' holds {listed(unknown, 5)}; it may be train, test or holdout")
+        kind = "" if texts.dtype.kind == "U" else f" ({texts.dtype})"
+        raise UserError(
+            f"'{shown(name)}' holds {listed(unknown, 5)}{kind}; it may be train, test or holdout, a text a row"
+        )
     return np.array([list(SPLITS).index(split) for split in splits if split])[places]
 
 

@@ -154,7 +154,9 @@ def divide(arrays: dict[str, Stored]) -> dict[str, Stored]:
     splits = [split_of(text) for text in texts.tolist()]
     unknown = [text for text, split in zip(texts.tolist(), splits, strict=True) if split is None]
     if unknown:
-        raise UserError(f"'split' holds {listed(map(repr, unknown), 5)}; it may be train, test or holdout")
+        raise UserError(
+            f"'split' holds {listed(map(repr, unknown), 5)}; it may be train, test or holdout, a text a row"
+        )
     for kind in KINDS:
         if len(arrays[kind]) != len(column):
             raise UserError(f"'{kind}' has {len(arrays[kind])} rows and 'split' {len(column)}")
@@ -167,6 +169,17 @@ def divide(arrays: dict[str, Stored]) -> dict[str, Stored]:
             chosen = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
             divided |= {f"{split}_{kind}": chosen_rows(arrays[kind], chosen) for kind in KINDS}
     return divided
+
+
+def tested_on_held_out(arrays: dict[str, Stored]) -> tuple[dict[str, Stored], list[str]]:
+    """Return arrays whose held-out rows are the test where there is no test, as of folders and lists, and a note of it;
+    others as they are."""
+    held_out = {f"holdout_{kind}": f"test_{kind}" for kind in KINDS}
+    if not all(name in arrays for name in held_out) or any(name.startswith("test_") for name in arrays):
+        return arrays, []
+    count = len(arrays["holdout_labels"])
+    note = f"there is no test split, so that the {count:,} held-out rows are the test"
+    return {held_out.get(name, name): values for name, values in arrays.items()}, [note]
 
 
 def chosen_rows(values: Stored, rows: np.ndarray | slice) -> Stored:
@@ -189,7 +202,7 @@ def refuse_missing(source: Source) -> None:
             "train and test in the names of its files"
         )
     elif missing == ["test_features", "test_labels"]:
-        advice = ": there is nothing to report on; put a part of the rows there that is in no other split"
+        advice = ": there is nothing to report on; name rows that are in no other split so"
     raise UserError(f"'{missing[0]}' is missing{advice}; it holds {source.holds or 'nothing'}")
 
 

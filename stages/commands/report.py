@@ -29,7 +29,7 @@ from stages.asked_reports import (
     known_temperature,
     stored_temperature,
 )
-from stages.page import MISTAKES, refuse_place, run_page
+from stages.page import MISTAKES, run_page
 from stages.session import open_model, settle_execution
 from stages.start import find_reported
 from utils.distributed import is_main
@@ -42,8 +42,6 @@ def evaluate(command: Command) -> None:
     execution = settle_execution(command)
     command, checkpoints = find_reported(command)
     first = next(iter(checkpoints.values()))
-    if command.settings.html is not None:
-        refuse_place(Path(command.settings.html))
     loaded = open_model(command, execution, first, first.path.parent)
     data = loaded.data
     prior = asked_prior(loaded)

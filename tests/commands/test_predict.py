@@ -313,7 +313,7 @@ def test_a_file_that_is_there_stays(runs: dict[str, Path], photos: Path) -> None
     assert Path("predictions.csv").read_text() == "mine"
     assert len(predicted(*both, "--overwrite")) == 3
     Path("folder").mkdir()
-    assert "no file" in refused(*both, "--csv", "folder", "--overwrite")
+    assert "it is a folder" in refused(*both, "--csv", "folder", "--overwrite")
     assert "no folder" in refused(*both, "--csv", "none/a.csv")
     assert "no folder" in refused(*both, "--csv", "")
     assert "cannot write" in refused(*both, "--csv", "a" * 300)

@@ -23,8 +23,10 @@ SHARE = 1.3  # of the modules of PyTorch and numpy
 SCRIPT = """
 import json, runpy, sys
 sys.argv, status = sys.argv[1:], 0
+of_module = sys.argv[0] == "-m"
+sys.argv = sys.argv[of_module:]
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    (runpy.run_module if of_module else runpy.run_path)(sys.argv[0], run_name="__main__")
 except SystemExit as stop:
     status = stop.code
 sys.__stdout__.flush()
@@ -53,9 +55,30 @@ def imported(*words: str) -> tuple[int, set[str]]:
         ("main_stage1.py --loss gml", 2),
         ("main_stage2.py --method los --tau 2", 2),
         ("main_stage2.py --finetune_lr -1", 2),
+        ("main_stage1.py --dataset digits --holdout 1.5", 2),
+        ("main_stage1.py --dataset digits --imb_ratio 0.5", 2),
+        ("main_stage2.py --dataset digits --imb_ratio nan", 2),
         ("evaluate.py --coverage 2", 2),
         ("predict.py --pretrained_pth a --images b --bits 99", 2),
+        ("main_stage1.py --weights nowhere.pth", 2),
+        ("main_stage1.py --dataset folder --data_dir nowhere", 2),
+        ("main_stage1.py --dataset list --train_list nowhere", 2),
+        ("main_stage1.py --dataset list --train_list README.md --class_names nowhere", 2),
+        ("main_stage1.py --out README.md", 2),
+        ("main_stage2.py --features nowhere.npz", 2),
+        ("evaluate.py --pretrained_pth nowhere", 2),
+        ("evaluate.py --json nowhere/report.json", 2),
+        ("evaluate.py --html docs", 2),
+        ("predict.py --pretrained_pth nowhere --images README.md", 2),
+        ("predict.py --pretrained_pth README.md --images README.md --csv docs", 2),
+        ("predict.py --pretrained_pth README.md --images nowhere", 2),
+        ("-m tools.compare --help", 0),
+        ("-m tools.compare nowhere", 2),
+        ("reproduce.py delta --features nowhere.npz", 2),
+        ("reproduce.py delta --results README.md/results", 2),
         ("reproduce.py nosuch", 2),
+        ("reproduce.py delta --imb_ratio 100 0.5", 2),
+        ("reproduce.py delta --lr -1", 2),
     ],
 )
 def test_help_and_refusals_need_nothing_large(line: str, status: int) -> None:

@@ -112,6 +112,18 @@ def test_pages_quote_every_run(path: Path, quoted: dict[str, dict[str, set[int]]
         assert columns[column] == finished, column
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_method_that_a_table_leaves_out_is_named_beside_it(page: Path) -> None:
+    """Rows that failed have no numbers: a table that drops them would say less than its title."""
+    text = page.read_text(encoding="utf-8")
+    prose = [line for line in re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).splitlines() if not line.startswith("|")]
+    for source, declaration in re.findall(r"<!-- table (\S+\.csv)\n(.*?)-->", text, flags=re.DOTALL):
+        if "failure != failure" in declaration:
+            rows = read_csv(ROOT / source)
+            failed = set(rows.loc[rows["failure"].notna(), "method"])
+            assert {name for name in failed if f"`{name}`" not in "\n".join(prose)} == set(), source
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_pages_quote_every_path(path: Path, quoted: dict[str, dict[str, set[int]]]) -> None:
     """The step counts of the table that the command wrote, in accuracy, objective and logits."""

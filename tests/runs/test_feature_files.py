@@ -4,14 +4,16 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import runs.feature_files.content
 import runs.feature_files.numpy_arrays
 from datasets.names import FEATURE_FILES
 from runs.feature_files import read_features
@@ -155,6 +157,26 @@ def test_a_column_of_splits(mixed: bool) -> None:
     assert "'split' must be one text a row" in refusal(npz({"x": x, "y": y, "split": np.zeros(18)}))
 
 
+@pytest.mark.parametrize("form", ["names", "a column"])
+def test_held_out_rows_without_a_test_are_the_test(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of folders and lists (docs/images.md)."""
+    arrays = rows()
+    if form == "names":
+        path = npz(renamed(arrays, test_features="val_features", test_labels="val_labels"))
+    else:
+        x, y = (np.concatenate([arrays[f"{split}_{kind}"] for split in ("train", "test")]) for kind in KINDS)
+        path = npz({"x": x, "y": y, "split": np.array(["train"] * 12 + ["valid"] * 6)})
+    same_as(path, arrays)
+    assert "there is no test split, so that the 6 held-out rows are the test" in capsys.readouterr().out
+    assert "holdout_labels" not in read_features(path)[1]["features"]
+
+
+def test_held_out_rows_beside_a_part_of_a_test_are_not_the_test() -> None:
+    arrays = renamed(rows(), test_features="val_features", test_labels="val_labels")
+    assert "'test_labels' is missing" in refusal(npz({**arrays, "test_features": np.zeros((6, 4), np.float32)}))
+    assert "'test_features' is missing" in refusal(npz({n: a for n, a in arrays.items() if n != "val_labels"}))
+
+
 def test_what_is_missing_is_said_with_what_is_there_and_a_way_out() -> None:
     arrays = rows()
     train = {name: array for name, array in arrays.items() if name.startswith("train")}
@@ -165,6 +187,41 @@ def test_what_is_missing_is_said_with_what_is_there_and_a_way_out() -> None:
     assert "do not say of which split they are" in message and "add 'split'" in message
     assert "it holds conv.weight (2,) in float32" in refusal(pth({"conv": {"weight": torch.zeros(2)}}))
     assert "'holdout_labels' is missing" in refusal(npz({**arrays, "val_x": arrays["test_features"]}))
+
+
+@pytest.mark.parametrize("mmap", ["off", "on"])
+@pytest.mark.parametrize("change", [None, (0, 0), (11, 3)])
+def test_training_rows_that_are_all_the_same_are_said(
+    change: tuple[int, int] | None, mmap: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs.feature_files.content, "BLOCK", 8)  # two rows
+    arrays = rows()
+    arrays["train_features"][:] = np.float32(0.1)
+    if change is not None:
+        arrays["train_features"][change] = 0.2
+    read_features(npz(arrays), mmap=mmap)
+    assert ("mine.npz: warning: all training rows are the same" in capsys.readouterr().err) == (change is None)
+
+
+def test_of_rows_that_differ_one_block_is_looked_at() -> None:
+    """Another pass over a large file would cost what reading it does."""
+
+    class Counted:
+        looked: ClassVar[list[int]] = []
+
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, rows: slice) -> torch.Tensor:
+            return torch.zeros(1, runs.feature_files.content.BLOCK)
+
+        def split(self, count: int) -> Iterator[torch.Tensor]:
+            for block in range(len(self)):
+                self.looked.append(block)
+                yield torch.full((count, runs.feature_files.content.BLOCK), float(block))
+
+    assert not runs.feature_files.content.all_alike(Counted())
+    assert Counted.looked == [0, 1]
 
 
 # Labels

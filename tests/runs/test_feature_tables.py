@@ -139,6 +139,22 @@ def test_a_column_a_feature(kind: str) -> None:
     assert found.dtype == (np.float16 if kind == "float16" else np.float32)
 
 
+@pytest.mark.usefixtures("arrow")
+@pytest.mark.parametrize("split", ["split", None])
+def test_numbers_named_like_a_split_are_features_where_something_else_says_it(split: str | None) -> None:
+    """A text column, or the names of the files."""
+    frame = pd.DataFrame({"f0": features(18)[:, 0], "subset": range(18), "label": np.arange(18) % 3})
+    if split is None:
+        Path("mine").mkdir()
+        frame[:12].to_parquet("mine/train.parquet")
+        frame[12:].to_parquet("mine/test.parquet")
+    else:
+        frame[split] = ["train"] * 12 + ["test"] * 6
+        frame.to_parquet("mine.parquet")
+    found = read(Path("mine" if split is None else "mine.parquet"))["features"]
+    assert found["test_features"][:, 1].tolist() == list(range(12, 18))
+
+
 def table(**changes: Any) -> dict[str, Any]:
     base = {"features": features(6), "labels": [0, 1, 2] * 2, "split": ["train"] * 3 + ["test"] * 3}
     return {name: value for name, value in {**base, **changes}.items() if value is not None}
@@ -156,6 +172,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not a number": ({"features": [[1.0]] * 5 + [[float("nan")]]}, "'test_features' holds numbers that are not finite"),
     "too large": ({"features": [[1.0]] * 5 + [[1e300]]}, "too large for float32"),
     "no split": ({"split": None}, "do not say of which split they are"),
+    "a split of numbers": (
+        {"split": [0, 0, 0, 1, 1, 1]},
+        "'split' holds 0, 1 (int64); it may be train, test or holdout, a text a row",
+    ),
+    "a split of truths": ({"split": [True] * 3 + [False] * 3}, "'split' holds False, True (bool)"),
     "no test": ({"split": ["train"] * 6}, "'test_features' is missing: there is nothing to report on"),
     "a line in a name": ({"labels": None, "\x1b[2J": [0] * 6}, "\\x1b[2J"),
     "empty": ({"features": features(0), "labels": np.arange(0), "split": np.array([], dtype=str)}, "no column of"),

@@ -28,7 +28,7 @@ from settings.checks import check_domains
 from settings.declare import EVERYWHERE, Facet
 from settings.fields import FLAGS, PROTOCOL_SWITCHES, STAGE1_LOSSES, Settings, with_facet
 from settings.presets import LOSS_PRESETS, METHOD_PRESETS, PRESETS, PROTOCOLS, STAGE2_PRESETS
-from tests.helpers import ROOT, SCRIPTS, folder_of, image_tree, run, stage1, stage2, succeed
+from tests.helpers import ROOT, SCRIPTS, folder_of, image_tree, is_refusal, run, stage1, stage2, succeed
 from utils.errors import UserError
 from utils.parameters import HYPERPARAMETERS, keyword_parameters
 
@@ -110,6 +110,23 @@ def test_a_script_uses_the_settings_that_say_so_and_no_others(script: str, used:
     claimed = {name for name, flag in FLAGS.items() if script in flag.read_by}
     assert claimed - used[script] == OTHER_USES[script]
     assert used[script] - claimed == set()
+
+
+def test_every_number_says_which_values_it_takes() -> None:
+    """What a flag alone can judge is refused with the command line, and not after the data are loaded."""
+    numbers = {name for name, flag in FLAGS.items() if flag.kind in (int, float)} - set(HYPERPARAMETERS)
+    assert {name for name in numbers if FLAGS[name].bounds is None} == set()
+    assert {"holdout", "imb_ratio", "test_share"} <= numbers
+
+
+@pytest.mark.parametrize("script", ["main_stage1", "main_stage2", "evaluate"])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("holdout", 1), ("holdout", -0.1), ("imb_ratio", 0.5), ("imb_ratio", "inf")]
+)
+def test_a_share_that_no_data_can_have_is_refused_alike_by_all(script: str, flag: str, value: object) -> None:
+    """Stage 2 does not ask for a stage 1 that would be refused."""
+    may = {"holdout": "at least 0 and below 1", "imb_ratio": "a finite number at least 1"}[flag]
+    assert is_refusal(run(script, "--dataset", "digits", f"--{flag}={value}"), f"--{flag} must be {may}, not {value}")
 
 
 def test_a_parameter_that_no_loss_of_stage_1_has_is_refused_there(tmp_path: Path) -> None:

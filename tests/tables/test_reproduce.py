@@ -27,7 +27,7 @@ from stages.data import device_images
 from tables import TABLES
 from tables.request import SPLITS, FileName
 from tables.selection import trials
-from tests.helpers import EXPERIMENT, contents, read, run, stage1
+from tests.helpers import EXPERIMENT, ROOT, contents, read, run, stage1
 from tests.table_runs import SMALL, is_refusal, make, spoil, table
 from tools.result_tables import markdown_tables, read_markdown_table
 from utils.files import sha256_file
@@ -591,7 +591,7 @@ def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
         ("--finetune_epoch", 1),
         ("--finetune_lr", 0.1),
         ("--finetune_wd", 0),
-        ("--sampler", "class"),
+        ("--sampler", "class_balanced"),
         ("--max_norm", 0.1),
         ("--reinit_classifier",),
     ]
@@ -618,9 +618,9 @@ def test_flags_that_a_table_sets_are_refused(name: str, tmp_path: Path) -> None:
         ("path", ("--select",)),
         ("stress", ("--select",)),
         ("imagenet_lt", ("--imb_ratio", 10)),
-        ("cifar", ("--pretrained_pth", "a.pth")),
-        ("gala", ("--pretrained_pth", "a.pth")),
-        ("stress", ("--pretrained_pth", "a.pth")),
+        ("cifar", ("--pretrained_pth", ROOT / "README.md")),
+        ("gala", ("--pretrained_pth", ROOT / "README.md")),
+        ("stress", ("--pretrained_pth", ROOT / "README.md")),
     ],
 )
 def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[object, ...], tmp_path: Path) -> None:
@@ -631,7 +631,7 @@ def test_flags_that_a_table_has_no_use_for_are_refused(name: str, flags: tuple[o
 
 @pytest.mark.parametrize("flags", [("--epochs", 6), ("--batch_size", 16), ("--nesterov",)], ids=lambda flags: flags[0])
 def test_flags_of_a_stage_1_that_is_named_are_refused(flags: tuple[object, ...], tmp_path: Path) -> None:
-    outcome = table(tmp_path, "unified", "--pretrained_pth", "a.pth", *flags)
+    outcome = table(tmp_path, "unified", "--pretrained_pth", ROOT / "README.md", *flags)
     assert is_refusal(outcome, f"{flags[0]} would be stage 1's, and --pretrained_pth names one")
     assert not list(tmp_path.iterdir())
 

@@ -308,3 +308,15 @@ def test_results_of_other_data_are_not_replaced(tmp_path: Path, capsys: pytest.C
     pd.DataFrame({"name": ["los"]}).to_csv(path)  # made before it was recorded
     assert name_for(tmp_path, "table", ["b" * 64]) == "table"
     assert "does not say what data it is of" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"--figure": ("a.xyz", "must end in"), "--csv": ("no/a.csv", "no folder"), "--markdown": (".", "a folder")}
+    for flag, (name, words) in places.items():
+        with pytest.raises(UserError, match=f"{flag} .*{words}"):
+            compare.main([str(run), flag, str(tmp_path / name)])
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+    compare.main([str(run), "--figure", str(tmp_path / "a.pdf")])
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF-")

@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import check_file, write_atomically
 
 SUFFIX = ".parquet"
 ROWS = 4096  # of a row group: what a reader holds at once
@@ -27,10 +27,7 @@ def refuse_place(file: Path, overwrite: bool) -> None:
     """Raise UserError where a table cannot be written, or something stands there that is not to be replaced."""
     if file.suffix != SUFFIX:
         raise UserError(f"--parquet {file} must end in {SUFFIX}")
-    if file.is_dir() or not file.parent.is_dir():
-        raise UserError(f"--parquet {file}: there is no folder {file.parent}, or a folder of that name")
-    if file.exists() and not overwrite:
-        raise UserError(f"--parquet {file} is there already; name another file, or replace it with --overwrite")
+    check_file("--parquet", file, overwrite=overwrite)
     require_pyarrow()
 
 

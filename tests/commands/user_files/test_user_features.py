@@ -469,8 +469,21 @@ def test_one_line_and_status_2_of_every_script() -> None:
     for script in SCRIPTS:
         assert "mine.npz: 'train_features' holds numbers that are not finite" in refused(script, "--features", file)
         assert "No such file" in refused(script, "--features", "nowhere.npz")
-    assert "holds features and no classifier" in refused("main_stage2", "--pretrained_pth", write(clusters()))
     assert not list(Path().rglob("config.json"))
+
+
+def test_features_alone_are_nothing_to_report_on_or_to_publish() -> None:
+    """The line says what trains a classifier on them, and what reports on it; both do."""
+    file = write(clusters())
+    with pytest.raises(UserError) as caught:
+        release.main([str(file), "out.safetensors"])
+    of_scripts = [refused(script, "--pretrained_pth", file) for script in ("main_stage2", "evaluate")]
+    for refusal in (str(caught.value), *of_scripts):
+        assert "mine.npz holds features and no classifier" in refusal
+        assert "main_stage2.py --features mine.npz trains one" in refusal
+        assert "evaluate.py --features mine.npz --cur_stage stage2 reports on it" in refusal
+    succeed("main_stage2", "--features", file, "--finetune_epoch", 1)
+    assert "stage2" in succeed("evaluate", "--features", file, "--cur_stage", "stage2").out
 
 
 def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:

@@ -153,10 +153,14 @@ def find_files(root: Path, layout: Layout) -> Path:
 
     import torchvision.datasets  # seconds, for a download alone
 
+    made = [path for path in (root, *root.parents) if not path.exists()]  # by the download, which leaves them
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             getattr(torchvision.datasets, layout.download)(str(root), download=True)
     except (OSError, RuntimeError, HTTPException) as error:
+        for path in made:
+            with contextlib.suppress(OSError):  # something is in it, or it was not made
+                path.rmdir()
         raise UserError(
             f"the data set is not in {folder} and the download failed ({error}); put {', '.join(names)} there (the "
             "official python version, extracted), name another folder with --data_dir, or use --dataset digits, which "

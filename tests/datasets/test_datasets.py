@@ -454,14 +454,16 @@ def test_blank_images_in_the_chosen_subset_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cifar100", "cifar10"])
 def test_failing_download_points_to_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def unreachable(*args: object, **kwargs: object) -> None:
+    def unreachable(data: torchvision.datasets.CIFAR10) -> None:
+        Path(data.root).mkdir(parents=True)  # as torchvision does
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", unreachable)  # CIFAR100 inherits it
-    message = refusal(lambda: load_dataset(name, Profile(), str(tmp_path)))
+    message = refusal(lambda: load_dataset(name, Profile(), str(tmp_path / "new" / "data")))
     assert "--dataset digits" in message and "no route to host" in message
-    assert str(tmp_path / name) in message
+    assert str(tmp_path / "new" / "data" / name) in message
     assert "\n" not in message
+    assert list(tmp_path.iterdir()) == []  # no folder is left
 
 
 def test_corrupt_download_points_to_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

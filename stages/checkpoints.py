@@ -20,6 +20,7 @@ from settings.declare import Facet
 from settings.fields import FLAGS, with_facet
 from settings.resolve import Command, report_unused
 from stages.data import stage1_seed
+from utils.distributed import is_main
 from utils.errors import UserError
 from utils.text import tell
 
@@ -177,10 +178,14 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
         command = command.replace(start=path.stem)
     if checkpoint.features is not None:
         command = settle_features(command, checkpoint)
-    epochs = checkpoint.settings().get("epochs")
-    if checkpoint.epoch != epochs and not (path.parent / "metrics.json").exists():
-        tell(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
+    report_unfinished(checkpoint)
     return command, checkpoint
+
+
+def report_unfinished(checkpoint: Checkpoint) -> None:
+    """Warn of a checkpoint whose run is not finished; of many processes the first one does."""
+    if (words := checkpoint.unfinished) and is_main():
+        tell(f"warning: {words}", file=sys.stderr)
 
 
 def settle_features(command: Command, checkpoint: Checkpoint) -> Command:
@@ -234,6 +239,7 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
     read = {name: load_checkpoint(file, settings.trust_pickle, ema) for name, file in paths.items()}
     checkpoints = {name: with_backbone(checkpoint, settings.mmap) for name, checkpoint in read.items()}
     first = next(iter(checkpoints.values()))
+    report_unfinished(first)
     report_idle_folder(command, first)
     return adopt_report(command, first), checkpoints
 

@@ -33,7 +33,7 @@ from settings.image_sizes import image_sizes
 from settings.resolve import Command, report_unused
 from settings.stage2_plan import plan_of
 from stages.announcement import announce
-from stages.checkpoints import as_begun, name_backbone
+from stages.checkpoints import as_begun, name_backbone, report_unfinished
 from stages.data import (
     device_images,
     grouped_as_asked,
@@ -229,6 +229,7 @@ def load_weights_file(model: Network, settings: Settings) -> WeightsFile | None:
     except UserError as error:
         raise UserError(f"--weights {settings.weights}: {error}") from error
     tell(f"weights: {checkpoint.path} ({checkpoint.kind}): {report.summary()}")
+    report_unfinished(checkpoint)
     record = {"file": str(checkpoint.path), "sha256": checkpoint.sha256, "loaded": report.summary()}
     return WeightsFile(checkpoint, record)
 

@@ -23,6 +23,7 @@ from stages.checkpoints import (
     find_checkpoints,
     find_stage1,
     open_features,
+    report_unfinished,
     settle_features,
 )
 from stages.data import stage1_seed
@@ -111,6 +112,7 @@ def find_reported(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
         return adopt_report(command, given), {given.path.stem: given}
     files = checkpoint_files(find_run(command, stage, command.settings.seed))
     checkpoints = {name: with_features(load_checkpoint(file), given) for name, file in files.items()}
+    report_unfinished(checkpoints["last"])
     return adopt_report(command, checkpoints["last"]), checkpoints
 
 

@@ -156,9 +156,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     script, arguments = command(variant, start, tmp_path)
     stopped = interrupt(script, arguments, epoch, place)
     assert stopped.status == 130
-    assert stopped.err.count("\n") == 1 and "--resume" in stopped.err
     folder = folder_of(tmp_path, VARIANTS[variant][2])
     finished = epoch if place == "log.csv" else epoch - 1
+    assert stopped.err.count("\n") == 1 and ("--resume" in stopped.err) == (finished > 0)
+    assert folder.exists() == (finished > 0 or place == "before last.pth")  # which best.pth precedes
     assert (folder / "last.pth").exists() == (finished > 0)
     assert not (folder / "metrics.json").exists()
     if finished:

@@ -27,6 +27,7 @@ from datasets.long_tail import (
 from utils.errors import UserError
 from utils.outside import HeldFile
 
+EXACT = 1 << 24  # up to which float32 holds every whole number
 CHUNK = 1 << 18  # numbers that are looked at in one go: they stay in a CPU's cache
 # Floating-point numbers as whole ones of their size, and the bits of their exponent.
 EXPONENTS = {

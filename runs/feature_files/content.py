@@ -113,7 +113,8 @@ def as_float(name: str, values: Stored, notes: list[str]) -> Tensor:
 
 def bad_numbers(name: str, values: Features, *, beyond: bool) -> UserError:
     """Return the error of numbers (N, ...) that are not finite or, `beyond` float32, have become so, with a row."""
-    found, start = [], 0
+    found: list[int] = []
+    start = 0
     for part in values.split(max(1, BLOCK // max(1, values.numel() // max(1, len(values))))):
         bad = ~part.isfinite().reshape(len(part), -1).all(dim=1)
         found += (start + bad.nonzero().squeeze(1)).tolist()

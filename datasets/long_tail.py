@@ -78,13 +78,15 @@ def hash_images(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     whole, first = bytearray(), bytearray()
     for image in images:
         content = np.ascontiguousarray(image)
-        ways = content[:, None] if content.ndim == 2 else content[None]  # pixels (H, W, 3) are one way
-        digest = hashlib.sha256(ways[0].data)
-        first += digest.digest()[:KEY]
-        for way in ways[1:]:
-            digest.update(way.data)
+        if content.ndim == 2 and len(content) > 1:  # pixels (H, W, 3) are one way
+            digest = hashlib.sha256(content[0].data)
+            first += digest.digest()[:KEY]
+            digest.update(content[1:].data)
+        else:
+            digest = hashlib.sha256(content.data)
         whole += digest.digest()
-    return np.frombuffer(bytes(whole), np.uint8).reshape(-1, DIGEST), np.frombuffer(bytes(first), np.uint64)
+    digests = np.frombuffer(bytes(whole), np.uint8).reshape(-1, DIGEST)
+    return digests, np.frombuffer(bytes(first), np.uint64) if first else short_keys(digests)
 
 
 def short_keys(digests: np.ndarray) -> np.ndarray:

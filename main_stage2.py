@@ -16,7 +16,7 @@ from typing import Any
 from settings.fields import STAGE2
 from settings.places import check_places
 from settings.seeds import parse_commands
-from utils.command import EPOCHS_ARE_SAVED, run_command
+from utils.command import EPOCHS_ARE_SAVED, NO_EPOCH_IS_SAVED, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -34,4 +34,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(main, EPOCHS_ARE_SAVED)
+    run_command(main, EPOCHS_ARE_SAVED, NO_EPOCH_IS_SAVED)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.features import EXACT
 from utils.errors import UserError
 
 Array = Any  # a numpy array, a tensor, a table of pandas, or lists of numbers
@@ -51,6 +52,8 @@ def feature_rows(features: Array, name: str = "X") -> np.ndarray:
         raise InputError(f"Found array with 0 sample(s) (shape={array.shape}) while a minimum of 1 is required.")
     if array.shape[1] == 0:
         raise InputError(f"Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is required.")
+    if array.dtype.kind in "iu" and (int(array.max()) > EXACT or int(array.min()) < -EXACT):
+        raise InputError(f"Input {name} contains whole numbers beyond {EXACT:,}, which float32 rounds: scale them")
     try:
         array = array.astype(np.float64 if array.dtype.kind == "O" else array.dtype, copy=False)
         with np.errstate(over="ignore"):

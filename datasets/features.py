@@ -5,7 +5,6 @@ A split's `images` are then (N, 1, d) or, with the mirrored images' features beh
 but the network, whose `features` are what it is given (`models.given_features`).
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from datasets.device_images import DeviceImages
 from datasets.long_tail import (
-    DIGEST,
     Augmentation,
     LongTailedData,
     Split,
+    hash_images,
     index_sha256,
     refuse_equal_names,
     subset_identity,
@@ -28,6 +27,7 @@ from datasets.long_tail import (
 from utils.errors import UserError
 from utils.outside import HeldFile
 
+EXACT = 1 << 24  # up to which float32 holds every whole number
 CHUNK = 1 << 18  # numbers that are looked at in one go: they stay in a CPU's cache
 # Floating-point numbers as whole ones of their size, and the bits of their exponent.
 EXPONENTS = {
@@ -121,20 +121,18 @@ class FileSplit(Split):
     ways: tuple[FileRows, ...]
 
     @cached_property
-    def digests(self) -> np.ndarray:
-        """The sha256 (N, 32) uint8 of each row, as of features in memory; computed once."""
-        count, found = max(1, CHUNK // math.prod(self.images.shape[1:])), bytearray()
-        for parts in zip(*(way.split(count) for way in self.ways), strict=True):
-            for row in torch.stack(parts, dim=1).numpy():
-                found += hashlib.sha256(row.data).digest()
-        return np.frombuffer(bytes(found), np.uint8).reshape(-1, DIGEST)
+    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `digests` and `keys` are, as of features in memory; computed once, in one pass over the file."""
+        count = max(1, CHUNK // math.prod(self.images.shape[1:]))
+        blocks = zip(*(way.split(count) for way in self.ways), strict=True)
+        return hash_images(row for parts in blocks for row in torch.stack(parts, dim=1).numpy())
 
     def take(self, rows: np.ndarray) -> "FileSplit":
         """Return the rows at integer positions (n,), in that order, with their digests where known."""
         ways = tuple(way.take(rows) for way in self.ways)
         taken = FileSplit(self.images, self.labels[rows], self.ids[rows], ways)
-        if "digests" in vars(self):
-            vars(taken)["digests"] = self.digests[rows]
+        if "hashes" in vars(self):
+            vars(taken)["hashes"] = (self.digests[rows], self.keys[rows])
         return taken
 
 

@@ -8,7 +8,7 @@ problem", 2018 (step), in the form that Cao et al. (LDAM, NeurIPS 2019) made the
 import functools
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from utils.text import counted, shown
 IMB_TYPES = ["exp", "step"]
 SUBSETS = ["first", "shuffle"]
 DIGEST = 32  # bytes of a sha256
+KEY = 8  # the first bytes of one, by which copies are found
 LINES = 1 << 14  # of what is hashed, that are written together
 
 
@@ -47,17 +48,50 @@ class Split:
         return len(self.labels)
 
     @functools.cached_property
+    def hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `digests` and `keys` are; computed once, together."""
+        return hash_images(self.images)
+
+    @property
     def digests(self) -> np.ndarray:
-        """The sha256 (N, 32) uint8 of each image, of whatever the images hold; computed once."""
-        found = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in self.images)
-        return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
+        """The sha256 (N, 32) uint8 of each image, of whatever the images hold."""
+        return self.hashes[0]
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The first 64 bits (N,) of the sha256 of each image: of features without those of the mirrored image."""
+        return self.hashes[1]
 
     def take(self, rows: np.ndarray) -> "Split":
         """Return the images at the integer positions `rows` (n,), in that order, with their digests where known."""
         taken = Split(self.images[rows], self.labels[rows], self.ids[rows])
-        if "digests" in vars(self):
-            vars(taken)["digests"] = self.digests[rows]
+        if "hashes" in vars(self):
+            vars(taken)["hashes"] = (self.digests[rows], self.keys[rows])
         return taken
+
+
+def hash_images(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sha256 (N, 32) uint8 of each image, and the first 64 bits (N,) of it.
+
+    An image (ways, d) is features of the image as it is and, behind them, mirrored: the 64 bits are of the first way.
+    """
+    whole, first = bytearray(), bytearray()
+    for image in images:
+        content = np.ascontiguousarray(image)
+        if content.ndim == 2 and len(content) > 1:  # pixels (H, W, 3) are one way
+            digest = hashlib.sha256(content[0].data)
+            first += digest.digest()[:KEY]
+            digest.update(content[1:].data)
+        else:
+            digest = hashlib.sha256(content.data)
+        whole += digest.digest()
+    digests = np.frombuffer(bytes(whole), np.uint8).reshape(-1, DIGEST)
+    return digests, np.frombuffer(bytes(first), np.uint64) if first else short_keys(digests)
+
+
+def short_keys(digests: np.ndarray) -> np.ndarray:
+    """Return the first 64 bits (N,) of hashes (N, 32): enough to tell ten million images apart."""
+    return np.ascontiguousarray(digests[:, :KEY]).view(np.uint64).ravel()
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class StreamedImages(ImageSource):
                         raise RuntimeError("another pass over these images has begun, which ended this one")
                     (slot, piece, _), faults = next(done)
                     if faults and not self.reading.patient:
-                        raise UserError(faults[0][1])
+                        raise UserError(f"{faults[0][1]}; --skip_bad N leaves out up to N such images")
                     self.faults.update(faults)
                     batch[start : start + PIECE] = slots[slot, : len(piece)]
                 yield batch

@@ -83,6 +83,20 @@ class Checkpoint:
         return self.config.get("settings", {})
 
     @property
+    def unfinished(self) -> str:
+        """In words, which epoch this is of how many where a checkpoint of ours is not that of the last one, and where
+        that is known to be so, that its run is not finished; "" for any other, and in the folder of a finished run."""
+        stage = self.config.get("stage", "stage1")
+        epochs = self.settings().get("epochs" if stage == "stage1" else "finetune_epoch")
+        folder = self.path.parent
+        if self.epoch is None or epochs is None or self.epoch == epochs or (folder / "metrics.json").exists():
+            return ""
+        assert self.content is not None
+        begun = "history" in self.content or (folder / "config.json").exists()  # else it may be the best epoch's
+        end = f": {stage.replace('stage', 'stage ')} is not finished" if begun else ""
+        return f"{self.path} is of epoch {self.epoch} of {epochs}{end}"
+
+    @property
     def features(self) -> dict[str, Tensor] | None:
         """The features of the images, by the names of `datasets.features`, of a file that holds these; else None."""
         return None if self.content is None else self.content.get("features")

@@ -1,6 +1,7 @@
 """A run's folder: what lies in it, and the rules for opening it. `runs.run_names` has its name."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from runs.records import read_config
 from settings.declare import Facet
 from settings.fields import FLAGS, PROTOCOL_SWITCHES, with_facet
 from settings.resolve import report_unused
+from utils.command import EPOCHS_ARE_SAVED
 from utils.distributed import from_main, is_main
 from utils.errors import UserError
 from utils.files import FolderLock, lock_folder, read_json, remove_leftovers, write_json
@@ -96,6 +98,35 @@ def _open_run(
         raise
 
 
+@contextlib.contextmanager
+def saved_or_removed(run: Run) -> Iterator[None]:
+    """Let an error or a signal that ends the block leave no folder of a run of which no epoch was saved.
+
+    Where one was, what ends the block has a note that says so. Only the process that has locked the folder removes
+    anything, and of a folder only what a run begins with.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if run.last.exists():
+            error.add_note(EPOCHS_ARE_SAVED)
+        elif run.lock is not None and run.lock.release.alive:
+            remove_unsaved(run.folder, run.lock)
+        raise
+
+
+def remove_unsaved(folder: Path, lock: FolderLock) -> None:
+    """Remove a locked folder that has nothing but a run's config.json, and give it free."""
+    if any((folder / name).exists() for name in OWN_FILES if name != "config.json"):
+        return
+    with contextlib.suppress(OSError):
+        (folder / "config.json").unlink(missing_ok=True)
+    remove_leftovers(folder, RUN_FILES)
+    lock.release()
+    with contextlib.suppress(OSError):  # it holds something else, or another process has entered it
+        folder.rmdir()
+
+
 def made_of_other_things(folder: Path, config: dict[str, Any]) -> str:
     """Return how what a run in a folder was made of differs from what a command names; "" where nothing is known to."""
     if not (folder / "config.json").is_file():
@@ -123,7 +154,9 @@ def _begin_or_resume(run: Run, resume: bool, overwrite: bool, given: Collection[
     for name in OWN_FILES:  # a link in the place of `plots` leads elsewhere
         within(folder, (folder / name).parent)
     present = [name for name in OWN_FILES if (folder / name).exists()]
-    if present and not (resume or overwrite):
+    if present == ["config.json"] and run.lock is not None:  # a kill left it before an epoch was saved
+        _refuse_strange_folder(folder)
+    elif present and not (resume or overwrite):
         state = "a finished run" if "metrics.json" in present else "an interrupted run; --resume goes on with it"
         state += made_of_other_things(folder, config)
         raise UserError(f"{folder} holds {state}; --overwrite replaces it, --out names another place")

@@ -20,6 +20,7 @@ from settings.declare import Facet
 from settings.fields import FLAGS, with_facet
 from settings.resolve import Command, report_unused
 from stages.data import stage1_seed
+from utils.distributed import is_main
 from utils.errors import UserError
 from utils.text import tell
 
@@ -176,9 +177,7 @@ def find_stage1(command: Command) -> tuple[Command, Checkpoint]:
         command = command.replace(start=path.stem)
     if checkpoint.features is not None:
         command = settle_features(command, checkpoint)
-    epochs = checkpoint.settings().get("epochs")
-    if checkpoint.epoch != epochs and not (path.parent / "metrics.json").exists():
-        tell(f"warning: {path} is of epoch {checkpoint.epoch} of {epochs}: stage 1 is not finished", file=sys.stderr)
+    report_unfinished(checkpoint)
     return command, checkpoint
 
 
@@ -190,6 +189,12 @@ def refuse_without_classifier(checkpoint: Checkpoint) -> None:
             f"{path} holds features and no classifier: main_stage2.py --features {path} trains one, and evaluate.py "
             f"--features {path} --cur_stage stage2 reports on it"
         )
+
+
+def report_unfinished(checkpoint: Checkpoint) -> None:
+    """Warn of a checkpoint whose run is not finished; of many processes the first one does."""
+    if (words := checkpoint.unfinished) and is_main():
+        tell(f"warning: {words}", file=sys.stderr)
 
 
 def settle_features(command: Command, checkpoint: Checkpoint) -> Command:
@@ -244,6 +249,7 @@ def find_checkpoints(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
     checkpoints = {name: with_backbone(checkpoint, settings.mmap) for name, checkpoint in read.items()}
     first = next(iter(checkpoints.values()))
     refuse_without_classifier(first)
+    report_unfinished(first)
     report_idle_folder(command, first)
     return adopt_report(command, first), checkpoints
 

@@ -15,7 +15,8 @@ from engine.frozen_features import freeze
 from methods.linear_probe import fit_probe
 from runs.checkpoint import Checkpoint
 from runs.feature_files import USER_FEATURES
-from runs.run_folder import read_metrics
+from runs.run_folder import read_metrics, saved_or_removed
+from runs.session import Session
 from settings.resolve import Command
 from stages.checkpoints import FROM_FEATURES, open_features
 from stages.session import open_session, start_anew
@@ -33,6 +34,12 @@ def train_probe(command: Command, given: Checkpoint | None = None) -> dict[str, 
     session = open_session(command, partial(start_from_features, given=given) if on_features else start_anew)
     if session.run.finished:
         return read_metrics(session.run)
+    with saved_or_removed(session.run):
+        return compute_probe(session)
+
+
+def compute_probe(session: Session) -> dict[str, Any]:
+    """Compute the classifier of a session on its frozen features, and return what metrics.json holds."""
     features_of = freeze(session, seed=session.settings.seed, views="plain").plain
     classifier, labels = session.model.fc, session.images["train"].labels
     decay = session.run.config["settings"]["wd"]

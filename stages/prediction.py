@@ -138,6 +138,8 @@ def read_trained(path: Path, trust_pickle: bool = False) -> Checkpoint:
         raise UserError(f"{file} is a classifier of features: it holds no network that could look at images")
     if is_folder and not (path / "metrics.json").exists():
         tell(f"warning: {path} is not finished: this is its epoch {checkpoint.epoch}", file=sys.stderr)
+    elif words := checkpoint.unfinished:
+        tell(f"warning: {words}", file=sys.stderr)
     return checkpoint
 
 

@@ -24,7 +24,7 @@ from models.network import Network
 from models.torchvision_networks import check_image_size, check_single_image
 from runs.checkpoint import Checkpoint, load_checkpoint, load_weights, with_backbone
 from runs.pretrained_weights import load_pretrained
-from runs.run_folder import CONTROL, open_run
+from runs.run_folder import CONTROL, open_run, saved_or_removed
 from runs.run_names import run_path
 from runs.run_record import describe
 from runs.session import LoadedModel, Session, WeightsFile
@@ -33,7 +33,7 @@ from settings.image_sizes import image_sizes
 from settings.resolve import Command, report_unused
 from settings.stage2_plan import plan_of
 from stages.announcement import announce
-from stages.checkpoints import as_begun, name_backbone
+from stages.checkpoints import as_begun, name_backbone, report_unfinished
 from stages.data import (
     device_images,
     grouped_as_asked,
@@ -66,7 +66,7 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     """
     asked = load_model(command, settle_execution(command), find)
     loaded = with_evaluations(asked)
-    settings, model, checkpoint = loaded.settings, loaded.model, loaded.checkpoint
+    settings, checkpoint = loaded.settings, loaded.checkpoint
     refuse_small_batches(loaded)
     plan = plan_of(settings, loaded.data.num_classes) if loaded.command.script == STAGE2 else None
     if plan is not None and plan.needs_held_out:
@@ -83,17 +83,25 @@ def open_session(command: Command, find: Find = start_anew) -> Session:
     run = open_run(folder, config, **how, given=loaded.command.given)
     session = Session(**vars(loaded), target=target, loss=loss, run=run, plan=plan)
     if not run.finished:
-        announce(session, folder)
-        if asked.settings.eval_every is None and settings.eval_every != 1:
-            tell(
-                f"evaluated every {settings.eval_every} epochs and after the last, which takes a tenth of the training "
-                "(the rule on a CPU); --eval_every 1: every epoch"
-            )
-        if start is None and settings.epochs > 0:
-            with_batch_norm(model, session.execution, settings.sync_bn == "on")
-        session.execution.place(model)
-        loss.to(session.execution.device)
+        with saved_or_removed(run):
+            begin(session, by_rule=asked.settings.eval_every is None)
     return session
+
+
+def begin(session: Session, *, by_rule: bool) -> None:
+    """Say what a session is about to run, how often it is evaluated where that is `by_rule`, and put its network and
+    loss on the device."""
+    settings = session.settings
+    announce(session, session.run.folder)
+    if by_rule and settings.eval_every != 1:
+        tell(
+            f"evaluated every {settings.eval_every} epochs and after the last, which takes a tenth of the training "
+            "(the rule on a CPU); --eval_every 1: every epoch"
+        )
+    if session.plan is None and settings.epochs > 0:
+        with_batch_norm(session.model, session.execution, settings.sync_bn == "on")
+    session.execution.place(session.model)
+    session.loss.to(session.execution.device)
 
 
 def with_evaluations(loaded: LoadedModel) -> LoadedModel:
@@ -229,6 +237,7 @@ def load_weights_file(model: Network, settings: Settings) -> WeightsFile | None:
     except UserError as error:
         raise UserError(f"--weights {settings.weights}: {error}") from error
     tell(f"weights: {checkpoint.path} ({checkpoint.kind}): {report.summary()}")
+    report_unfinished(checkpoint)
     record = {"file": str(checkpoint.path), "sha256": checkpoint.sha256, "loaded": report.summary()}
     return WeightsFile(checkpoint, record)
 

@@ -17,7 +17,7 @@ from runs.shards import SHARD_MIB
 from settings.command_line import parse_command
 from settings.fields import EVALUATE, STAGE1
 from settings.resolve import Command
-from stages.checkpoints import adopt_checkpoint, refuse_without_classifier
+from stages.checkpoints import adopt_checkpoint, refuse_without_classifier, report_unfinished
 from stages.data import refuse_other_images
 from stages.session import load_model, settle_execution
 from utils.arguments import CommandParser
@@ -69,6 +69,7 @@ def open_source(path: Path, flags: Sequence[str]) -> Source:
     refuse_without_classifier(checkpoint)
     if checkpoint.content is None:
         checkpoint = with_configuration(checkpoint, command)
+    report_unfinished(checkpoint)
     return Source(path, checkpoint, metrics)
 
 

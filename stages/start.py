@@ -23,6 +23,7 @@ from stages.checkpoints import (
     find_checkpoints,
     find_stage1,
     open_features,
+    report_unfinished,
     settle_features,
 )
 from stages.data import stage1_seed
@@ -111,13 +112,15 @@ def find_reported(command: Command) -> tuple[Command, dict[str, Checkpoint]]:
         return adopt_report(command, given), {given.path.stem: given}
     files = checkpoint_files(find_run(command, stage, command.settings.seed))
     checkpoints = {name: with_features(load_checkpoint(file), given) for name, file in files.items()}
+    report_unfinished(checkpoints["last"])
     return adopt_report(command, checkpoints["last"]), checkpoints
 
 
 def find_classifier(command: Command, given: Checkpoint) -> Checkpoint:
     """Return the stage-1 run on a file of features that has no classifier, after training it where there is none."""
     seed = stage1_seed(command.settings)
-    runs = map(read_config, seed_folder(command.settings, seed).glob("stage1*/config.json"))
+    begun = seed_folder(command.settings, seed).glob("stage1*/config.json")
+    runs = (read_config(path) for path in begun if (path.parent / "last.pth").is_file())  # not one that was killed
     same = (config.get("settings", {}).get("holdout", 0) == command.settings.holdout for config in runs)
     if not from_main(any(same) if is_main() else False):  # a slower process would see what the first has begun
         names = ("features", "holdout", "out", "device", "gpu", "workers", "mmap", "shots")

@@ -131,12 +131,20 @@ def find_choices(
     if request.select:
         known = None if known is None else without_earlier_forms(path, known, list(RECIPES))
         known = choose_missing(request, path, methods, context, known, conditions)
-    known = None if known is None else without_earlier_forms(path, known, methods)
+    known = None if known is None else of_methods(without_earlier_forms(path, known, methods), methods)
     if known is None:
         tell("no selection yet: --select chooses each method's numbers on held-out images")
         return None
-    tell(f"numbers chosen on held-out images: {path}")
+    tell(f"numbers chosen on held-out images{'' if request.select else ' by an earlier command'}: {path}")
     return known
+
+
+def of_methods(known: pd.DataFrame | None, methods: Sequence[str]) -> pd.DataFrame | None:
+    """Return the trials of some methods, which the others of a selection have no part in; None where there are none."""
+    if known is None:
+        return None
+    own = known[known["method"].str.removeprefix("shared budget: ").isin(methods)]
+    return None if own.empty else own
 
 
 def choose_missing(

@@ -17,7 +17,7 @@ def closing_lines(flags: Sequence[str], measured: Sequence[dict[str, Any]], choi
 
     `flags` are those by which stage 2 names its stage 1. Rows as good as the winner are counted. Chosen numbers
     are judged by what chose them, other rows by held-out images or, where there are none, by the test images, which is
-    said.
+    said. `choices` are of the methods of the table; those of it that were not chosen are named.
     """
     scores, stage1, words = of_choices(choices)
     if not scores:
@@ -31,6 +31,11 @@ def closing_lines(flags: Sequence[str], measured: Sequence[dict[str, Any]], choi
             f"warning: on {words} no method reaches stage 1: class-balanced accuracy {stage1:.1f} there, "
             f"{scores[winner]:.1f} the best; keep the classifier of stage 1"
         )
+    judged = {shlex.split(flags)[1] for flags in scores}
+    names = dict.fromkeys(shlex.split(row["label"]["flags"])[1] for row in measured)
+    left_out = [name for name in names if name not in judged and choices is not None]
+    if left_out:
+        lines.append(f"not compared on {words}: {', '.join(left_out)} (no numbers chosen there)")
     others = sum(score == scores[winner] for score in scores.values()) - 1
     ties = f" ({counted(others, 'more row is', 'more rows are')} as good there)" if others else ""
     name = shlex.split(winner)[1]

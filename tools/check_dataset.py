@@ -125,8 +125,8 @@ def make_report(
     listed = [split for split in splits.values() if isinstance(split, ListedSplit)]
     if listed:
         report["warnings"] += find_repeats(join(listed[:2]), listed[2])
-        report["warnings"] += data.identity.warnings if data.identity is not None else ()
         report["files"] = check_files(join(listed), decode, options)
+    report["warnings"] += data.identity.warnings if data.identity is not None else ()
     return report
 
 

@@ -27,15 +27,17 @@ ENDED_BY_SYSTEM = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT) 
 EPOCHS_ARE_SAVED = (
     ": finished epochs are saved; the same command with --resume (and the same --seed) goes on from there"
 )
+NO_EPOCH_IS_SAVED = ": no new epoch was saved"
 ENDING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-def run_command(command: Callable[[], object], interrupted: str = "") -> None:
+def run_command(command: Callable[[], object], interrupted: str = "", otherwise: str | None = None) -> None:
     """Run a script's `main` and turn what a user can cause into an exit status.
 
     Status 2 with one line for a `UserError`. Ctrl-C, SIGTERM and SIGHUP end the command alike, as a `KeyboardInterrupt`
     that lets a checkpoint be completed: one line, where `interrupted` says what is left behind, and the status is by
     convention 128 and the signal's number, so 130, 143 and 129. A signal that is ignored, as `nohup` has it, stays so.
+    With `otherwise`, `interrupted` is said only where it is a note on what ended the command, else `otherwise` is.
     Anything else is a defect of ours and keeps its traceback.
     """
     arrived: list[int] = []
@@ -56,12 +58,18 @@ def run_command(command: Callable[[], object], interrupted: str = "") -> None:
                 raise
             say(f"error: {line}")
             sys.exit(2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            left = interrupted if otherwise is None or has_note(error, interrupted) else otherwise
             number = arrived[0] if arrived else signal.SIGINT
             by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
             if of_many() <= 0:
-                say(f"interrupted{by}{interrupted}")
+                say(f"interrupted{by}{left}")
             sys.exit(128 + number)
+
+
+def has_note(error: BaseException, note: str) -> bool:
+    """Tell whether an error, or the one that it was raised for, has a note."""
+    return any(note in getattr(one, "__notes__", ()) for one in (error, error.__cause__))
 
 
 def line_for(error: Exception) -> str | None:

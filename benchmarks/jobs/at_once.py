@@ -16,7 +16,7 @@ from runs.run_names import run_path
 from settings.command_line import parse_command
 from settings.fields import STAGE1
 from stages.commands.several_runs import RunBeside, run_all
-from utils.command import EPOCHS_ARE_SAVED, run_command
+from utils.command import EPOCHS_ARE_SAVED, NO_EPOCH_IS_SAVED, run_command
 from utils.errors import UserError
 
 BETWEEN = "+"
@@ -53,4 +53,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, EPOCHS_ARE_SAVED)
+    run_command(main, EPOCHS_ARE_SAVED, NO_EPOCH_IS_SAVED)

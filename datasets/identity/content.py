@@ -6,7 +6,6 @@ numbers.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 from datasets.identity.early_look import EarlyLook
 from datasets.identity.file_hashes import file_digests
 from datasets.identity.kept_records import kept_or_made
+from datasets.identity.overlaps import copies, overlaps
 from datasets.long_tail import DIGEST, Identity, LongTailedData, Split, members_by_class, subset_identity
 from datasets.on_disk.listed_split import ListedSplit, join, path_identity
-from utils.text import counted, shown
 
 CONTENT, NAMES = "content", "names"
 HOW = (CONTENT, NAMES)
@@ -38,23 +37,23 @@ def with_identity(
     """Return a data set with its `identity`; the hashes of files, and what follows from many, are kept in `folder`.
 
     `held_out_share` says that the held-out images are a share of the training images, not a list of their own. See
-    `identity_record` for what is recorded. Warnings are made of images on disk alone (`overlaps`). An `early` look at
-    the files saves another (`datasets.identity.early_look`).
+    `identity_record` for what is recorded, `datasets.identity.overlaps` for the warnings. An `early` look at the files
+    saves another (`datasets.identity.early_look`).
     """
     splits = [data.train, data.holdout, data.test]
     listed = [split for split in splits if isinstance(split, ListedSplit)]
     if not listed:
         digests = np.concatenate([split.digests for split in splits])
         record = identity_record(splits, parts_of(digests, splits), data.num_classes, held_out_share)
-        of = "features" if data.train.images.ndim == 3 else "pixels"
-        return replace(data, identity=Identity({"how": CONTENT, "of": of, **record}))
+        of, what = ("features", "row") if data.train.images.ndim == 3 else ("pixels", "image")
+        return replace(data, identity=Identity({"how": CONTENT, "of": of, **record}, tuple(copies(splits, what))))
     joined = join(listed)
     found = file_digests(joined, folder, early) if how == CONTENT else None
 
     def make() -> Identity:
         parts = parts_of(name_digests(joined) if found is None else found, splits)
         record = identity_record(splits, parts, data.num_classes, held_out_share)
-        return Identity({"how": how, "of": "files", **record}, tuple(overlaps(listed, parts, how)))
+        return Identity({"how": how, "of": "files", **record}, tuple(overlaps(listed, parts, how.removesuffix("s"))))
 
     words = [how, data.num_classes, held_out_share, [len(split) for split in splits]]
     arrays = [joined.images, joined.labels, joined.ids, *([] if found is None else [found])]
@@ -142,51 +141,6 @@ def class_digests(split: Split, digests: np.ndarray, order: np.ndarray, num_clas
     """Return an identity for each class: of the hashes of its images in their `hash_order`, whatever its number."""
     members = members_by_class(split.labels[order], num_classes)
     return [hashlib.sha256(digests[order[rows]].tobytes()).hexdigest()[:CLASS_DIGITS] for rows in members]
-
-
-def overlaps(splits: Sequence[ListedSplit], digests: Sequence[np.ndarray], how: str) -> list[str]:
-    """Return a line for paths that stand under two labels, and for training images that are test images too.
-
-    Held-out images count as training images. Test images are compared by their content or, by `names`, by their paths.
-    """
-    learned, test = join(splits[:2]), splits[2]
-    keys = [short_keys(np.concatenate(digests[:2])), short_keys(digests[2])]
-    lines = []
-    for words, split, own in (("training", learned, keys[0]), ("test", test, keys[1])):
-        twice = under_two_labels(split, own)
-        if len(twice):
-            stand = counted(len(twice), f"{words} image stands", f"{words} images stand")
-            lines.append(f"{stand} under two labels (first: {first_names(twice)})")
-    shared = np.isin(keys[1], keys[0]) & (keys[1] != 0)
-    if shared.any():
-        row = int(np.flatnonzero(shared)[0])
-        same = learned.images[np.flatnonzero(keys[0] == keys[1][row])[0]]
-        by = "by content" if how == CONTENT else "by name"
-        pair = f"{shown(os.fsdecode(test.images[row]))} is {shown(os.fsdecode(same))}"
-        both = ("test image is a training image", "test images are training images")
-        lines.append(f"{counted(int(shared.sum()), *both)} too, {by} (first: {pair})")
-    return lines
-
-
-def short_keys(digests: np.ndarray) -> np.ndarray:
-    """Return the first 64 bits (N,) of hashes (N, 32): enough to tell half a million images apart."""
-    return np.ascontiguousarray(digests[:, :8]).view(np.uint64).ravel()
-
-
-def under_two_labels(split: ListedSplit, keys: np.ndarray) -> np.ndarray:
-    """Return the paths that stand under more than one label; only rows with equal keys (N,) can have equal paths."""
-    order = np.argsort(keys, kind="stable")
-    equal = keys[order][1:] == keys[order][:-1]
-    rows = np.unique(np.concatenate([order[1:][equal], order[:-1][equal]]))
-    paths, labels = split.images[rows], split.labels[rows]
-    order = np.lexsort((labels, paths))
-    paths, labels = paths[order], labels[order]
-    return np.unique(paths[1:][(paths[1:] == paths[:-1]) & (labels[1:] != labels[:-1])])
-
-
-def first_names(paths: np.ndarray) -> str:
-    """Return the first three of many paths in words."""
-    return ", ".join(shown(os.fsdecode(path)) for path in paths[:3].tolist())
 
 
 def relabelled(data: LongTailedData, places: Sequence[int], class_names: list[str]) -> LongTailedData:

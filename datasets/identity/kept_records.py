@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.files import make_folder, read_json, remove_leftovers, write_text
 from utils.text import tell
 
-FORMAT = 1  # of what an identity is made of; another one makes all anew
+FORMAT = 2  # of what an identity is made of; another one makes all anew
 WORTH_SECONDS = 0.2  # what takes less is done again
 
 

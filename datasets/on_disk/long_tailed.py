@@ -15,6 +15,7 @@ from datasets.long_tail import (
     select_subset,
     split_holdout,
 )
+from datasets.on_disk.labels.writing import folded
 from datasets.on_disk.listed_split import ListedSplit, join, path_identity
 from utils.errors import UserError
 from utils.text import counted, printable, shown
@@ -126,6 +127,7 @@ def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_
     """Raise UserError where one of the classes 0..K-1 has no image; it needs no array of K numbers."""
     present = np.unique(labels)
     if len(present) < num_classes:
+        refuse_other_spelling(present, class_names or [])
         gaps = np.flatnonzero(present != np.arange(len(present)))
         first = int(gaps[0]) if len(gaps) else len(present)
         name = f" '{shown(class_names[first])}'" if class_names else ""
@@ -134,6 +136,19 @@ def refuse_empty_classes(labels: np.ndarray, num_classes: int, part: str, class_
             f"{num_classes - len(present)} of {num_classes} classes have no {part} image (first: class {first}{name}); "
             f"add images, or leave such classes out with --drop_empty_classes{largest}"
         )
+
+
+def refuse_other_spelling(present: np.ndarray, class_names: Sequence[str]) -> None:
+    """Raise UserError where a class that is not among those with training images, `present` (k,), has the name of one
+    that is, but for case, accents' kinds and blanks: to leave it out would lose the images of one class."""
+    known = {folded(class_names[label]): label for label in present if label < len(class_names)}
+    for label in np.setdiff1d(np.arange(len(class_names)), present):
+        same = known.get(folded(class_names[label]))
+        if same is not None:
+            raise UserError(
+                f"class '{shown(class_names[label])}' has no training image, and '{shown(class_names[same])}', which "
+                "looks like another spelling of it, has; give both one name"
+            )
 
 
 def untested_classes(labels: np.ndarray, class_names: list[str]) -> Notes:
@@ -151,11 +166,13 @@ def without_empty_classes(
 ) -> tuple[list[str], ListedSplit, ListedSplit | None, ListedSplit, Notes]:
     """Return the names of the classes with training images, the splits of these alone, and notes of what went.
 
-    The classes keep their order; their labels move up. Raises UserError where no test image is left.
+    The classes keep their order; their labels move up. Raises UserError where no test image is left, and for a class
+    that is another one in another spelling.
     """
     kept = np.unique(train.labels)
     if len(kept) == len(class_names):
         return class_names, train, val, test, ()
+    refuse_other_spelling(kept, class_names)
     gone = np.setdiff1d(np.arange(len(class_names)), kept)
     names = name_some([class_names[label] for label in gone])
     notes = [f"{len(gone)} of {len(class_names)} classes have no training image and are left out: {names}"]

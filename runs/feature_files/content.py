@@ -1,7 +1,7 @@
 """Arrays of features and labels, checked, as the content of a stage-1 checkpoint whose backbone did its work elsewhere.
 
-Features are float16, bfloat16, float32 or float64. What stage 2, the tables and `evaluate.py` can do with a checkpoint
-(`runs.checkpoint`) they can do with this.
+Features are float16, bfloat16, float32, float64, or whole numbers that float32 holds. What stage 2, the tables and
+`evaluate.py` can do with a checkpoint (`runs.checkpoint`) they can do with this.
 """
 
 import math
@@ -16,8 +16,18 @@ from datasets.features import Features, FileRows, FileSplit, features_data, is_f
 from datasets.long_tail import LongTailedData
 from runs.feature_files.labels import map_labels
 from runs.feature_files.names import SPLITS
-from runs.feature_files.source import FLOATS, Source, Stored, describe, divide, refuse_missing, tested_on_held_out
+from runs.feature_files.source import (
+    FLOATS,
+    Source,
+    Stored,
+    describe,
+    divide,
+    refuse_missing,
+    tested_on_held_out,
+    whole_as_float,
+)
 from utils.errors import UserError
+from utils.text import counted
 
 USER_FEATURES = "features that another model made"  # the kind of such a checkpoint
 USER_NETWORK = "features"  # what such a checkpoint has in the place of a network's name
@@ -95,18 +105,37 @@ def config_of(data: LongTailedData) -> dict[str, Any]:
 def as_float(name: str, values: Stored, notes: list[str]) -> Tensor:
     """Return features (N, d) in float16 where they are, else in float32, which is what classifiers are trained in.
 
-    Maps of one pixel, (N, d, 1, 1) or (N, 1, 1, d), become (N, d). Raises UserError for larger ones, and for what is
-    no floating point or not finite.
+    Maps of one pixel, (N, d, 1, 1) or (N, 1, 1, d), become (N, d). Raises UserError for larger ones, for what is no
+    number or not finite, and for whole numbers that float32 would round.
     """
-    if not isinstance(values, Tensor) or values.dtype not in FLOATS:
-        raise UserError(f"'{name}' must be (images, features) in float16, float32 or float64, not {describe(values)}")
+    whole = isinstance(values, Tensor) and not (values.is_floating_point() or values.is_complex())
+    if not isinstance(values, Tensor) or (values.dtype not in FLOATS and (not whole or values.dtype == torch.bool)):
+        raise UserError(
+            f"'{name}' must be (images, features) in float16, float32, float64 or whole numbers, not {describe(values)}"
+        )
+    if whole:
+        if values.ndim < 2:  # labels, as like as not
+            raise UserError(f"'{name}' must be (images, features), not {describe(values)}")
+        values = torch.from_numpy(whole_as_float(values.numpy(), f"'{name}'"))
     if values.ndim > 2:
         values = flatten_maps(name, values, notes)
     converted = values if values.dtype == torch.float16 else values.float()
     if not is_finite(converted):
-        beyond = is_finite(values)
-        raise UserError(f"'{name}' holds numbers that are {'too large for float32' if beyond else 'not finite'}")
+        raise bad_numbers(name, converted, beyond=is_finite(values))
     return converted
+
+
+def bad_numbers(name: str, values: Features, *, beyond: bool) -> UserError:
+    """Return the error of numbers (N, ...) that are not finite or, `beyond` float32, have become so, with a row."""
+    found: list[int] = []
+    start = 0
+    for part in values.split(max(1, BLOCK // max(1, values.numel() // max(1, len(values))))):
+        bad = ~part.isfinite().reshape(len(part), -1).all(dim=1)
+        found += (start + bad.nonzero().squeeze(1)).tolist()
+        start += len(part)
+    words = f"'{name}' holds numbers that are {'too large for float32' if beyond else 'not finite'}"
+    where = f"{words}, in {counted(len(found), 'row')} (first: row {found[0]})"
+    return UserError(f"{where}; leave such rows out, with their labels, or make them anew" if "_f" in name else where)
 
 
 def left_in_file(name: str, values: FileRows, notes: list[str]) -> FileRows:
@@ -118,7 +147,7 @@ def left_in_file(name: str, values: FileRows, notes: list[str]) -> FileRows:
     count = max(1, BLOCK // max(1, values.shape[1]))
     if not all(map(is_finite, values.split(count))):
         beyond = all(map(is_finite, replace(values, dtype=values.stored).split(count)))
-        raise UserError(f"'{name}' holds numbers that are {'too large for float32' if beyond else 'not finite'}")
+        raise bad_numbers(name, values, beyond=beyond)
     return values
 
 

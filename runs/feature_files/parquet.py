@@ -17,7 +17,7 @@ import torch
 from runs.archives import refuse_unpacked
 from runs.feature_files.names import SPLITS, assign, listed, role_of, split_of
 from runs.feature_files.numpy_arrays import from_numpy
-from runs.feature_files.source import Source, Stored, Values, holdings
+from runs.feature_files.source import Source, Stored, Values, holdings, whole_as_float
 from runs.shards import joint_sha256
 from utils.errors import UserError
 from utils.files import sha256_of
@@ -161,8 +161,6 @@ def columns_of(schema: Any, part: Part) -> Columns:
     if not features:
         raise UserError(f"no column of features: one of lists, named features or embedding, or a column each{there}")
     values = [kinds[name].value_type if lists else kinds[name] for name in features]
-    if lists and not types.is_floating(values[0]):
-        raise UserError(f"'{shown(features[0])}' must be lists of floating point, not {kinds[features[0]]}{there}")
     used = {*features, taken["labels"], taken.get("split")}
     return Columns(
         features,
@@ -246,7 +244,7 @@ def column_values(batch: Any, name: str, part: Part) -> np.ndarray:
     """Return a column of numbers or texts; a UserError says that a row has none."""
     column = batch.column(batch.schema.get_field_index(name))
     if column.null_count:
-        raise UserError(f"'{shown(name)}' of {part.name} has rows without a value")
+        raise UserError(f"'{shown(name)}' of {part.name} has rows without a value; fill them or leave them out")
     if hasattr(column, "dictionary_decode"):
         column = column.dictionary_decode()
     values = column.to_numpy(zero_copy_only=False)
@@ -265,7 +263,8 @@ def read_all_features(parts: Sequence[Part], columns: Columns, numbers: Sequence
     for part, own in zip(parts, numbers, strict=True):
         done = 0
         for batch in batches(part, columns.features, max(1, BATCH // max(width, 1 << 10))):
-            rows = list_rows(batch, columns, part) if columns.lists else column_rows(batch, columns, part)
+            read = list_rows if columns.lists else column_rows
+            rows = read(batch, columns, part, done)
             if not arrays:
                 width = rows.shape[1]
                 refuse_unpacked(sum(counts.values()) * width * 4, size)
@@ -276,40 +275,54 @@ def read_all_features(parts: Sequence[Part], columns: Columns, numbers: Sequence
             here = own[done : done + len(rows)]
             done += len(rows)
             for i in np.unique(here).tolist():
-                chosen = narrowed(rows if (here == i).all() else rows[here == i])
+                chosen = rows if (here == i).all() else rows[here == i]
                 arrays[i][filled[i] : filled[i] + len(chosen)] = chosen
                 filled[i] += len(chosen)
     return arrays
 
 
-def narrowed(rows: np.ndarray) -> np.ndarray:
-    """Return float64 as float32; a UserError says that it holds numbers too large for that."""
+def narrowed(rows: np.ndarray, what: str, start: int) -> np.ndarray:
+    """Return float64 and whole numbers as float32; a UserError says that `what` holds numbers too large for that.
+
+    `start` is the number of the first row in its file.
+    """
+    if rows.dtype.kind in "iu":
+        return whole_as_float(rows, what, start)
     if rows.dtype != np.float64:
         return rows
     with np.errstate(over="ignore"):
         small = rows.astype(np.float32)
     if np.isinf(small).any() and not np.isinf(rows).any():
-        raise UserError("the features hold numbers that are too large for float32")
+        raise UserError(f"{what} holds numbers that are too large for float32")
     return small
 
 
-def list_rows(batch: Any, columns: Columns, part: Part) -> np.ndarray:
-    """Return a column of lists as (rows, d); a UserError says that they differ in length or lack numbers."""
+def list_rows(batch: Any, columns: Columns, part: Part, start: int) -> np.ndarray:
+    """Return a column of lists as (rows, d); a UserError says that they differ in length or lack numbers.
+
+    `start` is the number of the first row in its file.
+    """
     from pyarrow import compute
 
     (name,) = columns.features
     column = batch.column(0)
     if column.null_count:
-        raise UserError(f"'{shown(name)}' of {part.name} has rows without a value")
+        raise UserError(f"'{shown(name)}' of {part.name} has rows without a value; fill them or leave them out")
     lengths = compute.list_value_length(column).unique().to_pylist()
     values = column.flatten()
     if len(lengths) != 1 or values.null_count:
         what = "rows of different lengths" if len(lengths) != 1 else "lists with numbers missing"
         raise UserError(f"'{shown(name)}' of {part.name} has {what}: {listed(map(str, sorted(lengths)), 5)}")
-    return values.to_numpy(zero_copy_only=False).reshape(len(batch), lengths[0])
+    rows = values.to_numpy(zero_copy_only=False).reshape(len(batch), lengths[0])
+    return narrowed(rows, column_words(name, part), start)
 
 
-def column_rows(batch: Any, columns: Columns, part: Part) -> np.ndarray:
+def column_words(name: str, part: Part) -> str:
+    """Return in words which column of which file it is."""
+    return f"'{shown(name)}' of {part.name}"
+
+
+def column_rows(batch: Any, columns: Columns, part: Part, start: int) -> np.ndarray:
     """Return columns of a number each as (rows, d), in the order of the table."""
-    values = [column_values(batch, name, part) for name in columns.features]
-    return np.stack([narrowed(one) if one.dtype == np.float64 else one for one in values], axis=1)
+    own = [narrowed(column_values(batch, name, part), column_words(name, part), start) for name in columns.features]
+    return np.stack(own, axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.features import FileRows
+from datasets.features import EXACT, FileRows
 from runs.feature_files.names import KINDS, SPLITS, assign, listed, role_of, split_of
 from utils.errors import UserError
 from utils.outside import HeldFile
@@ -109,6 +109,22 @@ def describe(values: Stored) -> str:
     kind = "texts" if isinstance(values, np.ndarray) and values.dtype.kind in "US" else str(values.dtype)
     kind = str(values.stored) if isinstance(values, FileRows) else kind
     return f"{tuple(values.shape)} in {kind.removeprefix('torch.')}"
+
+
+def whole_as_float(values: np.ndarray, what: str, start: int = 0) -> np.ndarray:
+    """Return whole numbers (N, ...) as float32; a UserError says that `what` holds numbers that would be rounded.
+
+    `start` is the number of the first row.
+    """
+    if values.size and (int(values.max()) > EXACT or int(values.min()) < -EXACT):
+        inside = ((values <= EXACT) & (values >= -EXACT)).reshape(len(values), -1)
+        row = int(inside.all(axis=1).argmin())
+        first = f"{values.reshape(len(values), -1)[row][~inside[row]][0]} in row {start + row}"
+        raise UserError(
+            f"{what} holds whole numbers beyond {EXACT:,}, which float32 rounds (first: {first}); leave out what only "
+            "names images, and save measured numbers as float32"
+        )
+    return values.astype(np.float32)
 
 
 def holdings(words: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from datasets import ON_DISK
 from engine.steps import MOST_AT_ONCE
+from runs.run_folder import saved_or_removed
 from runs.session import Session
 from settings.fields import STAGE1
 from settings.resolve import Command
@@ -190,6 +191,15 @@ def train_in_threads(runs: Sequence[RunBeside]) -> None:
     ]
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # what opened them was in another stream
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            if run.session is not None:
+                stack.enter_context(saved_or_removed(run.session.run))
+        start_and_join(threads, ending)
+
+
+def start_and_join(threads: Sequence[threading.Thread], ending: threading.Event) -> None:
+    """Start threads and wait for them; what interrupts that sets `ending`, and is raised once they have ended."""
     started: list[threading.Thread] = []
     try:
         for thread in threads:

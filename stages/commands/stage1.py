@@ -13,7 +13,7 @@ from engine.finish import finish_run
 from engine.fit import Training, fit, make_sgd
 from engine.frozen_features import network_features
 from engine.steps import StepGraph
-from runs.run_folder import read_metrics
+from runs.run_folder import read_metrics, saved_or_removed
 from runs.session import Session
 from settings.resolve import Command
 from stages.linear_probe_start import train_probe
@@ -41,9 +41,10 @@ def train_stage1(
     """Train the network of a session, report on it within `reporting`, and return what metrics.json holds."""
     if session.run.finished:
         return read_metrics(session.run)
-    history, logits_of = fit(session, plan_training(session), network_features(session))
-    with reporting:
-        return finish_run(session, history, logits_of)
+    with saved_or_removed(session.run):
+        history, logits_of = fit(session, plan_training(session), network_features(session))
+        with reporting:
+            return finish_run(session, history, logits_of)
 
 
 def plan_training(session: Session) -> Training:

@@ -25,7 +25,7 @@ from engine.many_heads import HeadTrainer
 from evaluation.measure import SplitLogits
 from methods.plan import Plan, compute_head, in_late_phase, row_norm_limit, start_head, visiting_order
 from models.heads import max_norm_
-from runs.run_folder import read_metrics
+from runs.run_folder import read_metrics, saved_or_removed
 from runs.session import Session
 from settings.command_line import parse_command
 from settings.fields import STAGE2
@@ -43,6 +43,12 @@ def run_stage2(command: Command) -> dict[str, Any]:
     session = open_session(command, find_start)
     if session.run.finished:
         return read_metrics(session.run)
+    with saved_or_removed(session.run):
+        return train_stage2(session)
+
+
+def train_stage2(session: Session) -> dict[str, Any]:
+    """Re-train the classifier of a session, report on it, and return what metrics.json holds."""
     plan = session.plan
     assert plan is not None, "a session of stage 2 has one"
     announce_method(session, plan)

@@ -156,9 +156,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     script, arguments = command(variant, start, tmp_path)
     stopped = interrupt(script, arguments, epoch, place)
     assert stopped.status == 130
-    assert stopped.err.count("\n") == 1 and "--resume" in stopped.err
     folder = folder_of(tmp_path, VARIANTS[variant][2])
     finished = epoch if place == "log.csv" else epoch - 1
+    assert stopped.err.count("\n") == 1 and ("--resume" in stopped.err) == (finished > 0)
+    assert folder.exists() == (finished > 0 or place == "before last.pth")  # which best.pth precedes
     assert (folder / "last.pth").exists() == (finished > 0)
     assert not (folder / "metrics.json").exists()
     if finished:
@@ -295,6 +296,31 @@ def test_stage_2_warns_of_a_stage_1_that_is_not_finished(start: Path, tmp_path: 
     source = folder_of(tmp_path, VARIANTS["stage 1"][2])
     outcome = succeed("main_stage2", "--dataset", "digits", "--out", tmp_path, "--pretrained_pth", source)
     assert "epoch 2 of 3" in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("variant", "stage"), [("stage 1", "stage 1"), ("honest", "stage 2")])
+def test_a_report_on_a_run_that_is_not_finished_says_so(variant: str, stage: str, start: Path, tmp_path: Path) -> None:
+    script, arguments = command(variant, start, tmp_path)
+    interrupt(script, arguments, epoch=2, place="log.csv")
+    folder = folder_of(tmp_path, VARIANTS[variant][2])
+    line = f"warning: {folder / 'last.pth'} is of epoch 2 of 3: {stage} is not finished\n"
+    assert succeed("evaluate", "--pretrained_pth", folder).err == line  # once, of last and best
+    assert succeed("evaluate", "--pretrained_pth", folder / "last.pth").err == line
+    shutil.copy(folder / "best.pth", tmp_path / "best.pth")  # of which epoch is best nobody knows
+    epoch = torch.load(tmp_path / "best.pth", weights_only=True)["epoch"]
+    told = succeed("evaluate", "--pretrained_pth", tmp_path / "best.pth").err
+    assert told == f"warning: {tmp_path / 'best.pth'} is of epoch {epoch} of 3\n"
+    succeed(script, *arguments, "--resume")
+    assert succeed("evaluate", "--pretrained_pth", folder).err == ""
+    assert succeed("evaluate", "--pretrained_pth", folder / "best.pth").err == ""
+
+
+def test_weights_of_a_run_that_is_not_finished_are_said_to_be(start: Path, tmp_path: Path) -> None:
+    script, arguments = command("stage 1", start, tmp_path)
+    interrupt(script, arguments, epoch=1, place="log.csv")
+    last = folder_of(tmp_path, VARIANTS["stage 1"][2]) / "last.pth"
+    told = succeed(script, *arguments, "--weights", last).err
+    assert f"warning: {last} is of epoch 1 of 3: stage 1 is not finished" in told
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,10 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(workers: int, split: Li
     assert len(next(batches)) == 18
     with pytest.raises(UserError) as caught:
         next(batches)
-    assert str(caught.value) == f"cannot read the image {split.root}/gone.jpg: No such file or directory"
+    assert str(caught.value) == (
+        f"cannot read the image {split.root}/gone.jpg: No such file or directory; --skip_bad N leaves out up to N such "
+        "images"
+    )
     assert len(next(images.view_batches([torch.arange(5)]))) == 5
     images.close()
 

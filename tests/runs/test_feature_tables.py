@@ -164,7 +164,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no labels": ({"labels": None}, "no column of labels: it may be named label, target, y, ...; mine.parquet holds"),
     "no features": ({"features": None}, "no column of features"),
     "two labels": ({"y": [0] * 6}, "'labels' and 'y' are both 'labels'"),
-    "lists of whole numbers": ({"features": [[1, 2]] * 6}, "must be lists of floating point, not list"),
+    "lists of texts": ({"features": [["1", "2"]] * 6}, "no column of features: one of lists"),
     "lists of many lengths": ({"features": [[1.0]] * 5 + [[1.0, 2.0]]}, "has rows of different lengths: 1, 2"),
     "no list": ({"features": [[1.0]] * 5 + [None]}, "has rows without a value"),
     "no number": ({"features": [[1.0]] * 5 + [[None]]}, "has lists with numbers missing"),

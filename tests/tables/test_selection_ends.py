@@ -11,6 +11,7 @@ from engine.choice.folds import fold_numbers
 from tables.selection import beyond_ends, mark_chosen, next_value
 from tables.winner import closing_lines
 from tests.helpers import read, refused, succeed
+from tests.table_runs import make
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,25 @@ def test_below_stage_1_on_held_out_rows_is_said_last(tmp_path: Path, monkeypatch
         "main_stage2", "--features", "mine.npz", "--holdout", 0.3, "--finetune_lr", 100, "--rate_scale", "published"
     )
     assert told.out.splitlines()[-1].startswith("warning: on held-out images stage 2 is below stage 1")
+
+
+def test_choices_of_methods_that_were_not_asked_for_have_no_part(tmp_path: Path) -> None:
+    chosen = make(tmp_path, "unified", "--methods", "ce", "ncm", "l2_norm", "--select").out
+    assert "numbers chosen on held-out images: " in chosen and "not compared" not in chosen
+    (path,) = (tmp_path / "results").glob("*_selection.csv")
+    kept = pd.read_csv(path)
+    kept.loc[kept["method"] == "ncm", "mean"] = 100.0  # it would win, and have no temperature
+    kept.loc[kept["method"].str.removeprefix("shared budget: ") == "ncm", "temperature"] = np.nan
+    kept.to_csv(path, index=False)
+    assert "best on held-out images: ncm" in make(tmp_path, "unified", "--methods", "ce", "ncm", "l2_norm").out
+    before = path.read_bytes()
+    told = make(tmp_path, "unified", "--methods", "ce", "l2_norm", "tau_norm").out
+    assert f"numbers chosen on held-out images by an earlier command: {path}" in told and "ncm" not in told
+    own = kept[kept["chosen"] & kept["method"].isin(["ce", "l2_norm"])].set_index("flags")["mean"]
+    flags, best = str(own.idxmax()).removeprefix("'"), own.max()  # which keeps a spreadsheet from running it
+    lines = told.splitlines()
+    assert "not compared on held-out images: tau_norm (no numbers chosen there)" in lines
+    assert f"best on held-out images: {flags.split()[1]}, class-balanced accuracy {best:.1f}" in told
+    assert lines[-1].endswith(flags) and path.read_bytes() == before
+    (page,) = (tmp_path / "results").glob("unified*tau_norm.md")
+    assert "ncm" not in page.read_text()

@@ -529,7 +529,8 @@ BAD: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "mirrored length": (added(test_features_mirrored=np.zeros((49, 16))), "'test_features_mirrored' has 49 rows"),
     "length": (changed("test_features", lambda a: a[1:]), "'test_features' has 49 rows and 'test_labels' 50"),
     "dimensions": (changed("train_features", lambda a: a[0]), "'train_features' must be (images, features)"),
-    "integer features": (changed("train_features", lambda a: a.astype(int)), "'train_features' must be"),
+    "large integers": (changed("train_features", lambda a: a.astype(int) + 2**24), "which float32 rounds"),
+    "truth values": (changed("train_features", lambda a: a > 0), "'train_features' must be"),
     "empty": (changed("train_labels", lambda a: a[:0]), "'train_labels' are empty"),
     "empty test": (
         lambda a: {**a, "test_labels": a["test_labels"][:0], "test_features": a["test_features"][:0]},

@@ -384,6 +384,19 @@ def test_categories_without_images_are_left_out_where_that_is_asked_for(tmp_path
     assert any("1 of 2 classes have no test image" in note for note in data.notes)
 
 
+@pytest.mark.parametrize("other", ["Rose", " rose", "ro\N{FULLWIDTH LATIN SMALL LETTER S}e"])
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_another_spelling_of_a_class_is_refused_whatever_may_be_left_out(
+    other: str, split: str, tmp_path: Path
+) -> None:
+    root = flowers(tmp_path, "train", "test", "val")
+    (root / split / "rose").rename(root / split / other)
+    for profile in (NATURAL, DROPPING):
+        message = refusal(root, profile)
+        assert f"class '{other}' has no training image, and 'rose', which looks like another spelling" in message
+        assert "--drop_empty_classes" not in message
+
+
 def test_images_that_cannot_be_read_may_empty_a_class(tmp_path: Path) -> None:
     """`--skip_bad` leaves images out after a data set was read."""
     data = load(flowers(tmp_path, "train", "test"))

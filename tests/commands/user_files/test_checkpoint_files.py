@@ -87,6 +87,7 @@ def test_a_cosine_classifier_from_report_to_prediction(files: Path) -> None:
     assert "its cosine classifier, transposed, with scale 30" in said
     made = succeed("main_stage2", *DIGITS, "--out", "runs", "--pretrained_pth", "cosine.pth.tar", "--finetune_epoch", 1)
     assert "as linear rows of length 1" in made.out
+    (files / "digit.png").touch()
     message = refused("predict", "--pretrained_pth", "cosine.pth.tar", "--images", "digit.png")
     assert "python -m tools.release cosine.pth.tar" in message
     from tools.release import main

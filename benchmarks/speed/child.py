@@ -101,11 +101,11 @@ def ours(script: str, argv: list[str], folder: str | None = None) -> dict[str, A
         metrics = main_stage2.main(argv)
         (made,) = set(out.rglob("metrics.json")) - before
         run = made.parent
-    columns = ["seconds", "images_per_second", "evaluation_seconds"]
+    columns = ["seconds", "images_per_second", "evaluation_seconds"]  # None where an epoch was not evaluated
     log = pd.read_csv(run / "log.csv") if (run / "log.csv").is_file() else pd.DataFrame(columns=columns)
     return {
         "folder": str(run),
-        "log": {name: log[name].tolist() for name in columns},
+        "log": {name: log[name].astype(object).where(log[name].notna(), None).tolist() for name in columns},
         "train_seconds": metrics["train_seconds"],
         "accuracy": {way: report and report["all"] for way, report in metrics["last"].items() if way != "epoch"},
     }

@@ -134,11 +134,11 @@ def interval(
 ) -> Interval:
     """Return a number with the ends of its basic interval over the draws (draws,): what the draws are above it, it may
     be above the truth (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, equation 2.10). No end
-    lies outside `within`.
+    lies outside `within`, and the number is never outside its interval, be it by rounding.
 
     The percentile interval would be wrong for the harmonic mean. Class accuracies that are drawn lower weigh more than
     those drawn higher, so its draws lie below it, as it lies below the truth.
     """
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     ends = np.clip([2 * value - high, 2 * value - low], *within)
-    return Interval(value, float(ends[0]), float(ends[1]))
+    return Interval(value, min(float(ends[0]), value), max(float(ends[1]), value))

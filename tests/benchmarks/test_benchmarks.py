@@ -1,5 +1,6 @@
 """The baseline loop is what it says it is, and every benchmark measures and writes what it promises."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,15 @@ def test_a_failing_child_is_one_line() -> None:
             test="none",
         )
     assert "\n" not in str(caught.value)
+
+
+def test_an_epoch_that_was_not_evaluated_has_no_seconds_of_it(tmp_path: Path) -> None:
+    """An answer is JSON, which has no NaN."""
+    argv = ["--dataset", "digits", "--width", "4", "--epochs", "2", "--eval_every", "2", "--out", str(tmp_path)]
+    log = TASKS["ours"](script="main_stage1", argv=argv)["log"]
+    first, last = log["evaluation_seconds"]
+    assert first is None and last > 0
+    assert len(log["seconds"]) == 2 and json.loads(json.dumps(log, allow_nan=False)) == log
 
 
 def test_speed_measures_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,6 +283,11 @@ def test_a_harmonic_mean_has_no_interval_above_that_of_the_mean() -> None:
     basic = interval(harmonic["value"], drawn.draws[lines[0].key]["harmonic"], within=(0, 100))
     assert basic.high > mean["high"] == harmonic["high"] and harmonic["low"] == basic.low
     assert harmonic["value"] == pytest.approx(20 / (1 / 4 + 19 / 50)) and harmonic["value"] < mean["value"]
+    for classes in range(1, 40):  # mean and harmonic mean are one, but for rounding
+        every = np.full(classes, 3)
+        same = Sample({"run": "same"}, np.ones((1, 3 * classes), bool), every, every, "test")
+        of_same = intervals(Resampled([same]), [same])
+        assert (of_same["high"] >= of_same["value"]).all()
     more = Sample(
         {"run": "more"}, np.append(nearly, True)[None], images + (np.arange(20) == 19), np.full(20, 9), "test"
     )

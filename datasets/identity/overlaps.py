@@ -61,7 +61,7 @@ def copies(splits: Sequence[Split], what: str) -> list[str]:
             continue
         labels = np.concatenate([split.labels for split in splits[:number]])
         unclear = found & are_among(own, of_several_labels(own[found], splits[number].labels[found], learned, labels))
-        for rows, end in ((found & ~unclear, ""), (unclear, ": empty rows, or wrong labels")):
+        for rows, end in ((found & ~unclear, ""), (unclear, f": empty {what}s, or wrong labels")):
             if rows.any():
                 row = int(np.flatnonzero(rows)[0])
                 same = place_of(splits, int(np.flatnonzero(learned == own[row])[0]), what)

@@ -122,7 +122,7 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for parameter, buffers in optimizer.state.items():
         for name, buffer in buffers.items():
             if isinstance(buffer, Tensor) and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
-                buffers[name] = torch.empty_like(parameter, dtype=buffer.dtype).detach().copy_(buffer)
+                buffers[name] = torch.empty_like(parameter, dtype=buffer.dtype).copy_(buffer)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from methods.recipes import find_recipe
 from runs.checkpoint import Checkpoint
 from runs.dependencies import differences, key_of
 from runs.records import config_faults
-from runs.run_names import experiment_name
+from runs.run_names import experiment_name, tag
 from runs.run_record import dependencies, describe
 from runs.session import LoadedModel
 from settings.command_line import parse_command
@@ -131,14 +131,18 @@ def file_name(table: str, context: TableContext, methods: Sequence[str] | None =
     """Return what a table's files are called: by data, network, how its stage 1 differs from the preset, and the
     `methods` where it is a part of the whole table.
 
-    A table on a file of features says so, where views are usual: it cannot have been made with these.
+    A table on a file of features says so, where views are usual: it cannot have been made with these. One on a stage 1
+    of another seed than the table's says which, as runs do.
     """
     checkpoint, own = context.checkpoint, context.checkpoint.config.get("tags")
     named = [f"from{checkpoint.sha256[:8]}{checkpoint.choice}"]
-    tags = named if own is None else [tag for tag in own if not tag.startswith("width")]
+    tags = named if own is None else [each for each in own if not each.startswith("width")]
     views = context.command.settings.views
     if context.checkpoint.features is not None and views != context.command.defaults.views:
         tags.append(f"views{views}")
+    seed = checkpoint.settings().get("seed")
+    if seed is not None and seed != context.command.settings.seed:
+        tags.append(tag("stage1_seed", seed))
     return FileName(f"{table}_{experiment_name(context.command.settings)}", tuple(tags), tuple(methods or ()))
 
 

@@ -15,7 +15,7 @@ from settings.fields import STAGE1
 from tables.request import FileName
 from tables.unified import OWN, SHARED
 from tables.unified_figures import draw_evenness, overlap
-from tests.helpers import EXPERIMENT
+from tests.helpers import EXPERIMENT, stage1
 from tests.table_runs import make, table
 
 OF = "unified_digits_expIF25_resnet8"
@@ -52,6 +52,18 @@ def test_many_methods_are_written_and_an_earlier_selection_is_found(tmp_path: Pa
     earlier.write_text("method\n")
     outcome = table(tmp_path, "unified", "--methods", *COMPUTED, *flags)
     assert f"{earlier} is damaged" in outcome.err
+
+
+def test_a_table_on_a_stage_1_of_another_seed_replaces_no_other(tmp_path: Path) -> None:
+    """The run named by `--pretrained_pth` may be of any seed: its file says which, where it is not the table's own."""
+    stems = []
+    for seed in (0, 1):
+        stage1(tmp_path, "--width", 4, "--epochs", 1, "--seed", seed)
+        folder = next(tmp_path.glob(f"*/seed{seed}/stage1*"))
+        made = make(tmp_path, "unified", "--methods", "ncm", "--pretrained_pth", folder)
+        stems += [path.stem for path in (tmp_path / "results").glob("*.md") if path.stem not in stems]
+        assert "replaced" not in made.out
+    assert stems[1] == stems[0].replace("_ncm", "_stage1_seed1_ncm")
 
 
 def test_a_run_of_many_settings_has_a_folder() -> None:

@@ -339,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(own.rounds, own.probe_rounds) < 1:
         raise UserError(f"--rounds and --probe_rounds must be at least 1, not {own.rounds} and {own.probe_rounds}")
     if own.base is None:
+        if vars(own) != {**vars(make_parser().parse_args([])), "report": own.report, "results": own.results}:
+            raise UserError("without --base one report is made, and --report and --results alone are of use")
         write_report_alone(own.report or FULL.report, argv, own.results)
         return
     builds: Ways = {EARLIER: (own.base.resolve(), ()), NOW: (ROOT, ())}

@@ -81,3 +81,14 @@ def test_parts_alone_need_no_file() -> None:
     values = [{**rows[0], "build": build, "value": value} for build, value in (("earlier", 8.0), ("now", 1.0))]
     (found,) = target_table(pd.DataFrame(values)).to_dict("records")
     assert found["counted"] == 0.125 and found["reached"]
+
+
+def test_a_report_of_this_build_alone(tmp_path: Path) -> None:
+    """Without an earlier build beside it: one line, and no flag that would have no effect."""
+    large.main(["--report", "40", "--results", str(tmp_path)])
+    rows = pd.read_csv(tmp_path / "large_report.csv").set_index("what")
+    assert (rows["images"] == 40).all() and (rows["classes"] == 40).all() and set(rows["build"]) == {"now"}
+    assert rows.loc["peak_mb", "value"] > 0 and rows.loc["cpu_seconds", "value"] > 0
+    assert "| images | classes | cpu_seconds | peak_mb |" in (tmp_path / "large_report.md").read_text()
+    with pytest.raises(UserError, match="without --base one report is made"):
+        large.main(["--only", "load", "--results", str(tmp_path)])

@@ -39,7 +39,15 @@ def make_table(request: Request) -> None:
         names = ["los" if s == PUBLISHED else "" for s, _ in groups]
         claims = claims_of(lines, runs, "", names, f"s = {PUBLISHED:g}")
         shown = report_tables(lines)
-        write_results(request, file_name("delta", context), table, shown, {"": draw(table)}, "\n".join(failed), claims)
+        write_results(
+            request,
+            file_name("delta", context, request.seeds),
+            table,
+            shown,
+            {"": draw(table)},
+            "\n".join(failed),
+            claims,
+        )
 
 
 def delta_row(row: Measured) -> dict[str, object]:

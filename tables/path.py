@@ -68,7 +68,7 @@ def make_table(request: Request) -> None:
             "epochs at 0.0005 follow a cosine to 0, about half the distance. Objective: the loss over all cached "
             "views, which the steps and L-BFGS minimise."
         )
-        name = file_name("path", context, request.methods)
+        name = file_name("path", context, request.seeds, request.methods)
         claims = claims_of_path(table, found)
         write_results(request, name, table, short_tables(table), {"": draw(table)}, notes, claims)
 

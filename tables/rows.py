@@ -127,12 +127,14 @@ def data_of(context: TableContext) -> str:
     return data_sha256(describe(context.loaded, ONE_HOT))
 
 
-def file_name(table: str, context: TableContext, methods: Sequence[str] | None = None) -> FileName:
+def file_name(
+    table: str, context: TableContext, seeds: Sequence[int], methods: Sequence[str] | None = None
+) -> FileName:
     """Return what a table's files are called: by data, network, how its stage 1 differs from the preset, and the
     `methods` where it is a part of the whole table.
 
     A table on a file of features says so, where views are usual: it cannot have been made with these. One on a stage 1
-    of another seed than the table's says which, as runs do.
+    of none of the table's `seeds` says of which, as runs do.
     """
     checkpoint, own = context.checkpoint, context.checkpoint.config.get("tags")
     named = [f"from{checkpoint.sha256[:8]}{checkpoint.choice}"]
@@ -141,7 +143,7 @@ def file_name(table: str, context: TableContext, methods: Sequence[str] | None =
     if context.checkpoint.features is not None and views != context.command.defaults.views:
         tags.append(f"views{views}")
     seed = checkpoint.settings().get("seed")
-    if seed is not None and seed != context.command.settings.seed:
+    if seed is not None and seed not in seeds:
         tags.append(tag("stage1_seed", seed))
     return FileName(f"{table}_{experiment_name(context.command.settings)}", tuple(tags), tuple(methods or ()))
 

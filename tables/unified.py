@@ -50,7 +50,7 @@ def make_table(request: Request) -> None:
         for seed in request.seeds:
             flags = request.starting_point(seed, **ratio)
             context = open_context(flags, __doc__ or "")
-            name = file_name("unified", context, request.methods)
+            name = file_name("unified", context, request.seeds, request.methods)
             choices = find_choices(request, name, methods, context)
             rows = rows_of(methods, context.data.name, choices)
             measured += measure_rows(context, flags, rows, temperatures(choices))

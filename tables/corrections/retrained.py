@@ -121,7 +121,7 @@ def make_corrected(
         for seed in request.seeds:
             for classifier in retrain(request, seed, description, made.failed, **ratio):
                 made.rows += measure(classifier)
-                name = file_name(request.table, classifier.context, request.methods)
+                name = file_name(request.table, classifier.context, request.seeds, request.methods)
         table = made.table()
         shown = read(table)
         write_results(request, name, table, shown.tables, {"": shown.figure}, "\n".join([*made.failed, *shown.notes]))

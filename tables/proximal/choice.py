@@ -225,7 +225,9 @@ def make_table(request: Request) -> None:
             shown[f"Chosen on: {images}"] = accuracies(rows)
             for name, words in REFERENCES.items():
                 shown[f"Accuracy, difference to {words} in points, chosen on: {images}"] = differences(rows, name)
-        write_results(request, file_name("proximal_choice", context), table, shown, {"": draw(table)}, NOTES)
+        write_results(
+            request, file_name("proximal_choice", context, request.seeds), table, shown, {"": draw(table)}, NOTES
+        )
 
 
 REFERENCES = {"stage1": "stage 1", "published": "published LOS", "stopped": "LOS stopped by the same criterion"}

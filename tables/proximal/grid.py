@@ -35,7 +35,7 @@ def make_table(request: Request) -> None:
         lines = [Line({"method": words(dict(runs.iloc[0]))}, runs) for _, runs in by_row]
         shown = report_tables(lines, [("last", "plain")])
         notes = "\n".join([*failed, *chosen(table)])
-        name = file_name("proximal", context)
+        name = file_name("proximal", context, request.seeds)
         claims = compared(lines, found, REFERENCE)
         write_results(request, name, table, shown, {"": draw(table)}, notes, claims)
 

@@ -74,7 +74,9 @@ def make_table(request: Request) -> None:
         }
         notes = "\n".join([*failed, BOUND])
         claims = compared(best, found, REFERENCE)
-        write_results(request, file_name("proximal_parts", context), table, shown, {"": draw(table)}, notes, claims)
+        write_results(
+            request, file_name("proximal_parts", context, request.seeds), table, shown, {"": draw(table)}, notes, claims
+        )
 
 
 def rows_of(context: TableContext) -> list[Row]:

@@ -59,7 +59,9 @@ def make_table(request: Request) -> None:
             "Differences: proximal LOS less the path, in points, with the 95 % interval of the first seed. Cosine: "
             "between the ways that both have gone from stage 1. Agree: test images of which both say the same."
         )
-        write_results(request, file_name("proximal_path", context), table, shown, {"": draw(table)}, notes)
+        write_results(
+            request, file_name("proximal_path", context, request.seeds), table, shown, {"": draw(table)}, notes
+        )
 
 
 class Comparison:

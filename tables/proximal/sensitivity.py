@@ -45,7 +45,12 @@ def make_table(request: Request) -> None:
         table = pd.DataFrame(rows)
         shown = {"Features of other scales, all in percent": pivot(table), "Solvers of one problem": solvers(table)}
         write_results(
-            request, file_name("proximal_sensitivity", context), table, shown, {"": draw(table)}, ranges(table)
+            request,
+            file_name("proximal_sensitivity", context, request.seeds),
+            table,
+            shown,
+            {"": draw(table)},
+            ranges(table),
         )
 
 
